@@ -1,0 +1,307 @@
+# Copyright 2026 The ASCENT-ViT project. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""ASCENT-ViT model configuration"""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+# The Concept Transformer's selection for CUB-200-2011 (Rigotti et al., ICLR 2022), which the paper uses too.
+CUB_GLOBAL_CONCEPTS = 13
+CUB_SPATIAL_CONCEPTS = 95
+
+# Strides of the convolutional pyramid's levels, finest first.
+PYRAMID_STRIDES = (8, 16, 32)
+
+UNSUITABLE_BACKBONES = {
+    "vit_mae": "it drops patches at random",
+    "siglip2_vision_model": "it needs a pixel mask beside the pixels",
+}
+
+
+def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@strict
+class AscentViTConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`AscentViTForImageClassification`]: a vision backbone, a convolutional pyramid fused into its
+    patch tokens by deformable attention, and a head that classifies through attention to named concepts
+    (Sinha, Xiong and Zhang, "ASCENT-ViT", IJCAI 2025, https://huggingface.co/papers/2501.09221).
+
+    Without any concept named or numbered it has the paper's shape for CUB-200-2011, 13 global and 95 spatial concepts.
+    As soon as one stream is named or numbered, the others have no concepts.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a ViT-B/16 at 224 pixels):
+            Configuration of the backbone: any vision transformer that `AutoModel` builds. A `dict` needs `model_type`.
+        global_concepts (`list[str]`, *optional*):
+            Names of the concepts that are attended from the whole image, in the order of the attention's columns.
+        spatial_concepts (`list[str]`, *optional*):
+            Names of the concepts that are attended from each patch, in the order of the attention's columns.
+        num_global_concepts (`int`, *optional*):
+            Number of global concepts with generic names, instead of `global_concepts`.
+        num_spatial_concepts (`int`, *optional*):
+            Number of spatial concepts with generic names, instead of `spatial_concepts`.
+        num_unsupervised_concepts (`int`, *optional*, defaults to 0):
+            Number of global concepts that are learned without targets, in a stream of their own.
+        psi (`float`, *optional*, defaults to 1.0):
+            Weight of the pyramid in the fused patch tokens.
+        fusion_heads (`int`, *optional*, defaults to 8):
+            Heads of the deformable attention; divides the hidden size.
+        fusion_points (`int`, *optional*, defaults to 4):
+            Points each head looks at per level.
+        fusion_levels (`int`, *optional*, defaults to 3):
+            Levels of the pyramid, at 1/8, 1/16 and 1/32 of the image, finest first. 0 builds no pyramid, which is the
+            Concept Transformer (Rigotti et al., ICLR 2022).
+        concept_attention_heads (`int`, *optional*, defaults to 2):
+            Heads of the attention to concepts; divides the hidden size.
+        concept_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight lambda of the alignment term in the loss.
+        entropy_loss_weight (`float`, *optional*, defaults to 0.5):
+            Weight mu of the entropy term in the loss.
+        alignment_loss (`"mse"` or `"kl"`, *optional*, defaults to `"mse"`):
+            Alignment between target and attention: squared error (the paper) or cross-entropy.
+        global_token (`"cls"`, `"cls_mean"` or `"pool"`, *optional*, defaults to `"cls"`):
+            Query of the global and unsupervised streams: the CLS token, its sum with the mean of the fused patches, or
+            a learned attention pooling over CLS and fused patches. A backbone without CLS token uses the mean of the
+            fused patches in its place.
+        none_concept (`bool`, *optional*, defaults to `False`):
+            Whether the global and spatial streams have a learned key of value zero that says "none of these". It is
+            not counted as a concept; attention rows then sum to at most 1.
+        pyramid_norm (`"batch"` or `"group"`, *optional*, defaults to `"batch"`):
+            Normalisation in the pyramid. `"group"` makes a batch equal to its parts.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the truncated normal that initialises linear layers, concepts and level embeddings.
+
+    Raises:
+        ValueError: for a backbone that cannot work, a head count that does not divide the hidden size, a stream with
+            one concept and no "none", repeated names, or no stream at all.
+
+    Example:
+
+    ```python
+    >>> from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
+    >>> config = AscentViTConfig(global_concepts=["striped", "spotted"], spatial_concepts=["beak", "wing", "tail"])
+    >>> config.num_spatial_concepts, config.spatial_concept2id["wing"]
+    (3, 1)
+    >>> model = AscentViTForImageClassification(config)
+    ```"""
+
+    model_type = "ascent_vit"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="vit")
+    }
+    base_model_fsdp_plan: ClassVar[dict[Any, str]] = {}
+    # Keeps `EvalPrediction.predictions` to the logits, as metric functions written for other classifiers expect.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "hidden_states",
+        "attentions",
+        "patch_grid",
+        "global_concept_attention",
+        "spatial_concept_attention",
+        "unsupervised_concept_attention",
+        "concept_contributions",
+        "global_concept_attention_heads",
+        "spatial_concept_attention_heads",
+        "unsupervised_concept_attention_heads",
+        "fusion_locations",
+        "fusion_weights",
+    ]
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    global_concepts: list[str] | None = None
+    spatial_concepts: list[str] | None = None
+    num_unsupervised_concepts: int = 0
+    psi: float | int = 1.0
+    fusion_heads: int = 8
+    fusion_points: int = 4
+    fusion_levels: int = 3
+    concept_attention_heads: int = 2
+    concept_loss_weight: float | int = 1.0
+    entropy_loss_weight: float | int = 0.5
+    alignment_loss: Literal["mse", "kl"] = "mse"
+    global_token: Literal["cls", "cls_mean", "pool"] = "cls"
+    none_concept: bool = False
+    pyramid_norm: Literal["batch", "group"] = "batch"
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        num_global = kwargs.pop("num_global_concepts", None)
+        num_spatial = kwargs.pop("num_spatial_concepts", None)
+        if isinstance(self.backbone_config, dict) and "model_type" not in self.backbone_config:
+            raise ValueError(
+                'backbone_config has no "model_type": add it, for example {"model_type": "vit", "hidden_size": 192, ...}.'
+            )
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            spec = self.sub_configs_defaults["backbone_config"]
+            self.backbone_config, kwargs = spec.create_subconfig("backbone_config", self.backbone_config, **kwargs)
+        sizes = (self.global_concepts, self.spatial_concepts, num_global, num_spatial)
+        if all(size is None for size in sizes) and self.num_unsupervised_concepts == 0:
+            num_global, num_spatial = CUB_GLOBAL_CONCEPTS, CUB_SPATIAL_CONCEPTS
+        self.global_concepts = self._resolve_concepts("global", self.global_concepts, num_global)
+        self.spatial_concepts = self._resolve_concepts("spatial", self.spatial_concepts, num_spatial)
+        super().__post_init__(**kwargs)
+        if self.label2id is None:
+            self.label2id = {name: i for i, name in self.id2label.items()}
+        self.validate_all()
+
+    def validate_all(self):
+        """Runs every check below; the strict dataclass would run them too, but wrap their `ValueError`."""
+        self.validate_backbone()
+        self.validate_fusion()
+        self.validate_losses()
+        self.validate_concepts()
+
+    @staticmethod
+    def _resolve_concepts(stream: str, names: list[str] | None, number: int | None) -> list[str]:
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
+            raise ValueError(f"num_{stream}_concepts must be a number of concepts, 0 or more; got {number!r}.")
+        if names is None:
+            return [f"{stream.upper()}_CONCEPT_{i}" for i in range(number or 0)]
+        if number is not None and number != len(names):
+            raise ValueError(
+                f"num_{stream}_concepts={number}, but {stream}_concepts names {len(names)}: give one of the two."
+            )
+        return list(names)
+
+    @property
+    def num_global_concepts(self) -> int:
+        """Number G of global concepts. Setting another number gives generic names."""
+        return len(self.global_concepts)
+
+    @num_global_concepts.setter
+    def num_global_concepts(self, number: int):
+        if number != self.num_global_concepts:
+            self.global_concepts = self._resolve_concepts("global", None, number)
+
+    @property
+    def num_spatial_concepts(self) -> int:
+        """Number S of spatial concepts. Setting another number gives generic names."""
+        return len(self.spatial_concepts)
+
+    @num_spatial_concepts.setter
+    def num_spatial_concepts(self, number: int):
+        if number != self.num_spatial_concepts:
+            self.spatial_concepts = self._resolve_concepts("spatial", None, number)
+
+    @property
+    def id2global_concept(self) -> dict[int, str]:
+        return dict(enumerate(self.global_concepts))
+
+    @property
+    def global_concept2id(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.global_concepts)}
+
+    @property
+    def id2spatial_concept(self) -> dict[int, str]:
+        return dict(enumerate(self.spatial_concepts))
+
+    @property
+    def spatial_concept2id(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.spatial_concepts)}
+
+    @property
+    def concepts(self) -> list[str]:
+        """Names of all concepts in the order of the contributions' columns: global, spatial, unsupervised."""
+        unsupervised = [f"UNSUPERVISED_CONCEPT_{i}" for i in range(self.num_unsupervised_concepts)]
+        return self.global_concepts + self.spatial_concepts + unsupervised
+
+    @property
+    def hidden_size(self) -> int:
+        """Hidden size D of the backbone."""
+        return self.backbone_config.hidden_size
+
+    @property
+    def num_channels(self) -> int:
+        """Channels C of the images."""
+        return getattr(self.backbone_config, "num_channels", 3)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the backbone was built for."""
+        return _pair(self.backbone_config.image_size)
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        return _pair(self.backbone_config.patch_size)
+
+    def validate_backbone(self):
+        """The backbone gives one token per patch, and its size is divided by the heads."""
+        backbone_type = self.backbone_config.model_type
+        if backbone_type in UNSUITABLE_BACKBONES:
+            raise ValueError(
+                f"{backbone_type} cannot be the backbone: {UNSUITABLE_BACKBONES[backbone_type]}. Use another vision transformer."
+            )
+        missing = [
+            name
+            for name in ("hidden_size", "image_size", "patch_size")
+            if getattr(self.backbone_config, name, None) is None
+        ]
+        if missing:
+            raise ValueError(
+                f"{backbone_type} cannot be the backbone: its configuration has no {' and no '.join(missing)}. "
+                "Use a vision transformer with one token per patch, for example vit, deit, dinov2 or siglip_vision_model."
+            )
+        heads = {"concept_attention_heads": self.concept_attention_heads}
+        if self.fusion_levels:
+            heads["fusion_heads"] = self.fusion_heads
+        for name, value in heads.items():
+            if value < 1 or self.hidden_size % value:
+                raise ValueError(f"{name}={value} must divide the backbone's hidden size {self.hidden_size}.")
+
+    def validate_fusion(self):
+        """The pyramid has the levels that the fusion asks for."""
+        if not 0 <= self.fusion_levels <= len(PYRAMID_STRIDES):
+            raise ValueError(f"fusion_levels must be from 0 to {len(PYRAMID_STRIDES)}; got {self.fusion_levels}.")
+        if self.fusion_levels and self.fusion_points < 1:
+            raise ValueError(f"fusion_points must be 1 or more; got {self.fusion_points}.")
+
+    def validate_losses(self):
+        """Loss weights are not negative."""
+        for name in ("concept_loss_weight", "entropy_loss_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+
+    def validate_concepts(self):
+        """At least one stream, each able to learn, with names that tell its concepts apart."""
+        if self.num_unsupervised_concepts < 0:
+            raise ValueError(f"num_unsupervised_concepts must be 0 or more; got {self.num_unsupervised_concepts}.")
+        sizes = {
+            "global": self.num_global_concepts,
+            "spatial": self.num_spatial_concepts,
+            "unsupervised": self.num_unsupervised_concepts,
+        }
+        if not any(sizes.values()):
+            raise ValueError("The model has no concepts: name at least two in global_concepts or spatial_concepts.")
+        for stream, size in sizes.items():
+            has_none = self.none_concept and stream != "unsupervised"
+            if size == 1 and not has_none:
+                raise ValueError(
+                    f"The {stream} stream has one concept, whose attention would always be 1: "
+                    "add a concept" + ("." if stream == "unsupervised" else ", or set none_concept=True.")
+                )
+        for stream in ("global", "spatial"):
+            names = getattr(self, f"{stream}_concepts")
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{stream}_concepts must differ from each other; repeated: {', '.join(repeated)}.")
+
+
+__all__ = ["AscentViTConfig"]

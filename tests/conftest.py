@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several test files need: small configurations over every backbone, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_ascent_vit import AscentViTConfig
+
+
+BACKBONES = ["vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model"]
+
+
+def make_config(backbone: str = "vit", **kwargs) -> AscentViTConfig:
+    """A configuration of every stream over a backbone of two layers: 48x48 pixels, 6x6 patches, 5 classes."""
+    backbone_config = {
+        "model_type": backbone,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "image_size": 48,
+        "patch_size": 8,
+        **kwargs.pop("backbone_kwargs", {}),
+    }
+    streams = {"num_global_concepts": 3, "num_spatial_concepts": 4, "num_unsupervised_concepts": 2}
+    if not {"global_concepts", "spatial_concepts", *streams}.isdisjoint(kwargs):
+        streams = {}
+    return AscentViTConfig(
+        backbone_config=backbone_config, **{"fusion_heads": 4, "num_labels": 5, **streams, **kwargs}
+    )
+
+
+@pytest.fixture(name="make_config")
+def make_config_fixture():
+    return make_config
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def shared_folder() -> Path:
+    """Real data beside the project; set ASCENT_VIT_SHARED where it lies elsewhere."""
+    folder = Path(os.environ.get("ASCENT_VIT_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set ASCENT_VIT_SHARED")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

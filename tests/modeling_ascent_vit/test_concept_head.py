@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The concept head and its losses against independent computations, and the folded form against the unfolded one."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+
+from modeling_ascent_vit.modeling_ascent_vit import (
+    AscentViTConceptStream,
+    AscentViTConvLayer,
+    alignment_loss,
+    attention_entropy,
+    override_attention,
+)
+
+
+NAN = float("nan")
+
+
+def build_stream(make_config, none_concept=False, num_concepts=5, **kwargs) -> AscentViTConceptStream:
+    stream = AscentViTConceptStream(make_config(**kwargs), num_concepts, none_concept).eval()
+    for parameter in stream.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return stream
+
+
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_stream_equals_multi_head_attention(make_config, num_heads):
+    """torch's own multi-head attention with the same weights, in float64, averaged over tokens."""
+    stream = build_stream(make_config, concept_attention_heads=num_heads).double()
+    tokens = torch.randn(3, 7, 32, dtype=torch.float64)
+    peer = nn.MultiheadAttention(32, num_heads, bias=False, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(torch.cat([stream.query.weight, stream.key.weight, stream.value.weight]))
+        peer.out_proj.weight.copy_(torch.eye(32))
+        concepts = stream.concepts.expand(3, -1, -1)
+        attended, weights = peer(tokens, concepts, concepts, average_attn_weights=False)
+        expected = stream.projection(attended).mean(1)
+    attention, scores = stream(tokens)
+    torch.testing.assert_close(attention, weights)
+    torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("none_concept", [False, True])
+def test_folded_equals_unfolded(make_config, none_concept):
+    stream = build_stream(make_config, none_concept)
+    tokens = torch.randn(3, 7, 32)
+    attention, scores = stream(tokens)
+    with torch.no_grad():
+        assert stream.can_fold(tokens, torch.empty(2, 5 + none_concept, 16))
+        folded_attention, folded_scores = stream(tokens)
+    assert not torch.equal(attention, folded_attention), "the folded form was not used"
+    torch.testing.assert_close(folded_attention, attention, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(folded_scores, scores, rtol=1e-5, atol=1e-6)
+
+
+class LowRankAdapter(nn.Linear):
+    """A layer in place of another, with more to it than its weight, as adapters are."""
+
+    def forward(self, x):
+        return super().forward(x) + x.flip(-1)
+
+
+def edit_in_place(stream):
+    with torch.no_grad():
+        stream.query.weight.add_(0.3)
+
+
+def edit_behind_autograd(stream):
+    # What merging an adapter does; it does not raise the parameter's version counter.
+    stream.key.weight.data += 0.3
+
+
+def load_other_weights(stream):
+    stream.load_state_dict({k: v + 0.1 for k, v in stream.state_dict().items()})
+
+
+def convert(stream):
+    stream.double()
+
+
+def replace_layer(stream):
+    adapter = LowRankAdapter(32, 32, bias=False)
+    adapter.load_state_dict(stream.query.state_dict())
+    stream.query = adapter
+
+
+@pytest.mark.parametrize(
+    "change",
+    [edit_in_place, edit_behind_autograd, load_other_weights, convert, replace_layer],
+    ids=lambda f: f.__name__,
+)
+def test_folded_form_is_never_stale(make_config, change):
+    stream = build_stream(make_config)
+    tokens = torch.randn(2, 6, 32)
+    with torch.no_grad():
+        before = stream(tokens)[0]
+        change(stream)
+        tokens = tokens.to(stream.query.weight.dtype)
+        folded = stream(tokens)[0]
+    unfolded = stream(tokens)[0]
+    torch.testing.assert_close(folded, unfolded.detach(), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(folded.double(), before.double(), atol=1e-4) or change is convert
+
+
+def test_contribution_table_gives_the_scores(make_config):
+    stream = build_stream(make_config, none_concept=True).double()
+    tokens = torch.randn(3, 7, 32, dtype=torch.float64)
+    attention, scores = stream(tokens)
+    by_hand = torch.einsum("bats,ask->bk", attention, stream.contribution_table()) / 7 + stream.projection.bias
+    torch.testing.assert_close(by_hand, scores)
+    assert (attention.sum(-1) < 1).all()
+
+
+def test_normalisation_is_folded_into_the_convolution(make_config):
+    layer = AscentViTConvLayer(make_config(), 3, 8, stride=2).double()
+    nn.init.normal_(layer.normalization.weight)
+    nn.init.normal_(layer.normalization.bias)
+    for _ in range(3):
+        layer(torch.randn(4, 3, 9, 12, dtype=torch.float64) * 3 + 1)
+    layer.eval()
+    image = torch.randn(2, 3, 9, 12, dtype=torch.float64)
+    expected = nn.functional.relu(layer.normalization(layer.convolution(image)))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(image), expected.detach())
+        layer.normalization.running_mean += 1
+        moved = nn.functional.relu(layer.normalization(layer.convolution(image)))
+        torch.testing.assert_close(layer(image), moved)
+
+
+# The loss terms ------------------------------------------------------------------------------------------------------
+
+
+def test_alignment_by_hand():
+    attention = torch.tensor([[[0.5, 0.5], [0.25, 0.75]], [[1.0, 0.0], [0.0, 1.0]]])
+    targets = torch.tensor([[[1.0, 0.0], [NAN, 0.0]], [[1.0, 1.0], [0.0, 1.0]]])
+    # Image 1: one annotated token, 2 * mean(0.25, 0.25) = 0.5. Image 2: (2 * mean(0.25, 0.25) + 0) / 2 = 0.25.
+    torch.testing.assert_close(alignment_loss(attention, targets), torch.tensor((0.5 + 0.25) / 2))
+    # Image 1: -ln 0.5. Image 2: second token agrees, first one -(0.5 ln 1 + 0.5 ln 0), finite by the smallest number.
+    value = alignment_loss(attention, targets, "kl")
+    expected = (math.log(2) - 0.5 * math.log(torch.finfo(torch.float32).tiny) / 2) / 2
+    torch.testing.assert_close(value, torch.tensor(expected))
+
+
+def test_alignment_counts_an_image_without_annotation_as_zero():
+    attention = torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]])
+    targets = torch.tensor([[[1.0, 0.0]], [[NAN, NAN]]])
+    torch.testing.assert_close(alignment_loss(attention, targets), torch.tensor(0.25))
+    assert alignment_loss(attention, torch.full_like(attention, NAN)) == 0
+
+
+@pytest.mark.parametrize("kind", ["mse", "kl"])
+def test_alignment_of_a_row_of_zeros(kind):
+    attention = torch.tensor([[[0.2, 0.3]]])
+    zeros = torch.zeros(1, 1, 2)
+    assert alignment_loss(attention, zeros, kind) == 0
+    expected = 0.2**2 + 0.3**2 if kind == "mse" else -math.log(0.5)
+    torch.testing.assert_close(alignment_loss(attention, zeros, kind, none_concept=True), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("kind", ["mse", "kl"])
+@pytest.mark.parametrize("none_concept", [False, True])
+def test_alignment_of_a_batch_is_the_mean_of_its_parts(kind, none_concept):
+    attention = torch.rand(6, 5, 4, dtype=torch.float64).softmax(-1)
+    targets = (torch.rand(6, 5, 4) > 0.6).double()
+    targets[torch.rand(6, 5) > 0.5] = NAN
+    whole = alignment_loss(attention, targets, kind, none_concept)
+    parts = [
+        alignment_loss(a, t, kind, none_concept) for a, t in zip(attention.split(2), targets.split(2), strict=True)
+    ]
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("kind", ["mse", "kl"])
+def test_alignment_gradient_is_finite_at_extremes(kind):
+    scores = torch.tensor([[[200.0, -200.0, 0.0], [NAN, NAN, NAN]]])[:, :1].requires_grad_()
+    targets = torch.tensor([[[0.0, 1.0, 0.0]]])
+    alignment_loss(scores.softmax(-1), targets, kind, none_concept=True).backward()
+    assert scores.grad.isfinite().all()
+
+
+def test_entropy_by_hand():
+    assert attention_entropy(torch.tensor([1.0, 0.0])) == 0
+    torch.testing.assert_close(attention_entropy(torch.full((3, 7, 4), 0.25)), torch.tensor(math.log(4) / 4))
+
+
+def test_model_loss_is_the_weighted_sum(make_config):
+    from modeling_ascent_vit import AscentViTForImageClassification
+
+    config = make_config(concept_loss_weight=3.0, entropy_loss_weight=0.25)
+    model = AscentViTForImageClassification(config).eval()
+    pixels, labels = torch.randn(2, 3, 48, 48), torch.tensor([1, 4])
+    targets, spatial = torch.tensor([[1.0, 0, 0], [0, 1, 1]]), (torch.rand(2, 36, 4) > 0.5).float()
+    outputs = model(pixels, labels=labels, concept_targets=targets, spatial_concept_targets=spatial)
+    class_loss = nn.functional.cross_entropy(outputs.logits, labels)
+    alignment = alignment_loss(outputs.global_concept_attention.unsqueeze(1), targets.unsqueeze(1))
+    alignment = alignment + alignment_loss(outputs.spatial_concept_attention, spatial)
+    entropy = attention_entropy(outputs.global_concept_attention)
+    entropy = entropy + attention_entropy(outputs.spatial_concept_attention)
+    torch.testing.assert_close(outputs.loss, class_loss + 3 * alignment + 0.25 * entropy)
+    torch.testing.assert_close(
+        outputs.class_loss + 3 * outputs.alignment_loss + 0.25 * outputs.entropy_loss, outputs.loss
+    )
+    only_labels = model(pixels, labels=labels)
+    torch.testing.assert_close(only_labels.loss, class_loss + 0.25 * entropy)
+    assert only_labels.alignment_loss is None
+    assert model(pixels).loss is None and model(pixels).entropy_loss is None
+
+
+# Overrides -----------------------------------------------------------------------------------------------------------
+
+
+def override_row(attention, override, none_attention=None):
+    row = torch.tensor(attention if none_attention is None else [*attention, none_attention], dtype=torch.float64)
+    given = torch.tensor([[override]], dtype=torch.float64)
+    return override_attention(row.view(1, 1, 1, -1), given)[0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "attention, override, expected",
+    [
+        ([0.2, 0.3, 0.5], [NAN, NAN, NAN], [0.2, 0.3, 0.5]),
+        ([0.2, 0.3, 0.5], [0.5, NAN, NAN], [0.5, 0.1875, 0.3125]),
+        ([0.2, 0.3, 0.5], [NAN, 0.0, NAN], [2 / 7, 0.0, 5 / 7]),
+        ([0.2, 0.3, 0.5], [1.0, NAN, NAN], [1.0, 0.0, 0.0]),
+        ([0.2, 0.3, 0.5], [1.5, 0.5, NAN], [0.75, 0.25, 0.0]),
+        ([0.2, 0.3, 0.5], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+        ([0.2, 0.3, 0.5], [0.1, 0.1, 0.1], [0.1, 0.1, 0.1]),
+        ([0.0, 0.0, 1.0], [NAN, NAN, 0.5], [0.0, 0.0, 0.5]),
+    ],
+)
+def test_override_by_hand(attention, override, expected):
+    assert override_row(attention, override) == pytest.approx(expected)
+
+
+def test_override_leaves_none_its_share():
+    assert override_row([0.2, 0.3], [0.6, NAN], none_attention=0.5) == pytest.approx([0.6, 0.15, 0.25])
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays("float64", (1, 2, 3, 4), elements=st.floats(-5, 5)),
+    hnp.arrays("float64", (1, 3, 4), elements=st.one_of(st.just(NAN), st.floats(0, 2))),
+)
+def test_override_keeps_given_values_and_proportions(scores, override):
+    attention, override = torch.from_numpy(scores).softmax(-1), torch.from_numpy(override)
+    result = override_attention(attention, override)
+    for head in range(2):
+        for token in range(3):
+            before, row, given = attention[0, head, token], result[0, head, token], override[0, token]
+            free = given.isnan()
+            if free.all():
+                assert torch.equal(row, before)
+                continue
+            total = given.nansum().item()
+            if not free.any() or total <= 1:
+                torch.testing.assert_close(row[~free], given[~free])
+            else:
+                torch.testing.assert_close(row[~free], given[~free] / total)
+            if free.any():
+                assert row.sum().item() == pytest.approx(1, abs=1e-9)
+                torch.testing.assert_close(row[free] * before[free].sum(), before[free] * row[free].sum())
