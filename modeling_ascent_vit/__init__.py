@@ -25,7 +25,7 @@ from .image_processing_pil_ascent_vit import AscentViTImageProcessorPil
 from .modeling_ascent_vit import AscentViTForImageClassification, AscentViTModel, AscentViTPreTrainedModel
 
 
-_image_processors = {"pil": AscentViTImageProcessorPil}
+_image_processors: dict[str, type] = {"pil": AscentViTImageProcessorPil}
 if is_torchvision_available():
     from .image_processing_ascent_vit import AscentViTImageProcessor
 
