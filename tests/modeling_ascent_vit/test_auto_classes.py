@@ -30,7 +30,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (70, 50)) -> Image.Image:
 
 @pytest.fixture
 def folder(make_config, tmp_path):
-    config = make_config(id2label={i: name for i, name in enumerate("wren crow gull finch tern".split())})
+    config = make_config(id2label=dict(enumerate(["wren", "crow", "gull", "finch", "tern"])))
     AscentViTForImageClassification(config).save_pretrained(tmp_path)
     AscentViTImageProcessor.from_model_config(config).save_pretrained(tmp_path)
     return tmp_path

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `ascent-vit` command: its subcommands, and how it ends when something is wrong."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ascent_vit import __version__
+
+from .demo import demo
+from .train import train
+
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+app = typer.Typer(
+    name="ascent-vit",
+    help="Vision transformers that explain themselves in human concepts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def ascent_vit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback; with any command.")] = False,
+) -> None:
+    """Vision transformers that explain themselves in human concepts."""
+
+
+app.command("demo")(demo)
+app.command("train")(train)
+
+
+class _ProgressHandler(logging.Handler):
+    """Writes records to stderr without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _fail(error: BaseException, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    if code == FAILURE and not debug:
+        sentence += " (--debug shows where.)"
+    print(f"Error: {sentence}", file=sys.stderr)
+    return code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """
+    Runs one command.
+
+    Args:
+        arguments: as typed, without the program's name.
+
+    Returns:
+        The exit code: 0, 2 for bad usage or input, 1 for a failure, 130 when interrupted.
+    """
+    arguments = list(arguments)
+    debug = "--debug" in arguments
+    logger = logging.getLogger("ascent_vit")
+    handler = _ProgressHandler()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        code = app([a for a in arguments if a != "--debug"], prog_name="ascent-vit", standalone_mode=False)
+    except typer.TyperException as error:
+        # Bad usage; without any argument the help has been shown instead.
+        message = error.format_message()
+        if message:
+            print(f"Error: {message} See ascent-vit {' '.join(arguments[:1])} --help.", file=sys.stderr)
+        return USAGE_ERROR
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        return _fail(error, USAGE_ERROR, debug)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        return _fail(error, FAILURE, debug)
+    finally:
+        logger.removeHandler(handler)
+    if code == INTERRUPTED:
+        print("Interrupted.", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ascent-vit train`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="A recipe file, or the name of one that comes with the package.")],
+    output: Annotated[Path, typer.Option(help="Folder for everything that is written; new, or that of the run.")],
+    dataset: Annotated[
+        str | None, typer.Option(help="A Hub id, a local folder or digits, instead of the recipe's dataset.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed instead of the recipe's.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in model.psi=0.5; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Train a model by a recipe: writes checkpoints, model/, metrics.json and report.json."""
+    from ascent_vit.training import load_recipe
+    from ascent_vit.training import train as train_by_recipe
+
+    # First, as its options are those of the changes.
+    overrides = [f"dataset={json.dumps(dataset)}"] if dataset is not None else []
+    result = train_by_recipe(load_recipe(recipe, [*overrides, *(changes or ())]), output, resume=resume, seed=seed)
+    for name, value in result.metrics.items():
+        print(f"{name}: {value:.4f}")
+    print(f"Model: {result.model_dir}")

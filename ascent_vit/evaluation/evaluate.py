@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over a split, every metric of it."""
+
+import math
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MaxMetric
+
+from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, SpatialConceptMetrics
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module):
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def check_labels(labels: Tensor | None, num_classes: int) -> Tensor | None:
+    """The batch's labels, if they are classes of the model."""
+    if labels is None:
+        return None
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            "labels must be one class index per image, integers of shape (batch_size,); "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}."
+        )
+    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, the model's classes; got {labels.min()} to "
+            f"{labels.max()}. Evaluate on a dataset with the classes that the model was trained for."
+        )
+    return labels
+
+
+def fill_targets(name: str, batch: dict[str, Tensor], attention: Tensor | None) -> Tensor | None:
+    """The batch's targets for an attention, all unknown if it has none; None without attention."""
+    if attention is None:
+        return None
+    targets = batch.get(name)
+    if targets is None:
+        return torch.full_like(attention, torch.nan)
+    if targets.shape != attention.shape:
+        raise ValueError(
+            f"{name} must have the shape {tuple(attention.shape)}, as the model's attention; got "
+            f"{tuple(targets.shape)}. Make them with the model's own image processor, from a dataset with the model's "
+            "concepts."
+        )
+    return targets
+
+
+class _Evaluation:
+    """The metrics of one pass: outputs and targets of a batch in, all metrics out."""
+
+    def __init__(self, model: Any, accelerator: "Accelerator | None"):
+        self.model = model
+        self.accelerator = accelerator
+        bare_model = model if accelerator is None else accelerator.unwrap_model(model)
+        self.config = config = bare_model.config
+        if config.num_labels < 2:
+            raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {config.num_labels}.")
+        parameter = next(bare_model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        # Sums are kept in float64, which MPS does not have.
+        has_float64 = self.device.type != "mps"
+        self.metric_device = self.device if has_float64 else torch.device("cpu")
+        self.precision = torch.float64 if has_float64 else torch.float32
+        with torch.no_grad():
+            self.class_bias = bare_model.class_bias().to(self.precision)
+        # Gathered outputs are whole in every process already.
+        kwargs = {"sync_on_compute": accelerator is None}
+        self.class_metrics = ClassMetrics(config.num_labels, **kwargs).to(self.metric_device)
+        self.global_metrics = GlobalConceptMetrics(**kwargs).to(self.metric_device)
+        self.spatial_metrics = SpatialConceptMetrics(**kwargs).to(self.metric_device)
+        self.alignment_error = AlignmentError(config.none_concept, **kwargs).to(self.metric_device)
+        self.additivity_error = MaxMetric(nan_strategy="error", **kwargs).to(self.metric_device)
+
+    def update(self, batch: dict[str, Tensor]):
+        out = self.model(batch["pixel_values"].to(self.device, self.dtype), output_contributions=True)
+        explained = out.concept_contributions.sum(1, dtype=self.precision) + self.class_bias
+        outputs = {
+            "logits": out.logits,
+            "additivity_errors": (out.logits.to(self.precision) - explained).abs().amax(-1),
+            "global_attention": out.global_concept_attention,
+            "spatial_attention": out.spatial_concept_attention,
+            "labels": check_labels(batch.get("labels"), self.config.num_labels),
+            "global_targets": fill_targets("concept_targets", batch, out.global_concept_attention),
+            "spatial_targets": fill_targets("spatial_concept_targets", batch, out.spatial_concept_attention),
+        }
+        outputs = {name: tensor.to(self.device) for name, tensor in outputs.items() if tensor is not None}
+        if self.accelerator is not None:
+            outputs = self.accelerator.gather_for_metrics(outputs)
+        self.update_metrics({name: tensor.to(self.metric_device) for name, tensor in outputs.items()})
+
+    def update_metrics(self, outputs: dict[str, Tensor]):
+        logits = outputs["logits"].double()
+        if not logits.isfinite().all():
+            raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
+        self.additivity_error.update(outputs["additivity_errors"])
+        if "labels" in outputs:
+            self.class_metrics.update(logits.softmax(-1), outputs["labels"])
+        streams = []
+        if "global_attention" in outputs:
+            attention, targets = outputs["global_attention"], outputs["global_targets"]
+            self.global_metrics.update(attention, targets)
+            streams.append((attention[:, None], targets[:, None]))
+        if "spatial_attention" in outputs:
+            attention, targets = outputs["spatial_attention"], outputs["spatial_targets"]
+            self.spatial_metrics.update(attention, targets)
+            streams.append((attention, targets))
+        if streams:
+            self.alignment_error.update(*streams)
+
+    def compute(self) -> dict[str, float]:
+        if not self.additivity_error.update_called:
+            raise ValueError("The dataloader gave no images: evaluate a split that has some.")
+        values: dict[str, Tensor] = {}
+        for collection in (self.class_metrics, self.global_metrics, self.spatial_metrics):
+            metrics = list(collection.values())
+            if metrics[0].update_called:
+                values |= collection.compute()
+        if self.alignment_error.update_called:
+            values["alignment_error"] = self.alignment_error.compute()
+        values["additivity_error"] = self.additivity_error.compute()
+        # With finite outputs, a metric is NaN only if the split has no targets for it.
+        return {name: float(value) for name, value in values.items() if not math.isnan(value)}
+
+
+def evaluate(
+    model: Any,
+    dataloader: Iterable[dict[str, Tensor]],
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+) -> dict[str, float]:
+    r"""
+    Evaluates a concept classifier on a split.
+
+    Args:
+        model (`torch.nn.Module`):
+            An `AscentViTForImageClassification`, also one loaded as remote code or prepared by `accelerator`. It is
+            put into evaluation mode, runs where its parameters are, and gets its own mode back.
+        dataloader (`Iterable[dict]`):
+            Batches of `pixel_values` (B, C, H, W) and, where known, `labels` (B,), `concept_targets` (B, G) and
+            `spatial_concept_targets` (B, N, S), NaN where nothing is annotated.
+        accelerator (`Accelerator`, *optional*):
+            The accelerator that prepared `dataloader`. Outputs are gathered from all processes, and the samples that
+            it repeats to fill the last batch are counted once; with a dataset without length it cannot tell which they
+            are. Without it, metrics synchronise over `torch.distributed` where that is initialised, each process
+            bringing its own samples.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
+
+    Returns:
+        `dict[str, float]`: `accuracy`, `top5_accuracy` (more than 5 classes), `macro_f1`, `ece`, `concept_map`,
+        `concept_auroc`, `global_concept_accuracy`, `alignment_error`, `pointing_game`, `pixel_tpr`, `relevance_mass`
+        and `additivity_error`, without those that the split has no targets for. The same in every process.
+
+    Raises:
+        ValueError: no images, labels or targets that do not fit the model, or outputs that are not finite.
+    """
+    evaluation = _Evaluation(model, accelerator)
+    if progress:
+        from tqdm.auto import tqdm
+
+        main = accelerator is None or accelerator.is_local_main_process
+        dataloader = tqdm(dataloader, desc="Evaluating", unit="batch", disable=not main)
+    with _evaluation_mode(model), torch.no_grad():
+        for batch in dataloader:
+            evaluation.update(batch)
+    return evaluation.compute()

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model cards: what a published model sees, how to use it, how good it was measured to be, and its limits."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ascent_vit.files import write_text
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard, ModelCardData
+
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+
+TAGS = ["ascent-vit", "explainability", "interpretability", "concept-based-models", "vision-transformer"]
+
+METRIC_MEANINGS = {
+    "accuracy": "share of images whose class is right",
+    "top5_accuracy": "share of images whose class is among the five most probable",
+    "macro_f1": "F1 score of the classes, averaged over classes",
+    "ece": "expected calibration error of the class probability, 15 bins; 0 is best",
+    "concept_map": "mean average precision of the attention to concepts of the whole image",
+    "concept_auroc": "area under the ROC curve of the attention to concepts of the whole image",
+    "global_concept_accuracy": "of images with one annotated concept, share where it is the most attended",
+    "alignment_error": "squared distance of attention from annotation; 0 is best",
+    "pointing_game": "share of annotated concepts whose attention map has its maximum on the annotation",
+    "pixel_tpr": "share of annotated patches whose most attended concept is an annotated one",
+    "relevance_mass": "share of an attention map that lies inside the annotation",
+    "insertion_auc": "class probability as patches are shown in the order of their contribution",
+    "insertion_auc_random": "the same in random order",
+    "deletion_auc": "class probability as patches are hidden in the order of their contribution; low is good",
+    "deletion_auc_random": "the same in random order",
+    "intervention_auc": "accuracy as concepts are corrected in the order of their uncertainty",
+    "robustness_flip": "agreement of maps of an image and its mirror image, mapped back",
+    "robustness_rotation": "agreement of maps of an image and its rotation, mapped back",
+    "robustness_scale": "agreement of maps of an image and its rescaling, mapped back",
+    "robustness_translation": "agreement of maps of an image and its translation, mapped back",
+    "additivity_error": "largest difference between a logit and the sum of its contributions and bias",
+}
+
+# Names that the Hub knows, for metrics that have another one here.
+HUB_METRICS = {"macro_f1": "f1"}
+
+
+@dataclass
+class ModelCardContent:
+    """
+    What a model card says.
+
+    Args:
+        model_name (`str`): Title of the card.
+        classes (`list[str]`): Names of the classes.
+        global_concepts, spatial_concepts (`list[str]`): Names of the concepts; an empty list for a stream without.
+        dataset_name (`str`): What the model was trained and measured on, for people.
+        num_unsupervised_concepts (`int`, *optional*, defaults to 0): Concepts learned without targets.
+        none_concept (`bool`, *optional*, defaults to `False`): Whether attention may go to "none of these".
+        annotation_coverage (`float`, *optional*, defaults to 0.5): Share of a patch that an annotation had to cover.
+        unannotated (`"ignore"` or `"none"`, *optional*, defaults to `"ignore"`): What other patches meant.
+        repo_id (`str`, *optional*, defaults to the model's name): Hub id or folder in the code to copy.
+        license (`str`, *optional*, defaults to `"apache-2.0"`): License of the weights, by the Hub's name.
+        dataset_id (`str`, *optional*): Hub id of the dataset, where it has one.
+        base_model (`str`, *optional*): Hub id of the backbone that the model was fine-tuned from.
+        metrics (`dict[str, float]`, *optional*): Measured figures by the names of `ascent_vit.evaluation`.
+        split (`str`, *optional*, defaults to `"test"`): Split that they were measured on.
+        seed (`int`, *optional*): Seed of the run.
+        command (`str`, *optional*): Command that gives the model and its figures.
+        training_data (`str`, *optional*): Where the data comes from, and its licence; Markdown.
+        concept_source (`str`, *optional*): Where the concepts' annotations come from; Markdown.
+        settings (`dict`, *optional*): Settings of the training, name to value.
+    """
+
+    model_name: str
+    classes: list[str]
+    global_concepts: list[str]
+    spatial_concepts: list[str]
+    dataset_name: str
+    num_unsupervised_concepts: int = 0
+    none_concept: bool = False
+    annotation_coverage: float = 0.5
+    unannotated: str = "ignore"
+    repo_id: str | None = None
+    license: str = "apache-2.0"
+    dataset_id: str | None = None
+    base_model: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    split: str = "test"
+    seed: int | None = None
+    command: str | None = None
+    training_data: str | None = None
+    concept_source: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_model_dir(cls, model_dir: str | os.PathLike, **kwargs) -> "ModelCardContent":
+        """
+        Content with classes, concepts and targets as the files of a model say.
+
+        Args:
+            model_dir (`str` or `os.PathLike`): Folder with `config.json` and `preprocessor_config.json`.
+            kwargs: The other fields.
+
+        Raises:
+            FileNotFoundError: where one of the files is missing.
+        """
+        config = read_json(Path(model_dir) / "config.json")
+        processor = read_json(Path(model_dir) / "preprocessor_config.json")
+        return cls(
+            classes=[name for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))],
+            global_concepts=config["global_concepts"],
+            spatial_concepts=config["spatial_concepts"],
+            num_unsupervised_concepts=config["num_unsupervised_concepts"],
+            none_concept=config["none_concept"],
+            annotation_coverage=processor["annotation_coverage"],
+            unannotated=processor["unannotated"],
+            **kwargs,
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: save the model and its image processor there first.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no table cell ends."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|~&$!])", r"\\\1", " ".join(str(text).split()))
+
+
+def format_value(value: float) -> str:
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
+
+
+def card_metadata(content: ModelCardContent) -> "ModelCardData":
+    """The card's YAML header, with the figures as evaluation results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=content.dataset_id or re.sub(r"[^a-z0-9]+", "-", content.dataset_name.lower()).strip("-"),
+            dataset_name=content.dataset_name,
+            dataset_split=content.split,
+            metric_type=HUB_METRICS.get(name, name),
+            metric_name=name,
+            metric_value=float(value),
+        )
+        for name, value in content.metrics.items()
+    ]
+    return ModelCardData(
+        base_model=content.base_model,
+        datasets=[content.dataset_id] if content.dataset_id else None,
+        eval_results=results or None,
+        library_name="transformers",
+        license=content.license,
+        metrics=sorted({HUB_METRICS.get(name, name) for name in content.metrics} & {"accuracy", "f1"}) or None,
+        model_name=content.model_name,
+        pipeline_tag="image-classification",
+        tags=TAGS,
+    )
+
+
+def model_card(content: ModelCardContent) -> "ModelCard":
+    """
+    The model card of a content.
+
+    Raises:
+        ValueError: for a metric that is not a finite number or has an unknown name, or a model without any concept.
+    """
+    from huggingface_hub import ModelCard
+
+    if not (content.global_concepts or content.spatial_concepts or content.num_unsupervised_concepts):
+        raise ValueError("A model card needs the model's concepts; got none.")
+    for name, value in content.metrics.items():
+        if name not in METRIC_MEANINGS:
+            raise ValueError(f"Unknown metric {name!r} in a model card; it may have {', '.join(METRIC_MEANINGS)}.")
+        if not math.isfinite(value):
+            raise ValueError(f"Metric {name} must be a finite number in a model card; got {value}. Leave it out.")
+    figures = [
+        {"name": f"`{name}`", "value": format_value(content.metrics[name]), "meaning": meaning}
+        for name, meaning in METRIC_MEANINGS.items()
+        if name in content.metrics
+    ]
+    return ModelCard.from_template(
+        card_metadata(content),
+        template_path=str(TEMPLATE),
+        title=escape_markdown(content.model_name),
+        classes=[escape_markdown(name) for name in content.classes],
+        global_concepts=[escape_markdown(name) for name in content.global_concepts],
+        spatial_concepts=[escape_markdown(name) for name in content.spatial_concepts],
+        num_unsupervised_concepts=content.num_unsupervised_concepts,
+        none_concept=content.none_concept,
+        annotation_coverage=f"{content.annotation_coverage:.0%}",
+        unannotated=content.unannotated,
+        repo=json.dumps(content.repo_id or content.model_name, ensure_ascii=False),
+        figures=figures,
+        split=escape_markdown(content.split),
+        dataset_name=escape_markdown(content.dataset_name),
+        seed=content.seed,
+        command=content.command and " ".join(content.command.split()),
+        training_data=content.training_data,
+        concept_source=content.concept_source,
+        settings={escape_markdown(name): escape_markdown(value) for name, value in content.settings.items()},
+    )
+
+
+def write_model_card(model_dir: str | os.PathLike, content: ModelCardContent) -> Path:
+    """
+    Writes the model card into a model's folder, whole or not at all.
+
+    Args:
+        model_dir (`str` or `os.PathLike`): Folder of the model, which exists.
+        content (`ModelCardContent`): What the card says.
+
+    Returns:
+        `Path`: of the card, `model_dir/README.md`.
+
+    Raises:
+        FileNotFoundError: for a folder that does not exist.
+        ValueError: see [`model_card`].
+    """
+    model_dir = Path(model_dir)
+    if not model_dir.is_dir():
+        raise FileNotFoundError(f"{model_dir} is no folder: give the folder of a saved model.")
+    path = model_dir / "README.md"
+    write_text(path, str(model_card(content)).rstrip("\n") + "\n")
+    return path
+
+
+__all__ = ["ModelCardContent", "model_card", "write_model_card"]

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training by recipe: a YAML file says what to train and on what, and one loop does it."""
+
+from .recipe import Recipe, load_recipe
+from .train import TrainingError, TrainingResult, train
+
+
+__all__ = ["Recipe", "TrainingError", "TrainingResult", "load_recipe", "train"]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a run that a recipe asks for: model, image processor, splits and their loaders."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
+from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes
+from ascent_vit.data.loading import COLUMNS
+
+from .recipe import Recipe, model_fields, processor_fields
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessorPil
+
+logger = logging.getLogger(__name__)
+
+# Share of train that becomes the validation split of a dataset without one.
+VALIDATION_SHARE = 0.1
+
+# Images of a stream that are held to be drawn from at random.
+SHUFFLE_BUFFER = 1000
+
+
+def config_fields(
+    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+) -> dict[str, Any]:
+    """Fields of [`AscentViTConfig`] for a recipe and a dataset's names. A stream that the recipe names stays so."""
+    fields = model_fields(recipe)
+    for stream, names in (("global_concepts", global_concepts), ("spatial_concepts", spatial_concepts)):
+        if fields.get(stream) is None:
+            fields[stream] = names
+    return fields | {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+
+
+def build_config(
+    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+) -> "AscentViTConfig":
+    """
+    The model's configuration for a recipe without pretrained backbone and the names of a dataset.
+
+    Raises:
+        ValueError: for fields of a wrong type, or that do not go together.
+    """
+    from modeling_ascent_vit import AscentViTConfig
+
+    try:
+        return AscentViTConfig(**config_fields(recipe, labels, global_concepts, spatial_concepts))
+    except StrictDataclassError as error:
+        raise ValueError(f"The recipe's model is not valid: {error}") from error
+
+
+def build_model(
+    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+) -> tuple["AscentViTForImageClassification", "AscentViTImageProcessorPil"]:
+    """
+    The model to train, in training mode, and its image processor.
+
+    Args:
+        recipe: gives backbone, options and the processor's parameters.
+        labels: names of the classes.
+        global_concepts: names of the dataset's global concepts.
+        spatial_concepts: names of the dataset's spatial concepts.
+
+    Raises:
+        FileNotFoundError: for a pretrained backbone that cannot be read.
+        ValueError: for fields of a wrong type, or that do not go together.
+    """
+    from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
+
+    if recipe.backbone is None:
+        model = AscentViTForImageClassification(build_config(recipe, labels, global_concepts, spatial_concepts))
+    else:
+        fields = config_fields(recipe, labels, global_concepts, spatial_concepts)
+        try:
+            model = AscentViTForImageClassification.from_backbone(recipe.backbone, **fields)
+        except StrictDataclassError as error:
+            raise ValueError(f"The recipe's model is not valid: {error}") from error
+        except OSError as error:
+            raise FileNotFoundError(f"The backbone {recipe.backbone} cannot be read: {error}") from error
+    return model.train(), AscentViTImageProcessor.from_model_config(model.config, **processor_fields(recipe))
+
+
+def split_dataset(dataset: "DatasetDict", seed: int) -> tuple[Any, Any, Any | None]:
+    """
+    Train, validation and test of a dataset, test being None where there is none.
+
+    A missing validation split is cut from train by the seed, stratified by class where every class has two images;
+    never from test.
+
+    Raises:
+        ValueError: for a dataset without train split, or a stream without validation split.
+    """
+    if "train" not in dataset:
+        raise ValueError(f"The dataset has no train split; it has {', '.join(dataset)}.")
+    train, validation, test = (dataset.get(name) for name in ("train", "validation", "test"))
+    if validation is None:
+        if isinstance(train, IterableDataset):
+            raise ValueError("A streamed dataset needs a validation split: it cannot be cut from a stream.")
+        try:
+            parts = train.train_test_split(test_size=VALIDATION_SHARE, seed=seed, stratify_by_column="label")
+        except ValueError:
+            parts = train.train_test_split(test_size=VALIDATION_SHARE, seed=seed)
+        train, validation = parts["train"], parts["test"]
+        logger.info("No validation split: %d images cut from train by seed %d.", len(validation), seed)
+    return train, validation, test
+
+
+def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return batch
+
+
+def make_loader(
+    split: Any,
+    processor: "AscentViTImageProcessorPil",
+    recipe: Recipe,
+    batch_size: int,
+    num_shuffled: int | None = None,
+    progress: bool = False,
+) -> DataLoader:
+    """
+    Batches of a split for the model, from memory where the split fits the recipe's `cache_mebibytes`.
+
+    Args:
+        split: a split of a concept dataset, or a stream of one.
+        processor: the model's image processor.
+        recipe: gives seed, memory and workers.
+        batch_size: images per batch.
+        num_shuffled: images of an epoch, drawn at random; None for all, in their order. A stream is then shuffled and
+            never ends.
+        progress: whether to show a progress bar while a split is read into memory.
+    """
+    training = num_shuffled is not None
+    split = split.select_columns([name for name in COLUMNS if name in split.features])
+    collate: Any = ConceptCollator(processor)
+    workers = recipe.dataloader_num_workers
+    if isinstance(split, IterableDataset):
+        if training:
+            stream: Any = split
+            split = stream.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER).repeat(None)
+        return DataLoader(split, batch_size, collate_fn=collate, drop_last=training, num_workers=workers)
+    budget = recipe.cache_mebibytes * 2**20
+    if budget and len(split) and cached_bytes(split, processor) <= budget:
+        split, collate, workers = CachedConceptDataset(split, processor, progress=progress), _as_it_is, 0
+    return DataLoader(
+        split,
+        batch_size,
+        sampler=RandomSampler(split, num_samples=num_shuffled) if training else None,
+        collate_fn=collate,
+        num_workers=workers,
+        drop_last=training,
+        # A generator of its own: an iteration then draws nothing from the one that resuming restores.
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+
+
+__all__ = ["build_config", "build_model", "make_loader", "split_dataset"]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of an optimisation: how many steps of what, which parameters decay, and their moving average."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """
+    Optimiser steps of a run.
+
+    Args:
+        steps_per_epoch: steps after which the model is evaluated; an epoch's incomplete last step is left out.
+        total_steps: steps of the run.
+        warmup_steps: first steps in which the learning rate grows.
+        head_only_steps: first steps in which the backbone is frozen.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    head_only_steps: int
+
+
+def plan_steps(recipe: Recipe, num_images: int | None, num_processes: int = 1) -> StepPlan:
+    """
+    Counts the steps of a recipe.
+
+    Args:
+        recipe: of the run.
+        num_images: of the train split; None for a stream, which is one epoch of `max_steps`.
+        num_processes: that share each step.
+
+    Raises:
+        ValueError: for fewer images than one step takes, or a stream without `max_steps`.
+    """
+    images_per_step = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * num_processes
+    limited = recipe.max_steps > 0
+    if num_images is None:
+        if not limited:
+            raise ValueError("A streamed dataset has no known length: give max_steps.")
+        scale = recipe.max_steps / recipe.num_train_epochs
+        warmup, head_only = (math.floor(x * scale) for x in (recipe.warmup_epochs, recipe.head_only_epochs))
+        return StepPlan(recipe.max_steps, recipe.max_steps, warmup, head_only)
+    steps_per_epoch = num_images // images_per_step
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"The train split has {num_images} images, fewer than the {images_per_step} of one step: lower "
+            "per_device_train_batch_size or gradient_accumulation_steps."
+        )
+    all_steps = math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    total_steps = recipe.max_steps if limited else all_steps
+    scale = steps_per_epoch * min(1.0, total_steps / all_steps)
+    warmup, head_only = (math.floor(x * scale) for x in (recipe.warmup_epochs, recipe.head_only_epochs))
+    return StepPlan(steps_per_epoch, total_steps, warmup, head_only)
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """The trainable parameters in two groups: matrices and larger decay, biases, norms and other vectors do not."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def moving_average(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and buffers, so that normalisation statistics belong to the weights."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average.requires_grad_(False)
+
+
+class Freezer:
+    """Switches the gradients of a module off and on again; parameters that never had one stay without."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def freeze(self, frozen: bool) -> None:
+        for parameter in self.parameters:
+            parameter.requires_grad_(not frozen)
+            if frozen:
+                parameter.grad = None
+
+
+__all__ = ["Freezer", "StepPlan", "moving_average", "parameter_groups", "plan_steps"]

@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a concept classifier by a recipe, on any number of processes, with checkpoints to resume from."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
+from tqdm.auto import tqdm
+from transformers import get_scheduler
+
+from ascent_vit import __version__
+from ascent_vit.data import check_concepts, concepts_from_features, load_concept_dataset
+from ascent_vit.evaluation import evaluate
+from ascent_vit.files import replace_folder, write_json
+
+from .build import build_model, make_loader, split_dataset
+from .optimisation import Freezer, StepPlan, moving_average, parameter_groups, plan_steps
+from .recipe import FREE_KEYS, Recipe
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
+
+LOSSES = ("loss", "class_loss", "alignment_loss", "entropy_loss")
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, though its input was valid."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """
+    What a run gave.
+
+    Args:
+        model_dir: folder with the best weights, their configuration and image processor, as the Hub holds them.
+        metrics: of the best weights on `split`, as in `metrics.json`.
+        split: "test", or "validation" where the dataset has no test split.
+        best_epoch: the epoch whose weights were the best on the validation split, counted from 1.
+        steps: optimiser steps made.
+    """
+
+    model_dir: Path
+    metrics: dict[str, float]
+    split: str
+    best_epoch: int
+    steps: int
+
+
+class Progress:
+    """How far a run has come; saved in every checkpoint."""
+
+    def __init__(self):
+        self.step = 0
+        self.best_value: float | None = None
+        self.best_epoch = 0
+        self.train_seconds = 0.0
+        self.sums = dict.fromkeys(LOSSES, 0.0)
+        self.num_batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run depends on, as far as they are installed."""
+    installed = [package for package in PACKAGES if importlib.util.find_spec(package)]
+    return {
+        "python_version": platform.python_version(),
+        "ascent_vit_version": __version__,
+        **{f"{package}_version": importlib.metadata.version(package) for package in installed},
+    }
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """ValueError for a folder that is not free, or, to resume, holds something else than a run."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"The output {output} is a file: name a folder.")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not resume:
+        raise ValueError(f"The output folder {output} is not empty: name another one, or resume the run in it.")
+    if not (output / "recipe.json").is_file():
+        raise ValueError(f"The output folder {output} holds no run to resume: it has no recipe.json.")
+
+
+def check_resumed(output: Path, record: dict[str, Any]) -> None:
+    """ValueError where the run in a folder is not the one of `record`, which is kept as `recipe.json`."""
+    if not (output / "recipe.json").is_file():
+        return
+    before = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+    after = json.loads(json.dumps(record))
+    changed = [key for key in after if key not in FREE_KEYS and before.get(key) != after[key]]
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)!r}, now {after[key]!r}" for key in changed)
+        raise ValueError(f"The run in {output} cannot be resumed with another recipe: {differences}.")
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((output / "checkpoints").glob("checkpoint_*"))
+
+
+def check_tracker(report_to: str) -> None:
+    """ValueError where the package of a tracker is missing."""
+    package = {"none": "torch"}.get(report_to, report_to)
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"report_to: {report_to} needs a package that is not installed: pip install {package}.")
+
+
+class Run:
+    """
+    One training run, from its parts to its results.
+
+    Args:
+        recipe: of the run.
+        output: folder for everything it writes.
+        dataset: a loaded dataset; None loads the recipe's.
+        resume: whether to go on from the last checkpoint in `output`.
+    """
+
+    def __init__(self, recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: bool):
+        start = time.perf_counter()
+        self.recipe, self.output = recipe, output
+        check_output(output, resume)
+        check_tracker(recipe.report_to)
+        self.accelerator = accelerator = Accelerator(
+            # Accelerate takes processes on CPU for one group only when it is told that they are on CPU.
+            cpu=not torch.accelerator.is_available(),
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            mixed_precision=recipe.mixed_precision,
+            log_with=None if recipe.report_to == "none" else recipe.report_to,
+            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
+            step_scheduler_with_optimizer=False,
+            # While the backbone is frozen, its parameters get no gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.head_only_epochs > 0)],
+        )
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != started:
+            raise ValueError(
+                f"{started} processes were started, but Accelerate has {accelerator.num_processes}: start them with "
+                "torchrun, and with ACCELERATE_USE_CPU=true where they are to share a CPU."
+            )
+        self.dataset_name = recipe.dataset or "given in Python"
+        if dataset is None:
+            with accelerator.main_process_first():
+                dataset = load_concept_dataset(self.dataset_name, **recipe.dataset_options)
+        train, validation, test = split_dataset(dataset, recipe.seed)
+        names = concepts_from_features(train.features, recipe.dataset_options.get("spatial_concepts"))
+
+        self.num_images = len(train) if hasattr(train, "__len__") else None
+        self.plan = self.announce_plan()
+        record = dataclasses.asdict(recipe) | {"dataset": self.dataset_name, "steps": dataclasses.asdict(self.plan)}
+        check_resumed(output, record)
+        accelerator.wait_for_everyone()
+
+        set_seed(recipe.seed)
+        model, self.processor = build_model(recipe, *names)
+        check_concepts(model.config, *names[1:])
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(accelerator.device)
+        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.freezer = Freezer(model.ascent_vit.backbone)
+        self.average = moving_average(model, recipe.ema_decay) if recipe.ema_decay is not None else None
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, recipe.weight_decay),
+            lr=recipe.learning_rate,
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
+            eps=recipe.adam_epsilon,
+        )
+        scheduler = get_scheduler(
+            recipe.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=self.plan.warmup_steps,
+            num_training_steps=self.plan.total_steps,
+        )
+        images_per_micro_step = recipe.per_device_train_batch_size * accelerator.num_processes
+        images_per_epoch = self.plan.steps_per_epoch * recipe.gradient_accumulation_steps * images_per_micro_step
+        loader = self.make_loader(train, recipe.per_device_train_batch_size, images_per_epoch)
+        self.model, self.optimizer, self.scheduler, self.loader = accelerator.prepare(
+            model, optimizer, scheduler, loader
+        )
+        self.validation_loader = self.evaluation_loader(validation)
+        self.test_loader = self.evaluation_loader(test) if test is not None else None
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(self.progress)
+        if self.average is not None:
+            accelerator.register_for_checkpointing(self.average)
+        # From here on, processes differ in what they draw, for example in dropout.
+        set_seed(recipe.seed, device_specific=True)
+        self.load_last_checkpoint(resume)
+        if accelerator.is_main_process:
+            write_json(output / "recipe.json", record)
+        if recipe.report_to != "none":
+            numbers = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
+            accelerator.init_trackers(recipe.name, config=numbers)
+        self.setup_seconds = time.perf_counter() - start
+        self.evaluation_seconds = 0.0
+
+    def announce_plan(self) -> StepPlan:
+        recipe = self.recipe
+        plan = plan_steps(recipe, self.num_images, self.accelerator.num_processes)
+        if self.num_images is None:
+            return plan
+        whole = plan_steps(dataclasses.replace(recipe, max_steps=-1), self.num_images, self.accelerator.num_processes)
+        if self.accelerator.is_main_process and plan.total_steps < whole.total_steps:
+            logger.warning(
+                "max_steps=%d of the %d steps of %g epochs: warm-up shortened in proportion from %d to %d steps, "
+                "head-only training from %d to %d.",
+                *(plan.total_steps, whole.total_steps, recipe.num_train_epochs),
+                *(whole.warmup_steps, plan.warmup_steps, whole.head_only_steps, plan.head_only_steps),
+            )
+        return plan
+
+    def make_loader(self, split: Any, batch_size: int, num_shuffled: int | None = None) -> Any:
+        progress = self.accelerator.is_main_process
+        return make_loader(split, self.processor, self.recipe, batch_size, num_shuffled, progress)
+
+    def evaluation_loader(self, split: Any) -> Any:
+        loader = self.make_loader(split, self.recipe.per_device_eval_batch_size)
+        return self.accelerator.prepare_data_loader(loader)
+
+    def load_last_checkpoint(self, resume: bool) -> None:
+        found = checkpoints(self.output)
+        if not resume:
+            return
+        if found:
+            self.accelerator.load_state(str(found[-1]))
+        if self.accelerator.is_main_process:
+            logger.info("Resuming at step %d of %d.", self.progress.step, self.plan.total_steps)
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint beside the others and then gives it its name, so that no incomplete one is resumed."""
+        accelerator = self.accelerator
+        folder = self.output / "checkpoints" / f"checkpoint_{self.progress.step:08d}"
+        partial = folder.with_name(f"partial_{folder.name}")
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            if self.recipe.save_total_limit is not None:
+                for old in checkpoints(self.output)[: -self.recipe.save_total_limit]:
+                    shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+
+    @property
+    def bare_model(self) -> Any:
+        """The weights to evaluate and to save: the moving average where there is one."""
+        return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
+
+    def train(self) -> None:
+        """Makes all steps that are left."""
+        progress, total = self.progress, self.plan.total_steps
+        self.freezer.freeze(progress.step < self.plan.head_only_steps)
+        main = self.accelerator.is_main_process
+        with tqdm(total=total, initial=progress.step, desc="Training", unit="step", disable=not main) as bar:
+            while progress.step < total:
+                self.train_epoch(bar)
+                self.evaluate_epoch()
+                self.save_checkpoint()
+
+    def train_epoch(self, bar: tqdm) -> None:
+        """Steps up to the end of the epoch or of the run."""
+        recipe, accelerator, progress, plan = self.recipe, self.accelerator, self.progress, self.plan
+        epoch, done = divmod(progress.step, plan.steps_per_epoch)
+        end = (epoch + 1) * plan.steps_per_epoch
+        self.loader.set_epoch(epoch)
+        skipped = done * recipe.gradient_accumulation_steps
+        batches = skip_first_batches(self.loader, skipped) if skipped else self.loader
+        self.model.train()
+        start = time.perf_counter()
+        for batch in batches:
+            with accelerator.accumulate(self.model):
+                losses = self.forward_backward(batch)
+                if accelerator.sync_gradients and recipe.max_grad_norm > 0:
+                    accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            if not accelerator.sync_gradients:
+                continue
+            self.scheduler.step()
+            progress.step += 1
+            if self.average is not None:
+                self.average.update_parameters(accelerator.unwrap_model(self.model))
+            if progress.step == plan.head_only_steps:
+                self.freezer.freeze(False)
+            progress.train_seconds += time.perf_counter() - start
+            bar.update()
+            bar.set_postfix(loss=f"{losses['loss']:.4f}", refresh=False)
+            if progress.step % recipe.logging_steps == 0:
+                rate = self.scheduler.get_last_lr()[0]
+                values = {f"train/{name}": value for name, value in losses.items()}
+                accelerator.log(values | {"train/learning_rate": rate}, step=progress.step)
+            if progress.step == plan.total_steps:
+                break
+            if progress.step < end and recipe.save_steps and progress.step % recipe.save_steps == 0:
+                self.save_checkpoint()
+            start = time.perf_counter()
+
+    def forward_backward(self, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Gradients of one batch; returns its loss and the terms of it."""
+        outputs = self.model(**batch)
+        values = {name: outputs[name].detach().float() for name in LOSSES if outputs.get(name) is not None}
+        losses = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
+        broken = [name for name, value in losses.items() if not math.isfinite(value)]
+        if broken:
+            term = next((name for name in broken if name != "loss"), "loss")
+            raise TrainingError(
+                f"Training diverged at step {self.progress.step + 1}: {term} is {losses[term]}. Lower learning_rate "
+                "or max_grad_norm, lengthen warmup_epochs, or use mixed_precision: no."
+            )
+        self.accelerator.backward(outputs.loss)
+        for name, value in losses.items():
+            self.progress.sums[name] += value
+        self.progress.num_batches += 1
+        return losses
+
+    def evaluate_epoch(self) -> None:
+        """Evaluates on the validation split, records the epoch, and keeps the weights if they are the best so far."""
+        accelerator, progress, recipe = self.accelerator, self.progress, self.recipe
+        epoch = math.ceil(progress.step / self.plan.steps_per_epoch)
+        start = time.perf_counter()
+        metrics = evaluate(self.bare_model, self.validation_loader, accelerator, progress=True)
+        self.evaluation_seconds += time.perf_counter() - start
+        name = recipe.metric_for_best_model
+        if name not in metrics:
+            raise ValueError(
+                f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
+                f"{', '.join(metrics)}."
+            )
+        value = metrics[name]
+        sums = torch.tensor([progress.sums[loss] / progress.num_batches for loss in LOSSES])
+        means = accelerator.reduce(sums.to(accelerator.device), reduction="mean").tolist()
+        record = {"epoch": epoch, "step": progress.step, "learning_rate": self.scheduler.get_last_lr()[0]}
+        record |= {f"train_{loss}": mean for loss, mean in zip(LOSSES, means, strict=True)}
+        progress.sums, progress.num_batches = dict.fromkeys(LOSSES, 0.0), 0
+        if accelerator.is_main_process:
+            write_json(self.output / "metrics" / f"epoch_{epoch:03d}.json", record | metrics)
+            logger.info("Epoch %d: train_loss %.4f, %s %.4f", epoch, means[0], name, value)
+        accelerator.log({f"validation/{key}": item for key, item in metrics.items()}, step=progress.step)
+        best = progress.best_value
+        if best is None or (value > best if recipe.best_is_greatest else value < best):
+            progress.best_value, progress.best_epoch = value, epoch
+            if accelerator.is_main_process:
+                with replace_folder(self.output / "model") as folder:
+                    self.bare_model.save_pretrained(folder)
+                    self.processor.save_pretrained(folder)
+        accelerator.wait_for_everyone()
+
+    def finish(self) -> TrainingResult:
+        """Evaluates the best weights as they were saved, and writes `metrics.json` and `report.json`."""
+        accelerator, recipe, progress = self.accelerator, self.recipe, self.progress
+        model_dir = self.output / "model"
+        model = type(self.accelerator.unwrap_model(self.model)).from_pretrained(model_dir).to(accelerator.device)
+        split = "validation" if self.test_loader is None else "test"
+        loader = self.validation_loader if self.test_loader is None else self.test_loader
+        start = time.perf_counter()
+        metrics = evaluate(model, loader, accelerator, progress=True)
+        self.evaluation_seconds += time.perf_counter() - start
+        images = progress.step * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        images *= accelerator.num_processes
+        facts = {
+            "split": split,
+            "recipe": recipe.name,
+            "dataset": self.dataset_name,
+            "seed": recipe.seed,
+            "steps": progress.step,
+            "best_epoch": progress.best_epoch,
+            "best_metric": recipe.metric_for_best_model,
+            "best_validation_value": progress.best_value,
+            "num_parameters": self.num_parameters,
+            "num_train_images": self.num_images,
+            "num_processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+            "setup_seconds": self.setup_seconds,
+            "train_seconds": progress.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+            "train_images_per_second": images / progress.train_seconds if progress.train_seconds else None,
+            **versions(),
+        }
+        if accelerator.is_main_process:
+            write_json(self.output / "metrics.json", metrics | facts)
+            epochs = sorted((self.output / "metrics").glob("epoch_*.json"))
+            history = [json.loads(path.read_text(encoding="utf-8")) for path in epochs]
+            report = {
+                "metrics": metrics,
+                **facts,
+                "validation_seed": recipe.seed,
+                "step_plan": dataclasses.asdict(self.plan),
+                "recipe_values": dataclasses.asdict(recipe),
+                "epochs": history,
+            }
+            write_json(self.output / "report.json", report)
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+        return TrainingResult(model_dir, metrics, split, progress.best_epoch, progress.step)
+
+
+def train(
+    recipe: Recipe,
+    output_dir: str | os.PathLike,
+    dataset: "str | DatasetDict | None" = None,
+    resume: bool = False,
+    seed: int | None = None,
+) -> TrainingResult:
+    """
+    Trains a model by a recipe.
+
+    Writes `model/` (the best weights on the validation split, with configuration and image processor), `metrics.json`
+    (their metrics on the test split), `report.json` (everything about the run), `metrics/epoch_NNN.json`,
+    `checkpoints/` and `recipe.json` into the output folder, each file and folder whole or not at all. Runs on one
+    process, or on several started by `torchrun`. An epoch is a number of whole optimiser steps: images that do not
+    fill the last one are left out, others each epoch. With the same seed, versions and number of threads, a run on CPU
+    gives equal weights each time, also when it was resumed.
+
+    Args:
+        recipe: what to train, on what, and how.
+        output_dir: an empty or new folder, or, to resume, that of the run.
+        dataset: a loaded dataset, or a name to load instead of the recipe's; `dataset_options` for another one are
+            then left out.
+        resume: whether to go on from the last checkpoint in `output_dir`, from the start if there is none.
+        seed: instead of the recipe's.
+
+    Returns:
+        The best weights' folder and metrics.
+
+    Raises:
+        FileNotFoundError: for a dataset or backbone that does not exist.
+        ValueError: for a recipe, dataset or folder that does not serve.
+        TrainingError: when the loss is not finite.
+
+    Example:
+
+    ```python
+    >>> result = train(load_recipe("digits"), "runs/digits")
+    >>> result.metrics["accuracy"]
+    0.98
+    ```
+    """
+    changes: dict[str, Any] = {}
+    if seed is not None:
+        changes["seed"] = seed
+    if isinstance(dataset, str | os.PathLike):
+        if recipe.dataset not in (None, str(dataset)):
+            changes["dataset_options"] = {}
+        changes["dataset"] = str(dataset)
+        dataset = None
+    elif dataset is not None:
+        changes["dataset"] = None
+    recipe = dataclasses.replace(recipe, **changes)
+    if dataset is None and recipe.dataset is None:
+        raise ValueError("The recipe names no dataset: give one, a Hub id, a local folder or digits.")
+    run = Run(recipe, Path(output_dir), dataset, resume)
+    run.train()
+    return run.finish()
+
+
+__all__ = ["TrainingError", "TrainingResult", "train"]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps, decay, freezing and moving average."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ascent_vit.training import Recipe
+from ascent_vit.training.optimisation import Freezer, StepPlan, moving_average, parameter_groups, plan_steps
+from modeling_ascent_vit import AscentViTForImageClassification
+
+
+RECIPE = Recipe(
+    num_train_epochs=10,
+    warmup_epochs=2,
+    head_only_epochs=1,
+    per_device_train_batch_size=8,
+    gradient_accumulation_steps=2,
+)
+
+
+@pytest.mark.parametrize(
+    "changes, num_images, num_processes, expected",
+    [
+        ({}, 160, 1, StepPlan(10, 100, 20, 10)),
+        ({}, 175, 1, StepPlan(10, 100, 20, 10)),
+        ({}, 160, 2, StepPlan(5, 50, 10, 5)),
+        ({"num_train_epochs": 2.25, "warmup_epochs": 0.5, "head_only_epochs": 0}, 160, 1, StepPlan(10, 23, 5, 0)),
+        ({"max_steps": 25}, 160, 1, StepPlan(10, 25, 5, 2)),
+        ({"max_steps": 3}, 160, 1, StepPlan(10, 3, 0, 0)),
+        ({"max_steps": 400}, 160, 1, StepPlan(10, 400, 20, 10)),
+        ({"max_steps": 50}, None, 1, StepPlan(50, 50, 10, 5)),
+    ],
+)
+def test_plan(changes, num_images, num_processes, expected):
+    assert plan_steps(dataclasses.replace(RECIPE, **changes), num_images, num_processes) == expected
+
+
+def test_plan_of_what_cannot_be_planned():
+    with pytest.raises(ValueError, match="has 15 images, fewer than the 16 of one step"):
+        plan_steps(RECIPE, 15)
+    with pytest.raises(ValueError, match="give max_steps"):
+        plan_steps(RECIPE, None)
+
+
+def test_only_matrices_decay(make_config):
+    model = AscentViTForImageClassification(make_config())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, plain = parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    for parameter in plain["params"]:
+        assert names[parameter].endswith(("bias", "gamma")) or "norm" in names[parameter]
+    assert not any(names[p].endswith("bias") or "norm" in names[p] for p in decayed["params"])
+
+
+def test_freezing_leaves_alone_what_was_never_trained():
+    module = torch.nn.Linear(2, 2)
+    module.bias.requires_grad_(False)
+    freezer = Freezer(module)
+    module(torch.ones(1, 2)).sum().backward()
+    freezer.freeze(True)
+    assert not module.weight.requires_grad and module.weight.grad is None
+    freezer.freeze(False)
+    assert module.weight.requires_grad and not module.bias.requires_grad
+
+
+def test_moving_average_holds_weights_and_statistics():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2)).train()
+    average = moving_average(model, 0.9)
+    expected = None
+    for step in range(4):
+        with torch.no_grad():
+            model[0].weight.fill_(step)
+        model(torch.full((3, 1, 2, 2), float(step)) + torch.arange(3.0).view(3, 1, 1, 1))
+        now = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
+        expected = now if expected is None else {k: 0.9 * v + 0.1 * now[k] for k, v in expected.items()}
+        average.update_parameters(model)
+    assert expected["1.running_mean"].abs().min() > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(average.module.state_dict()[name], value)
+    assert not any(parameter.requires_grad for parameter in average.parameters())

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop, on a few digits and a model of two layers."""
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.utils import set_seed
+from datasets import DatasetDict, concatenate_datasets
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTModel
+
+from ascent_vit.data import concepts_from_features, load_digits_dataset
+from ascent_vit.evaluation import evaluate
+from ascent_vit.training import Recipe, TrainingError, train
+from ascent_vit.training.build import build_model, make_loader, split_dataset
+from ascent_vit.training.train import checkpoints
+
+
+BACKBONE = {
+    "model_type": "vit",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
+RECIPE = Recipe(
+    model={"backbone_config": BACKBONE, "fusion_heads": 4, "pyramid_norm": "group"},
+    learning_rate=1e-3,
+    weight_decay=0.1,
+    num_train_epochs=2,
+    per_device_train_batch_size=8,
+    per_device_eval_batch_size=16,
+    seed=1,
+    save_total_limit=None,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> DatasetDict:
+    digits = load_digits_dataset(copies=1, canvas=32)
+    return DatasetDict(
+        train=digits["train"].select(range(36)),
+        validation=digits["validation"].select(range(20)),
+        test=digits["test"].select(range(20)),
+    )
+
+
+def recipe(**changes) -> Recipe:
+    model = RECIPE.model | changes.pop("model", {})
+    return dataclasses.replace(RECIPE, model=model, **changes)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def initial_weights(recipe: Recipe, dataset: DatasetDict) -> dict[str, torch.Tensor]:
+    set_seed(recipe.seed)
+    return build_model(recipe, *concepts_from_features(dataset["train"].features))[0].state_dict()
+
+
+def test_what_a_run_writes(dataset, tmp_path):
+    result = train(recipe(), tmp_path / "run", dataset)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoints",
+        "metrics",
+        "metrics.json",
+        "model",
+        "recipe.json",
+        "report.json",
+    ]
+    assert result.model_dir == tmp_path / "run" / "model"
+    assert (result.split, result.steps) == ("test", 8)
+    metrics = read(tmp_path / "run" / "metrics.json")
+    assert result.metrics == {name: metrics[name] for name in result.metrics}
+    assert metrics["seed"] == 1 and metrics["torch_version"] == importlib.metadata.version("torch")
+    assert not any(isinstance(value, dict | list) for value in metrics.values())
+    report = read(tmp_path / "run" / "report.json")
+    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), dataset=None)
+    assert [epoch["step"] for epoch in report["epochs"]] == [4, 8]
+    assert len(checkpoints(tmp_path / "run")) == 2
+
+    model = AutoModelForImageClassification.from_pretrained(result.model_dir)
+    processor = AutoImageProcessor.from_pretrained(result.model_dir)
+    assert model.config.id2label == {0: "even", 1: "odd"}
+    assert model.config.spatial_concepts[3] == "digit 3"
+    again = evaluate(model, make_loader(dataset["test"], processor, recipe(cache_mebibytes=0), 7))
+    assert again == pytest.approx(result.metrics, abs=1e-5)
+
+
+def test_training_learns(dataset, tmp_path):
+    few = dataset["train"].select(range(16))
+    dataset = DatasetDict(train=concatenate_datasets([few] * 20), validation=few)
+    changes = {"model": {"alignment_loss": "kl", "global_token": "cls_mean", "entropy_loss_weight": 0.0}}
+    result = train(
+        recipe(learning_rate=5e-3, num_train_epochs=3, warmup_epochs=0.2, save_total_limit=1, **changes),
+        tmp_path / "run",
+        dataset,
+    )
+    epochs = [read(path) for path in sorted((tmp_path / "run" / "metrics").iterdir())]
+    for term in ("train_loss", "train_class_loss", "train_alignment_loss"):
+        assert epochs[-1][term] < 0.7 * epochs[0][term]
+    assert result.split == "validation"
+    assert result.metrics["accuracy"] > 0.9
+    assert len(checkpoints(tmp_path / "run")) == 1
+
+
+def test_the_same_seed_gives_the_same_weights(dataset, tmp_path):
+    for name, seed, memory in (("a", 5, 512), ("b", 5, 512), ("c", 6, 512), ("d", 5, 0)):
+        train(recipe(max_steps=2, cache_mebibytes=memory, adam_epsilon=1e-3), tmp_path / name, dataset, seed=seed)
+    a, b, c, uncached = (weights(checkpoints(tmp_path / name)[-1]) for name in "abcd")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+    for key in a:
+        torch.testing.assert_close(uncached[key], a[key], rtol=1e-5, atol=1e-7)
+
+
+def test_accumulated_batches_equal_one_batch(dataset, tmp_path):
+    parts = recipe(per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    whole = recipe(per_device_train_batch_size=16)
+    for name, values in (("parts", parts), ("whole", whole)):
+        train(dataclasses.replace(values, adam_epsilon=1e-3), tmp_path / name, dataset)
+    first, second = (checkpoints(tmp_path / name) for name in ("parts", "whole"))
+    assert (
+        [path.name for path in first]
+        == [path.name for path in second]
+        == [
+            "checkpoint_00000002",
+            "checkpoint_00000004",
+        ]
+    )
+    start = initial_weights(whole, dataset)
+    after, expected = weights(first[-1]), weights(second[-1])
+    for key in expected:
+        torch.testing.assert_close(after[key], expected[key], rtol=1e-4, atol=1e-6)
+    assert max((expected[key] - start[key]).abs().max() for key in expected) > 1e-4
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_a_resumed_run_equals_an_undisturbed_one(dataset, tmp_path, step):
+    backbone = BACKBONE | {"hidden_dropout_prob": 0.2}
+    values = recipe(
+        model={"backbone_config": backbone, "pyramid_norm": "batch"},
+        gradient_accumulation_steps=1,
+        warmup_epochs=0.5,
+        head_only_epochs=0.75,
+        ema_decay=0.8,
+        save_steps=3,
+    )
+    train(values, tmp_path / "whole", dataset)
+    # What an interruption after a checkpoint leaves.
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("metrics.json", "report.json"):
+        (tmp_path / "cut" / name).unlink()
+    for path in checkpoints(tmp_path / "cut"):
+        if int(path.name.split("_")[1]) > step:
+            shutil.rmtree(path)
+    (tmp_path / "cut" / "metrics" / "epoch_002.json").unlink()
+    (tmp_path / "cut" / "checkpoints" / "partial_checkpoint_00000099").mkdir()
+    result = train(values, tmp_path / "cut", dataset, resume=True)
+
+    assert result.steps == 8
+    whole, cut = (checkpoints(tmp_path / name)[-1] for name in ("whole", "cut"))
+    assert whole.name == cut.name == "checkpoint_00000008"
+    assert (whole / "model.safetensors").read_bytes() == (cut / "model.safetensors").read_bytes()
+    states = [torch.load(path / "optimizer.bin", weights_only=True)["state"] for path in (whole, cut)]
+    for index, state in states[0].items():
+        assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
+    averages = [torch.load(path / "custom_checkpoint_1.pkl", weights_only=True) for path in (whole, cut)]
+    assert all(torch.equal(value, averages[1][name]) for name, value in averages[0].items())
+    for name in ("epoch_001.json", "epoch_002.json"):
+        assert read(tmp_path / "whole" / "metrics" / name) == read(tmp_path / "cut" / "metrics" / name)
+
+
+def test_max_steps_ends_within_an_epoch(dataset, tmp_path, caplog):
+    values = recipe(num_train_epochs=10, warmup_epochs=5, head_only_epochs=2.5, max_steps=6, save_total_limit=2)
+    with caplog.at_level("WARNING", logger="ascent_vit"):
+        result = train(values, tmp_path / "run", dataset)
+    assert "max_steps=6 of the 40 steps of 10 epochs: warm-up shortened in proportion from 20 to 3" in caplog.text
+    assert result.steps == 6
+    plan = {"steps_per_epoch": 4, "total_steps": 6, "warmup_steps": 3, "head_only_steps": 1}
+    assert read(tmp_path / "run" / "report.json")["step_plan"] == plan
+    assert [read(path)["step"] for path in sorted((tmp_path / "run" / "metrics").iterdir())] == [4, 6]
+
+
+def test_the_backbone_is_frozen_in_head_only_epochs(dataset, tmp_path):
+    values = recipe(head_only_epochs=1)
+    train(values, tmp_path / "run", dataset)
+    start = initial_weights(values, dataset)
+    first, second = (weights(path) for path in checkpoints(tmp_path / "run"))
+    backbone = [name for name in start if name.startswith("ascent_vit.backbone.")]
+    others = [name for name in start if name not in backbone]
+    assert all(torch.equal(first[name], start[name]) for name in backbone)
+    assert sum(not torch.equal(first[name], start[name]) for name in others) > len(others) / 2
+    assert sum(not torch.equal(second[name], start[name]) for name in backbone) > len(backbone) / 2
+
+
+def test_the_moving_average_is_evaluated_and_saved(dataset, tmp_path):
+    values = recipe(model={"pyramid_norm": "batch"}, ema_decay=0.7, save_steps=1, num_train_epochs=1)
+    result = train(values, tmp_path / "run", dataset)
+    expected: dict[str, torch.Tensor] = {}
+    for path in checkpoints(tmp_path / "run"):
+        now = {name: value for name, value in weights(path).items() if value.is_floating_point()}
+        expected = {name: 0.7 * value + 0.3 * now[name] for name, value in expected.items()} or now
+    saved = AutoModelForImageClassification.from_pretrained(result.model_dir).state_dict()
+    assert any("running_mean" in name for name in expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(saved[name], value)
+    assert not all(torch.equal(saved[name], value) for name, value in now.items())
+
+
+def test_the_best_weights_are_kept_not_the_last(dataset, tmp_path):
+    # The error falls with training, so that the greatest is the first epoch's.
+    values = recipe(metric_for_best_model="alignment_error", greater_is_better=True, learning_rate=3e-3)
+    result = train(values, tmp_path / "run", dataset)
+    first, second = checkpoints(tmp_path / "run")
+    errors = [read(path)["alignment_error"] for path in sorted((tmp_path / "run" / "metrics").iterdir())]
+    assert errors[0] > errors[1] and result.best_epoch == 1
+    saved = AutoModelForImageClassification.from_pretrained(result.model_dir).state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in weights(first).items())
+    assert not all(torch.equal(saved[name], value) for name, value in weights(second).items())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
+    with pytest.raises(TrainingError, match=r"diverged at step \d: \w+_loss is nan. Lower learning_rate"):
+        train(recipe(learning_rate=1e30, max_grad_norm=0.0, num_train_epochs=5), tmp_path / "run", dataset)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_an_output_folder_that_is_in_use(dataset, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty: name another one, or resume"):
+        train(recipe(), tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        train(recipe(), tmp_path / "run", dataset, resume=True)
+    with pytest.raises(ValueError, match="is a file"):
+        train(recipe(), tmp_path / "run" / "notes.txt", dataset)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_a_run_is_resumed_with_its_own_recipe_only(dataset, tmp_path):
+    train(recipe(max_steps=1), tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="another recipe: learning_rate was 0.001, now 0.5"):
+        train(recipe(max_steps=1, learning_rate=0.5), tmp_path / "run", dataset, resume=True)
+    smaller = DatasetDict(dataset | {"train": dataset["train"].select(range(16))})
+    with pytest.raises(ValueError, match="another recipe: steps was"):
+        train(recipe(max_steps=1), tmp_path / "run", smaller, resume=True)
+    result = train(recipe(max_steps=1, logging_steps=99), tmp_path / "run", dataset, resume=True)
+    assert result.steps == 1
+
+
+def test_options_of_another_dataset_are_left_out(dataset, tmp_path):
+    dataset.save_to_disk(tmp_path / "data")
+    values = recipe(max_steps=1, dataset="digits", dataset_options={"copies": 1, "canvas": 32})
+    train(values, tmp_path / "run", str(tmp_path / "data"))
+    record = read(tmp_path / "run" / "recipe.json")
+    assert (record["dataset"], record["dataset_options"]) == (str(tmp_path / "data"), {})
+
+
+def test_validation_is_cut_from_train(dataset):
+    parts = DatasetDict(train=dataset["train"], test=dataset["test"])
+    train_split, validation, test = split_dataset(parts, seed=3)
+    samples = [set(split["sample"]) for split in (train_split, validation, test)]
+    assert samples[0] | samples[1] == set(dataset["train"]["sample"]) and not samples[0] & samples[1]
+    assert samples[2] == set(dataset["test"]["sample"]) and len(validation) == 4
+    assert split_dataset(parts, seed=3)[1]["sample"] == validation["sample"]
+    assert split_dataset(parts, seed=4)[1]["sample"] != validation["sample"]
+    with pytest.raises(ValueError, match="no train split; it has test"):
+        split_dataset(DatasetDict(test=dataset["test"]), seed=0)
+
+
+def test_a_streamed_dataset(dataset, tmp_path):
+    stream = DatasetDict(dataset)
+    stream = type(stream)({name: split.to_iterable_dataset() for name, split in dataset.items()})
+    with pytest.raises(ValueError, match="give max_steps"):
+        train(recipe(), tmp_path / "run", stream)
+    # More steps than the 36 images fill once: the stream starts again.
+    values = recipe(max_steps=6, save_steps=2)
+    result = train(values, tmp_path / "run", stream)
+    assert result.steps == 6 and result.split == "test"
+    shutil.copytree(tmp_path / "run", tmp_path / "cut")
+    for path in checkpoints(tmp_path / "cut")[1:]:
+        shutil.rmtree(path)
+    train(values, tmp_path / "cut", stream, resume=True)
+    whole, cut = (weights(checkpoints(tmp_path / name)[-1]) for name in ("run", "cut"))
+    assert all(torch.equal(cut[name], value) for name, value in whole.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"ema_decay": 0.5, "mixed_precision": "bf16"}])
+def test_mixed_precision_keeps_weights_in_float32(dataset, tmp_path, changes):
+    # Accelerate holds to the first precision of a process.
+    program = (
+        "import sys; from datasets import load_from_disk; from ascent_vit.training import load_recipe, train; "
+        "train(load_recipe(sys.argv[1]), sys.argv[2], load_from_disk(sys.argv[3]))"
+    )
+    dataset.save_to_disk(tmp_path / "data")
+    values = recipe(max_steps=2, **changes)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(values)))
+    arguments = [str(tmp_path / name) for name in ("recipe.yaml", "run", "data")]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
+    saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
+    full = train(recipe(max_steps=2, **changes | {"mixed_precision": "no"}), tmp_path / "full", dataset)
+    expected = load_file(full.model_dir / "model.safetensors")
+    assert not all(torch.equal(saved[name], value) for name, value in expected.items())
+    for name, value in expected.items():
+        torch.testing.assert_close(saved[name], value, rtol=0.1, atol=0.01)
+
+
+def test_a_backbone_with_weights(dataset, tmp_path):
+    backbone = ViTModel(ViTConfig(**{key: value for key, value in BACKBONE.items() if key != "model_type"}))
+    backbone.save_pretrained(tmp_path / "vit")
+    values = dataclasses.replace(RECIPE, model={"fusion_heads": 4}, backbone=str(tmp_path / "vit"), max_steps=1)
+    model, _ = build_model(values, ["a", "b"], ["x", "y"], [])
+    assert model.training
+    built, expected = model.ascent_vit.backbone.state_dict(), backbone.state_dict()
+    assert len(built) > 30 and all(torch.equal(value, expected[name]) for name, value in built.items())
+    train(values, tmp_path / "run", dataset)
+    with pytest.raises(FileNotFoundError, match="The backbone .*nowhere cannot be read"):
+        build_model(dataclasses.replace(values, backbone=str(tmp_path / "nowhere")), ["a", "b"], ["x", "y"], [])
+
+
+def test_a_model_that_is_not_the_datasets(dataset, tmp_path):
+    with pytest.raises(ValueError, match="spatial concepts of model and dataset must have the same names"):
+        train(recipe(model={"spatial_concepts": ["a", "b"]}), tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="The recipe's model is not valid"):
+        train(recipe(model={"none_concept": "perhaps"}), tmp_path / "run", dataset)
+    assert not (tmp_path / "run").exists()
+    train(recipe(model={"global_concepts": []}, max_steps=1), tmp_path / "run", dataset)
+    assert read(tmp_path / "run" / "model" / "config.json")["global_concepts"] == []
+
+
+def test_values_go_to_the_tracker(dataset, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(recipe(report_to="tensorboard", logging_steps=1, max_steps=2, name="tiny"), tmp_path / "run", dataset)
+    events = reader.EventAccumulator(str(tmp_path / "run" / "logs" / "tiny")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2]
+    assert [event.step for event in events.Scalars("validation/accuracy")] == [2]
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from datasets import load_from_disk
+from ascent_vit.training import load_recipe, train
+torch.set_num_threads(1)
+train(load_recipe(sys.argv[1]), sys.argv[2], load_from_disk(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(dataset, tmp_path):
+    dataset.save_to_disk(tmp_path / "data")
+    (tmp_path / "run.py").write_text(TWO_PROCESSES)
+    values = recipe(adam_epsilon=1e-3, head_only_epochs=0.5, dataset="two", ema_decay=0.5)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(values)))
+    arguments = [
+        str(tmp_path / "run.py"),
+        str(tmp_path / "recipe.yaml"),
+        str(tmp_path / "two"),
+        str(tmp_path / "data"),
+    ]
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *arguments], check=True)
+    one = train(dataclasses.replace(values, per_device_train_batch_size=16), tmp_path / "one", dataset)
+    expected, got = (weights(checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
+    for key in expected:
+        torch.testing.assert_close(got[key], expected[key], rtol=1e-4, atol=1e-6)
+    metrics = read(tmp_path / "two" / "metrics.json")
+    assert metrics["num_processes"] == 2
+    assert {name: metrics[name] for name in one.metrics} == pytest.approx(one.metrics, abs=1e-4)

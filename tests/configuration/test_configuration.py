@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Presets and recipes that come with the package."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ascent_vit.training import Recipe, load_recipe
+from ascent_vit.training.build import build_config
+from ascent_vit.training.recipe import FIELDS, configuration_files
+from modeling_ascent_vit import AscentViTForImageClassification
+
+
+LABELS, CONCEPTS = ["a", "b", "c"], [f"concept {i}" for i in range(10)]
+
+# Hidden size, layers, heads of the published models.
+SHAPES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+PATCHES = {"vit": 16, "dinov2": 14}
+
+# What the authors state, as far as a recipe holds it.
+AUTHORS = {
+    "cub": {
+        "learning_rate": 5e-5,
+        "weight_decay": 1e-3,
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 50,
+        "warmup_epochs": 10,
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": 1.0,
+    },
+    "concept-mnist": {
+        "learning_rate": 2e-4,
+        "per_device_train_batch_size": 256,
+        "num_train_epochs": 50,
+        "warmup_epochs": 10,
+    },
+}
+
+
+def test_the_presets_are_every_size_of_two_backbones():
+    assert sorted(configuration_files("models")) == sorted(f"{kind}-{size}" for kind in PATCHES for size in SHAPES)
+
+
+@pytest.mark.parametrize("preset", sorted(configuration_files("models")))
+def test_a_preset_builds_its_model(preset):
+    kind, size = preset.split("-")
+    config = build_config(Recipe(model=preset), LABELS, CONCEPTS, CONCEPTS[:4])
+    backbone = config.backbone_config
+    assert (backbone.hidden_size, backbone.num_hidden_layers, backbone.num_attention_heads) == SHAPES[size]
+    assert (backbone.model_type, config.patch_size) == (kind, (PATCHES[kind],) * 2)
+    assert (config.num_labels, config.num_global_concepts, config.num_spatial_concepts) == (3, 10, 4)
+    assert (config.id2label[1], config.concept_attention_heads, config.psi) == ("b", 2, 1.0)
+    with torch.device("meta"):
+        model = AscentViTForImageClassification(config)
+    layers = SHAPES[size][1] * 12 * SHAPES[size][0] ** 2
+    assert 0 < sum(p.numel() for p in model.ascent_vit.backbone.parameters()) - layers < 0.06 * layers + 1e6
+
+
+@pytest.mark.parametrize("name", sorted(configuration_files("recipes")))
+def test_a_recipe_is_valid(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert Recipe(**dataclasses.asdict(recipe)) == recipe
+    if recipe.backbone is None:
+        build_config(recipe, LABELS, CONCEPTS, CONCEPTS[:4])
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_recipe_has_the_authors_settings(name):
+    recipe = load_recipe(name)
+    assert {key: getattr(recipe, key) for key in AUTHORS[name]} == AUTHORS[name]
+    weights = {"cub": (1.0, 0.5), "concept-mnist": (5.0, None)}[name]
+    assert (recipe.model["concept_loss_weight"], recipe.model.get("entropy_loss_weight")) == weights
+
+
+def test_the_names_of_keys_are_those_of_training_arguments():
+    from transformers import TrainingArguments
+
+    ours = {
+        "model",
+        "backbone",
+        "dataset",
+        "dataset_options",
+        "processor",
+        "warmup_epochs",
+        "head_only_epochs",
+        "mixed_precision",
+        "ema_decay",
+        "cache_mebibytes",
+        "name",
+    }
+    assert set(FIELDS) - ours <= {field.name for field in dataclasses.fields(TrainingArguments)}
