@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What concepts cost: ASCENT-ViT relative to its plain backbone, and its deformable sampling relative to transformers' own.
+Cost of concepts: ASCENT-ViT against its plain backbone, and its deformable sampling against that of transformers.
 
     python benchmarks/speed.py --output benchmarks/results/speed.json
 
@@ -8,11 +8,11 @@ Every figure is a ratio of two functions that take turns in one process, so that
 over the turns, with the quartiles as spread. Below 1 means faster than the peer.
 """
 
-import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
+from ascent_vit.files import write_json
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.modeling_ascent_vit import multi_scale_deformable_sampling
 
@@ -158,21 +159,21 @@ def main(
         ("ViT-B", 8, few),
     ):
         name = f"{backbone} inference, batch {batch_size}, against the plain {backbone}"
-        plan.append((name, lambda b=backbone, s=batch_size, c=count: measure_inference(b, s, c)))  # type: ignore[misc]
+        plan.append((name, partial(measure_inference, backbone, batch_size, count)))
     plan.append(
         (
             "ViT-B inference, batch 8, bfloat16 autocast, against the plain ViT-B",
-            lambda: measure_inference("ViT-B", 8, few, autocast=True),
+            partial(measure_inference, "ViT-B", 8, few, autocast=True),
         )
     )
     plan.append(
-        ("ViT-Ti training step, batch 8, against the plain ViT-Ti", lambda: measure_training("ViT-Ti", 8, turns))
+        ("ViT-Ti training step, batch 8, against the plain ViT-Ti", partial(measure_training, "ViT-Ti", 8, turns))
     )
     for hidden_size in (768, 192):
         for backward in (False, True):
             what = "forward and backward" if backward else "forward"
             name = f"deformable sampling, width {hidden_size}, batch 8, {what}, against transformers"
-            plan.append((name, lambda h=hidden_size, b=backward: measure_sampling(h, 8, turns, b)))  # type: ignore[misc]
+            plan.append((name, partial(measure_sampling, hidden_size, 8, turns, backward)))
 
     results = [{"what": what, **measure()} for what, measure in tqdm(plan, desc="measuring", unit="figure")]
     report = {
@@ -183,10 +184,7 @@ def main(
         "turns": turns,
         "results": results,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(output)
+    write_json(output, report)
     print(table(results))
 
 

@@ -37,12 +37,15 @@ classifier = pipeline("image-classification", model=sys.argv[1])
 print(json.dumps(classifier(sys.argv[2:], top_k=None)))
 """
 
+UCI_PAGE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+
 TRAINING_DATA = """\
 The 1,797 scans of scikit-learn's `load_digits`, a copy of the test set of
-[Optical Recognition of Handwritten Digits](https://doi.org/10.24432/C50P49) (Alpaydin and Kaynak, UCI Machine Learning
-Repository, 1998), licensed [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). Each scan is placed at random
-scales and places on an empty canvas, to be told apart as even or odd. Split by scan: {train} images for training,
-{validation} for choosing the epoch, {test} for the figures."""
+[Optical Recognition of Handwritten Digits]({page})
+(Alpaydin and Kaynak, UCI Machine Learning Repository, 1998), licensed
+[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/). Each scan is placed at random scales and places on an empty
+canvas, to be told apart as even or odd. Split by scan: {train} images for training, {validation} for choosing the
+epoch, {test} for the figures."""
 
 CONCEPT_SOURCE = """\
 The concepts are the ten digits. For the whole image it is the digit that is shown, with a place it is where its ink
@@ -140,7 +143,7 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, float]:
         metrics=metrics,
         seed=seed,
         command=f"ascent-vit demo --output demo --seed {seed}",
-        training_data=TRAINING_DATA.format(**{name: len(split) for name, split in dataset.items()}),
+        training_data=TRAINING_DATA.format(page=UCI_PAGE, **{name: len(split) for name, split in dataset.items()}),
         concept_source=CONCEPT_SOURCE,
         settings=card_settings(recipe),
     )

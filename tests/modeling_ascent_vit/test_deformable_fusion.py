@@ -102,14 +102,21 @@ def test_places_far_outside_and_nan_read_no_foreign_memory():
     multi_scale_deformable_sampling(values, level_shapes, outside * float("nan"), weights)
 
 
-def test_bfloat16_values_stay_near_float64():
+def test_bfloat16_stays_near_float64():
+    """As under autocast: values and weights come in bfloat16, places in float32."""
     level_shapes = [(28, 28), (14, 14), (7, 7)]
     values, locations, weights = random_inputs(level_shapes, head_size=16)
     weights = weights.flatten(3).softmax(-1).view_as(weights)
-    expected = reference(values, level_shapes, locations, weights)
-    actual = multi_scale_deformable_sampling(values.bfloat16(), level_shapes, locations.float(), weights.bfloat16())
+    expected_inputs = [x.clone().requires_grad_() for x in (values, locations, weights)]
+    expected = reference(expected_inputs[0], level_shapes, *expected_inputs[1:])
+    inputs = [values.bfloat16(), locations.float(), weights.bfloat16()]
+    inputs = [x.requires_grad_() for x in inputs]
+    actual = multi_scale_deformable_sampling(inputs[0], level_shapes, *inputs[1:])
     assert actual.dtype == torch.bfloat16
     assert relative_error(actual, expected) < 1e-2
+    gradients = torch.autograd.grad(actual.sum(), inputs)
+    for a, e in zip(gradients, torch.autograd.grad(expected.sum(), expected_inputs), strict=True):
+        assert relative_error(a, e) < 2e-2
 
 
 class Sampling(nn.Module):
