@@ -10,6 +10,9 @@ import torch
 from modeling_ascent_vit import AscentViTConfig
 
 
+# The models here are so small that a second thread costs more than it gives.
+torch.set_num_threads(1)
+
 BACKBONES = ["vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model"]
 
 

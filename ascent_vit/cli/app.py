@@ -11,7 +11,9 @@ import typer
 
 from ascent_vit import __version__
 
+from .annotate import annotate
 from .demo import demo
+from .prepare import prepare
 from .train import train
 
 
@@ -42,7 +44,9 @@ def ascent_vit(
     """Vision transformers that explain themselves in human concepts."""
 
 
+app.command("annotate")(annotate)
 app.command("demo")(demo)
+app.command("prepare")(prepare)
 app.command("train")(train)
 
 

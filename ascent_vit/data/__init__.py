@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Concept datasets: images with a class, and with the concepts that annotators saw in them."""
 
+from .augmentation import (
+    Augmentation,
+    AugmentedConceptDataset,
+    AugmentedConceptStream,
+    ConceptAugmenter,
+    EpochSampler,
+)
 from .digits import load_digits_dataset
 from .loading import (
     CachedConceptDataset,
@@ -14,6 +21,11 @@ from .loading import (
 
 
 __all__ = [
+    "Augmentation",
+    "AugmentedConceptDataset",
+    "AugmentedConceptStream",
+    "ConceptAugmenter",
+    "EpochSampler",
     "CachedConceptDataset",
     "ConceptCollator",
     "annotation_from_row",

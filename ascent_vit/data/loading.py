@@ -8,8 +8,9 @@ names of the concepts stand in the features: those of `concepts` are the global 
 order, the names of `objects` or `points`, the names given as `spatial_concepts`, the names of `concepts`.
 """
 
+import hashlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ GLOBAL_COLUMNS = ("concepts", "unknown_concepts")
 SPATIAL_COLUMNS = ("objects", "points", "mask")
 ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS
 COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
+
+# Keys within columns that can be mapped.
+KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
 
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
@@ -123,32 +127,79 @@ def check_concepts(config: "PreTrainedConfig", global_concepts: list[str], spati
         )
 
 
-def _encode_names(dataset: "DatasetDict") -> "DatasetDict":
-    """Turns names that are still text into ClassLabels, names sorted, over all splits; whole numbers likewise."""
-    from datasets import ClassLabel, Value
+def _rename_keys(dataset: Any, column: str, keys: dict[str, str]) -> Any:
+    """A dataset or stream in which a column of dicts has other keys, `keys` being {new: old}."""
+    from datasets import Dataset, concatenate_datasets
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {new_names.get(key, key): item for key, item in value.items()}
+
+    def renamed_feature(feature: Any) -> Any:
+        if hasattr(feature, "feature"):
+            return type(feature)(renamed_feature(feature.feature))
+        return renamed(feature)
+
+    new_names = {old: new for new, old in keys.items()}
+    known = _innermost(dataset.features[column])
+    for new, old in keys.items():
+        if not isinstance(known, Mapping) or old not in known:
+            has = f"the keys {', '.join(known)}" if isinstance(known, Mapping) else "no keys"
+            raise ValueError(f"columns maps {column}.{new} to {old!r}, but {column} has {has}.")
+    features = dataset.features.copy()
+    features[column] = renamed_feature(features[column])
+
+    def rename_row(value: Any) -> dict[str, Any]:
+        return {column: renamed(value)}
+
+    if not isinstance(dataset, Dataset):
+        return dataset.map(rename_row, input_columns=column, features=features)
+    # Alone, so that the images are not written again.
+    part = dataset.select_columns([column])
+    part = part.map(rename_row, input_columns=column, features=type(features)({column: features[column]}))
+    return concatenate_datasets([dataset.remove_columns(column), part], axis=1)
+
+
+def _values(value: Any, key: str | None) -> Iterator[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _values(item, key)
+    elif isinstance(value, Mapping):
+        yield from _values(value[key], key)
+    elif value is not None:
+        yield value
+
+
+def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
+    """
+    Turns names that are still text, and class numbers, into ClassLabels, over all splits.
+
+    Args:
+        dataset: all splits, or streams of them.
+        given: names by parameter; None takes those found, sorted.
+    """
+    from datasets import ClassLabel, IterableDatasetDict, Value
 
     features = next(iter(dataset.values())).features
+    streaming = isinstance(dataset, IterableDatasetDict)
 
-    def names_of(column: str, key: str | None = None) -> list[str]:
+    def found_names(columns: list[str], key: str | None, given_names: list[str] | None) -> list[str]:
         values: set = set()
-
-        def collect(value: Any) -> None:
-            if isinstance(value, list):
-                for item in value:
-                    collect(item)
-            elif isinstance(value, Mapping):
-                collect(value[key])
-            elif value is not None:
-                values.add(value)
-
         for split in dataset.values():
-            for value in split.select_columns([column])[column]:
-                collect(value)
-        if values and not all(isinstance(value, str) for value in values):
-            if min(values) < 0:
-                raise ValueError(f"Column {column} holds the class number {min(values)}; numbers start at 0.")
-            return [str(number) for number in range(max(values) + 1)]
-        return sorted(values)
+            for column in columns:
+                values |= set(_values(list(split.select_columns([column])[column]), key))
+        numbers = bool(values) and not all(isinstance(value, str) for value in values)
+        if numbers and min(values) < 0:
+            raise ValueError(f"Column {columns[0]} holds the class number {min(values)}; numbers start at 0.")
+        if given_names is None:
+            return [str(number) for number in range(max(values) + 1)] if numbers else sorted(values)
+        strange = sorted(values - set(range(len(given_names)) if numbers else given_names))
+        if strange:
+            raise ValueError(f"Column {columns[0]} holds {strange[0]!r}, which has no name among {parameter}.")
+        return given_names
 
     def encoded(feature: Any, names: list[str]) -> Any:
         if hasattr(feature, "feature"):
@@ -157,16 +208,72 @@ def _encode_names(dataset: "DatasetDict") -> "DatasetDict":
             return {key: encoded(item, names) if key == "category" else item for key, item in feature.items()}
         return ClassLabel(names=names)
 
-    for column in ("label", "concepts", "unknown_concepts", "objects", "points"):
-        if column not in features:
+    for parameter, sources, key in (
+        ("labels", ("label",), None),
+        ("global_concepts", GLOBAL_COLUMNS, None),
+        ("spatial_concepts", ("objects", "points"), "category"),
+    ):
+        names = given[parameter]
+        open_columns = []
+        for column in sources:
+            if column not in features:
+                continue
+            feature = _category(features[column]) if key else _innermost(features[column])
+            if isinstance(feature, Value) and (feature.dtype in ("string", "large_string") or "int" in feature.dtype):
+                open_columns.append(column)
+            elif isinstance(feature, ClassLabel) and names is not None and list(names) != list(feature.names):
+                raise ValueError(f"{parameter} differ from the names of {column} in the dataset: leave them out.")
+        if not open_columns:
             continue
-        placed = column in ("objects", "points")
-        feature = _category(features[column]) if placed else _innermost(features[column])
-        if isinstance(feature, Value) and (feature.dtype in ("string", "large_string") or "int" in feature.dtype):
-            source = "concepts" if column == "unknown_concepts" else column
-            names = names_of(source, "category" if placed else None)
-            dataset = dataset.cast_column(column, encoded(features[column], names))
+        if streaming and names is None:
+            raise ValueError(
+                f"Column {open_columns[0]} holds text or numbers, whose names a stream does not tell: give them in "
+                f"their order, in the recipe as dataset_options: {{{parameter}: [...]}}, or leave streaming out."
+            )
+        if not streaming:
+            names = found_names(open_columns, key, names)
+        for column in open_columns:
+            feature = encoded(features[column], list(names or []))
+            for split in dataset if streaming else ():
+                dataset[split] = _encode_stream(dataset[split], column, feature, list(names or []), parameter)
+            if not streaming:
+                dataset = dataset.cast_column(column, feature)
     return dataset
+
+
+def _encode_stream(stream: Any, column: str, feature: Any, names: list[str], parameter: str) -> Any:
+    """A stream in which names of a column are class numbers, checked as rows are read."""
+    known = dict(zip(names, range(len(names)), strict=True)) | {i: i for i in range(len(names))}
+
+    def encoded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [encoded(item) for item in value]
+        if isinstance(value, Mapping):
+            return {key: encoded(item) if key == "category" else item for key, item in value.items()}
+        if value is not None and value not in known:
+            raise ValueError(f"Column {column} holds {value!r}, which has no name among {parameter}.")
+        return None if value is None else known[value]
+
+    def encode_row(value: Any) -> dict[str, Any]:
+        return {column: encoded(value)}
+
+    features = stream.features.copy()
+    features[column] = feature
+    return stream.map(encode_row, input_columns=column, features=features)
+
+
+def _cache_of(folder: Path) -> str:
+    """
+    Where `datasets` may keep what it has read of a folder: a place for these files alone.
+
+    By itself it tells local folders with a card apart by their name and card only, and would give the rows of another
+    one of the same name, or those that the folder held before.
+    """
+    from datasets import config
+
+    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    state = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return str(Path(config.HF_DATASETS_CACHE) / f"ascent_vit_{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}")
 
 
 def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "DatasetDict | IterableDatasetDict":
@@ -188,6 +295,8 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
         raise ValueError(f"{folder} is a file: give the folder that holds the dataset.")
     elif name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise FileNotFoundError(f"There is no dataset folder {folder}.")
+    if folder.is_dir():
+        options = {"cache_dir": _cache_of(folder), **options}
     try:
         return load_dataset(str(folder) if folder.is_dir() else name_or_path, streaming=streaming, **options)
     except DatasetNotFoundError as error:
@@ -204,6 +313,8 @@ def load_concept_dataset(
     name_or_path: str,
     streaming: bool = False,
     columns: dict[str, str] | None = None,
+    labels: list[str] | None = None,
+    global_concepts: list[str] | None = None,
     spatial_concepts: list[str] | None = None,
     **options: Any,
 ) -> "DatasetDict | IterableDatasetDict":
@@ -213,8 +324,13 @@ def load_concept_dataset(
     Args:
         name_or_path: a Hub id, a local folder (save_to_disk, parquet, imagefolder with metadata.jsonl), or "digits".
         streaming: whether to read rows as they are needed, instead of all first.
-        columns: the dataset's name of a column whose name here differs, as {"image": "img", "label": "fine_label"}.
-        spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
+        columns: the dataset's name of a column whose name here differs, as {"image": "img", "label": "fine_label"};
+            keys within a column likewise, as {"objects": "annotations", "objects.category": "categories"}.
+        labels: names of the classes in their order, for labels that are text or numbers. Without them the names are
+            those found, sorted; a stream cannot be searched and needs them.
+        global_concepts: the same for `concepts` and `unknown_concepts`.
+        spatial_concepts: the same for the categories of `objects` and `points`; or names of a mask's concepts, see
+            [`concepts_from_features`].
         options: of `datasets.load_dataset` (`name`, `revision`, `data_dir`, ...), or of [`load_digits_dataset`].
 
     Returns:
@@ -244,10 +360,19 @@ def load_concept_dataset(
     if len(renamed) < len(dataset):
         raise ValueError(f"{name_or_path} has two validation splits: {', '.join(dataset)}.")
     dataset = type(dataset)(renamed)
+    keys: dict[str, dict[str, str]] = {}
     for column, source in (columns or {}).items():
-        if column not in COLUMNS:
-            raise ValueError(f"columns may map {', '.join(COLUMNS)}; got {column!r}.")
-        if source != column:
+        if column in KEYS:
+            whole, key = column.split(".")
+            keys.setdefault(whole, {})[key] = source
+        elif column not in COLUMNS:
+            raise ValueError(f"columns may map {', '.join((*COLUMNS, *KEYS))}; got {column!r}.")
+        elif source != column:
+            for name, split in dataset.items():
+                if split.features is not None and source not in split.features:
+                    raise ValueError(
+                        f"columns maps {column} to {source!r}, but the split {name} has {', '.join(split.features)}."
+                    )
             dataset = dataset.rename_column(source, column)
     for name, split in dataset.items():
         if split.features is None:
@@ -258,8 +383,14 @@ def load_concept_dataset(
                 f"The split {name} of {name_or_path} has no column {' and no '.join(missing)}; it has "
                 f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}."
             )
-    if not streaming:
-        dataset = _encode_names(dataset)
+    for column, names in keys.items():
+        for name, split in dataset.items():
+            if column not in split.features:
+                raise ValueError(f"columns maps keys of {column}, but the split {name} has no such column.")
+            dataset[name] = _rename_keys(split, column, names)
+    dataset = _encode_names(
+        dataset, {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
+    )
     concepts_from_features(next(iter(dataset.values())).features, spatial_concepts)
     return dataset
 

@@ -8,14 +8,20 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes
+from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes, concepts_from_features
+from ascent_vit.data.augmentation import (
+    AugmentedConceptDataset,
+    AugmentedConceptStream,
+    ConceptAugmenter,
+    EpochSampler,
+)
 from ascent_vit.data.loading import COLUMNS
 
-from .recipe import Recipe, model_fields, processor_fields
+from .recipe import Recipe, augmentation_of, model_fields, processor_fields
 
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import DatasetDict, Features
 
     from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessorPil
 
@@ -116,6 +122,27 @@ def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
 
 
+def build_augmenter(
+    recipe: Recipe, features: "Features", processor: "AscentViTImageProcessorPil"
+) -> ConceptAugmenter | None:
+    """
+    What augments the train split, None for a recipe without augmentation.
+
+    Raises:
+        ValueError: for names that the dataset does not have, or crops that the image processor would not resize.
+    """
+    augmentation = augmentation_of(recipe)
+    if augmentation is None:
+        return None
+    if augmentation.crop_scale is not None and not processor.do_resize:
+        raise ValueError(
+            "augmentation.crop_scale gives crops of many sizes, which the image processor must resize: "
+            "leave crop_scale out, or do_resize: false out of processor."
+        )
+    names = concepts_from_features(features, recipe.dataset_options.get("spatial_concepts"))
+    return ConceptAugmenter(augmentation, *names[1:])
+
+
 def make_loader(
     split: Any,
     processor: "AscentViTImageProcessorPil",
@@ -130,28 +157,38 @@ def make_loader(
     Args:
         split: a split of a concept dataset, or a stream of one.
         processor: the model's image processor.
-        recipe: gives seed, memory and workers.
+        recipe: gives seed, memory, workers and, for training, the augmentation.
         batch_size: images per batch.
-        num_shuffled: images of an epoch, drawn at random; None for all, in their order. A stream is then shuffled and
-            never ends.
+        num_shuffled: images of an epoch of training, drawn at random; None for all, in their order and as they are. A
+            stream is then shuffled and never ends.
         progress: whether to show a progress bar while a split is read into memory.
     """
     training = num_shuffled is not None
+    augmenter = build_augmenter(recipe, split.features, processor) if training else None
     split = split.select_columns([name for name in COLUMNS if name in split.features])
     collate: Any = ConceptCollator(processor)
     workers = recipe.dataloader_num_workers
+    memory = recipe.cache_mebibytes * 2**20
     if isinstance(split, IterableDataset):
         if training:
             stream: Any = split
             split = stream.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER).repeat(None)
+        if augmenter is not None:
+            split = AugmentedConceptStream(split, augmenter, recipe.seed)
         return DataLoader(split, batch_size, collate_fn=collate, drop_last=training, num_workers=workers)
-    budget = recipe.cache_mebibytes * 2**20
-    if budget and len(split) and cached_bytes(split, processor) <= budget:
-        split, collate, workers = CachedConceptDataset(split, processor, progress=progress), _as_it_is, 0
+    sampler: Any = None
+    if augmenter is not None:
+        assert num_shuffled is not None
+        sampler = EpochSampler(len(split), num_shuffled, recipe.seed)
+        split = AugmentedConceptDataset(split, augmenter, recipe.seed, memory, progress)
+    else:
+        if memory and len(split) and cached_bytes(split, processor) <= memory:
+            split, collate, workers = CachedConceptDataset(split, processor, progress=progress), _as_it_is, 0
+        sampler = RandomSampler(split, num_samples=num_shuffled) if training else None
     return DataLoader(
         split,
         batch_size,
-        sampler=RandomSampler(split, num_samples=num_shuffled) if training else None,
+        sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         drop_last=training,
@@ -160,4 +197,4 @@ def make_loader(
     )
 
 
-__all__ = ["build_config", "build_model", "make_loader", "split_dataset"]
+__all__ = ["build_augmenter", "build_config", "build_model", "make_loader", "split_dataset"]

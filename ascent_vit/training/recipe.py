@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
+from ascent_vit.data.augmentation import Augmentation
+
 
 # Metrics of an evaluation that can choose the best epoch, and those of them that are better when smaller.
 METRICS = (
@@ -52,6 +54,7 @@ class Recipe:
         dataset: a Hub id, a local folder or "digits".
         dataset_options: further arguments of [`load_concept_dataset`].
         processor: parameters of the image processor.
+        augmentation: fields of [`Augmentation`], drawn anew for each training image in each epoch; none when empty.
         learning_rate: the peak, of AdamW.
         weight_decay: of AdamW; not on biases, norms and other vectors.
         adam_beta1: of AdamW.
@@ -77,9 +80,10 @@ class Recipe:
         report_to: "none", "tensorboard" or "trackio".
         metric_for_best_model: the metric on the validation split that chooses the weights to keep.
         greater_is_better: whether a greater metric is better; null takes it from the metric.
-        dataloader_num_workers: processes that read images, where they do not fit `cache_mebibytes`.
+        dataloader_num_workers: processes that read images, where they do not fit `cache_mebibytes`, and that augment.
         cache_mebibytes: a split that takes at most so much memory once processed is processed once and kept; 0 for
-            never. Use 0 with a processor that acts at random.
+            never. Use 0 with a processor that acts at random. With augmentation, so much of the train split as fits is
+            kept decoded instead.
         name: of the recipe, in reports; the file's by default.
     """
 
@@ -88,6 +92,7 @@ class Recipe:
     dataset: str | None = None
     dataset_options: dict = field(default_factory=dict)
     processor: dict = field(default_factory=dict)
+    augmentation: dict = field(default_factory=dict)
     learning_rate: float = _number(5e-5, above=0)
     weight_decay: float = _number(0.0, least=0)
     adam_beta1: float = _number(0.9, least=0, below=1)
@@ -140,6 +145,10 @@ FREE_KEYS = (
     "per_device_eval_batch_size",
     "name",
 )
+
+
+# Keys whose values are mappings, into which `--set` reaches.
+NESTED_KEYS = ("model", "processor", "augmentation", "dataset_options")
 
 
 class _Loader(yaml.SafeLoader):
@@ -204,6 +213,17 @@ def _describe(hint: Any) -> str:
     return words.get(hint, "null")
 
 
+def _augmentation(options: dict[str, Any], source: str) -> Augmentation:
+    known = [item.name for item in dataclasses.fields(Augmentation)]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"{source}: augmentation has no key {key}; {closest(str(key), known)}")
+    try:
+        return Augmentation(**options)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
 def check_recipe(values: dict[str, Any], source: str) -> None:
     """
     Checks keys, types and values of a recipe.
@@ -237,6 +257,8 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
     metric = values.get("metric_for_best_model", "accuracy")
     if metric not in METRICS:
         raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {closest(metric, METRICS)}")
+    if values.get("augmentation"):
+        _augmentation(values["augmentation"], source)
     epochs = values.get("num_train_epochs", FIELDS["num_train_epochs"].default)
     for key in ("warmup_epochs", "head_only_epochs"):
         if values.get(key, 0) >= epochs:
@@ -282,10 +304,8 @@ def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         values = values | {"dataset_options": {}}
     if len(parts) == 1:
         return values | {parts[0]: value}
-    if parts[0] not in ("model", "processor", "dataset_options"):
-        raise ValueError(
-            f"--set {override}: {parts[0]} has no keys within; known are model, processor, dataset_options."
-        )
+    if parts[0] not in NESTED_KEYS:
+        raise ValueError(f"--set {override}: {parts[0]} has no keys within; known are {', '.join(NESTED_KEYS)}.")
     for part in reversed(parts[1:]):
         value = {part: value}
     current = values.get(parts[0]) or {}
@@ -332,9 +352,12 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
         raise ValueError(f"{source}: expected a mapping of keys to values; got {type(values).__name__}.")
     values = {"name": path.stem} | values
     check_recipe(values, source)
+    overrides = list(overrides)
     for override in overrides:
         values = _apply_override(values, override)
-        check_recipe(values, f"--set {override}")
+    if overrides:
+        # Together, as one may be valid only beside another.
+        check_recipe(values, f"--set {' '.join(overrides)}")
     recipe = Recipe(**values)
     model_fields(recipe, source)
     processor_fields(recipe, source)
@@ -407,3 +430,8 @@ __all__ = [
     "model_fields",
     "processor_fields",
 ]
+
+
+def augmentation_of(recipe: Recipe) -> Augmentation | None:
+    """The augmentation that a recipe asks for, None without one."""
+    return _augmentation(recipe.augmentation, "The recipe") if recipe.augmentation else None

@@ -2,8 +2,10 @@
 """Concept datasets from every source, and their rows as batches."""
 
 import json
+import shutil
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
@@ -19,6 +21,10 @@ from ascent_vit.data import (
     concepts_from_features,
     load_concept_dataset,
 )
+from ascent_vit.data.card import write_dataset
+from ascent_vit.data.schema import PreparedDataset
+from ascent_vit.training import Recipe, train
+from ascent_vit.training.build import make_loader
 from modeling_ascent_vit import AscentViTImageProcessor, AscentViTImageProcessorPil
 
 
@@ -146,6 +152,107 @@ class TestLoading:
         assert loaded["train"][0]["objects"]["category"] == [1]
         assert loaded["test"][0]["objects"]["category"] == [0]
 
+    @pytest.fixture
+    def foreign_folder(self, tmp_path):
+        """Images beside a metadata.jsonl as detection datasets have it, with names as text and keys of their own."""
+        for split, number in (("train", 6), ("validation", 3)):
+            (tmp_path / "set" / split).mkdir(parents=True)
+            lines = []
+            for i in range(number):
+                make_image(i).save(tmp_path / "set" / split / f"{i}.png")
+                boxes, names = [[0, 0, 8, 8.5], [20, 10, 16, 16]][: i % 3], ["tail", "ear"][: i % 3]
+                annotations = {"id": list(range(len(names))), "boxes": boxes, "categories": names}
+                row = {"file_name": f"{i}.png", "species": ["dog", "cat"][i % 2], "annotations": annotations}
+                lines.append(json.dumps(row))
+            (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(lines))
+        return tmp_path / "set"
+
+    OPTIONS = {
+        "columns": {
+            "label": "species",
+            "objects": "annotations",
+            "objects.bbox": "boxes",
+            "objects.category": "categories",
+        }
+    }
+    NAMES = {"labels": LABELS, "spatial_concepts": SPATIAL}
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("form", ["imagefolder", "parquet"])
+    def test_a_foreign_dataset_trains_by_mapping_its_columns(
+        self, foreign_folder, tmp_path, make_config, form, streaming
+    ):
+        cache = {"cache_dir": str(tmp_path / "cache")}
+        if form == "parquet":
+            whole = load_dataset(str(foreign_folder), **cache)
+            foreign_folder = tmp_path / "parquet"
+            for name, split in whole.items():
+                split.to_parquet(foreign_folder / f"{name}-00000-of-00001.parquet")
+        options = self.OPTIONS | cache | (self.NAMES if streaming else {})
+        loaded = load_concept_dataset(str(foreign_folder), streaming=streaming, **options)
+        assert concepts_from_features(loaded["train"].features) == (LABELS, [], SPATIAL)
+        rows = list(loaded["train"])
+        assert [row["label"] for row in rows] == [1, 0, 1, 0, 1, 0]
+        assert rows[2]["objects"] == {"id": [0, 1], "bbox": [[0, 0, 8, 8.5], [20, 10, 16, 16]], "category": [1, 0]}
+        assert rows[5]["image"].tobytes() == make_image(5).tobytes()
+
+        processor = AscentViTImageProcessor.from_model_config(make_config(spatial_concepts=SPATIAL))
+        backbone = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+        backbone |= {"intermediate_size": 32, "image_size": 40, "patch_size": 8}
+        recipe = Recipe(
+            model={"backbone_config": backbone, "fusion_heads": 4},
+            per_device_train_batch_size=2,
+            max_steps=2,
+            dataset=str(foreign_folder),
+            dataset_options=options | {"streaming": streaming},
+            augmentation={"horizontal_flip": 0.5},
+        )
+        assert train(recipe, tmp_path / "run").steps == 2
+        targets = ConceptCollator(processor)(rows[2:3])["spatial_concept_targets"].view(6, 6, 2)
+        assert targets[0, 0].tolist() == [0, 1]
+
+    def test_a_stream_of_text_needs_names(self, foreign_folder):
+        with pytest.raises(ValueError, match=r"Column label holds text or numbers, .* dataset_options: {labels: \["):
+            load_concept_dataset(str(foreign_folder), streaming=True, **self.OPTIONS)
+        with pytest.raises(ValueError, match=r"Column objects holds text .* {spatial_concepts: \["):
+            load_concept_dataset(str(foreign_folder), streaming=True, labels=LABELS, **self.OPTIONS)
+        stream = load_concept_dataset(
+            str(foreign_folder), streaming=True, labels=["cat", "cow"], spatial_concepts=SPATIAL, **self.OPTIONS
+        )
+        with pytest.raises(ValueError, match="Column label holds 'dog', which has no name among labels"):
+            list(stream["train"])
+
+    def test_names_may_be_given(self, foreign_folder, tmp_path, dataset):
+        options = self.OPTIONS | {"cache_dir": str(tmp_path / "cache")}
+        names = {"labels": ["dog", "cow", "cat"], "spatial_concepts": SPATIAL[::-1]}
+        loaded = load_concept_dataset(str(foreign_folder), **options, **names)
+        assert concepts_from_features(loaded["train"].features) == (["dog", "cow", "cat"], [], SPATIAL[::-1])
+        assert loaded["train"]["label"][:2] == [0, 2]
+        assert loaded["train"][2]["objects"]["category"] == [0, 1]
+        with pytest.raises(ValueError, match="Column label holds 'dog', which has no name among labels"):
+            load_concept_dataset(str(foreign_folder), labels=["cat", "cow"], **options)
+        dataset.save_to_disk(tmp_path / "named")
+        with pytest.raises(ValueError, match="labels differ from the names of label in the dataset"):
+            load_concept_dataset(str(tmp_path / "named"), labels=["a", "b"])
+
+    @pytest.mark.parametrize(
+        "columns, message",
+        [
+            ({"label": "kind"}, "columns maps label to 'kind', but the split train has image, species, annotations"),
+            ({"labels": "species"}, "columns may map image, label, .*, points.category; got 'labels'"),
+            ({"points.xy": "xy"}, "columns maps keys of points, but the split train has no such column"),
+            (
+                {"objects": "annotations", "objects.bbox": "box"},
+                "objects.bbox to 'box', but objects has the keys id, boxes, categories",
+            ),
+        ],
+    )
+    def test_columns_that_do_not_exist(self, foreign_folder, tmp_path, columns, message):
+        with pytest.raises(ValueError, match=message):
+            load_concept_dataset(
+                str(foreign_folder), columns={"label": "species"} | columns, cache_dir=str(tmp_path / "cache")
+            )
+
     def test_columns_are_renamed_and_whole_numbers_become_classes(self, tmp_path):
         columns = {"img": [make_image(i) for i in range(3)], "fine": [0, 2, 1]}
         features = Features({"img": ImageFeature(), "fine": Value("int64")})
@@ -155,6 +262,11 @@ class TestLoading:
         loaded = load_concept_dataset(str(tmp_path / "d"), columns={"image": "img", "label": "fine"})
         assert loaded["train"].features["label"].names == ["0", "1", "2"]
         assert loaded["train"]["label"] == [0, 2, 1]
+        options = {"columns": {"image": "img", "label": "fine"}}
+        loaded = load_concept_dataset(str(tmp_path / "d"), labels=["a", "b", "c", "d"], **options)
+        assert loaded["train"].features["label"].names == ["a", "b", "c", "d"]
+        with pytest.raises(ValueError, match="Column label holds 2, which has no name among labels"):
+            load_concept_dataset(str(tmp_path / "d"), labels=["a", "b"], **options)
 
     def test_digits(self):
         assert len(load_concept_dataset("digits", copies=1)["train"]) == 1257
@@ -170,6 +282,38 @@ class TestLoading:
         (tmp_path / "notes" / "a.xyz").write_text("no data")
         with pytest.raises(FileNotFoundError, match="no data files"):
             load_concept_dataset(str(tmp_path / "notes"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["imagefolder", "parquet"])
+def test_memory_stays_flat_while_streaming(tmp_path, make_config, form):
+    """Noise does not compress: 2,500 images of 48 KiB, streamed three times, are 350 MiB, decoded even more."""
+    split = tmp_path / "set" / "train"
+    split.mkdir(parents=True)
+    lines = []
+    for i in range(2500):
+        make_image(i, (128, 128)).save(split / f"{i}.png", compress_level=1)
+        objects = {"bbox": [[8, 8, 64, 64]], "category": ["ear"]}
+        lines.append(json.dumps({"file_name": f"{i}.png", "label": "cat", "objects": objects}))
+    (split / "metadata.jsonl").write_text("\n".join(lines))
+    folder = tmp_path / "set"
+    names = {"labels": LABELS, "spatial_concepts": SPATIAL}
+    if form == "parquet":
+        whole = load_concept_dataset(str(folder), cache_dir=str(tmp_path / "cache"), **names)
+        folder = tmp_path / "parquet"
+        whole["train"].to_parquet(folder / "train-00000-of-00001.parquet", batch_size=100)
+        names = {}
+    stream = load_concept_dataset(str(folder), streaming=True, **names)["train"]
+    processor = AscentViTImageProcessor.from_model_config(make_config(spatial_concepts=SPATIAL))
+    recipe = Recipe(augmentation={"horizontal_flip": 0.5, "crop_scale": [0.5, 1.0]})
+    memory = []
+    for i, batch in enumerate(make_loader(stream, processor, recipe, 50, num_shuffled=0)):
+        assert batch["pixel_values"].shape == (50, 3, 48, 48)
+        memory.append(psutil.Process().memory_info().rss / 2**20)
+        if i == 149:
+            break
+    # By the 40th batch, 2,000 images, the shuffle buffer of 1,000 is full.
+    assert max(memory[40:]) - memory[40] < 48, memory[::10]
 
 
 class TestBatches:
@@ -239,3 +383,26 @@ def test_a_dataset_of_the_shared_folder(shared_folder):
     folder = shared_folder / "data" / "mnist" / "mnist"
     splits = load_dataset(str(folder), streaming=True)
     assert concepts_from_features(splits["train"].features)[0] == [str(i) for i in range(10)]
+
+
+def test_a_folder_never_gives_the_rows_of_another_one(tmp_path):
+    """`datasets` keeps what it read by the folder's name and card, which are the same for all three here."""
+
+    def write(folder, labels):
+        rows = (
+            make_dataset(4)
+            .remove_columns("label")
+            .add_column("label", labels)
+            .cast_column("label", ClassLabel(names=LABELS))
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_dataset(PreparedDataset(DatasetDict(train=rows), "Same", "other", "Same.", {}), folder, None, "same")
+
+    first, second = tmp_path / "a" / "same", tmp_path / "b" / "same"
+    write(first, [0, 0, 0, 0])
+    write(second, [1, 1, 1, 1])
+    assert load_concept_dataset(str(first))["train"]["label"][:] == [0, 0, 0, 0]
+    assert load_concept_dataset(str(second))["train"]["label"][:] == [1, 1, 1, 1]
+    write(first, [0, 1, 0, 1])
+    assert load_concept_dataset(str(first))["train"]["label"][:] == [0, 1, 0, 1]

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from ascent_vit.data import Augmentation
 from ascent_vit.training import Recipe, load_recipe
-from ascent_vit.training.recipe import model_fields
+from ascent_vit.training.recipe import augmentation_of, model_fields
 
 
 MODEL = """
@@ -41,6 +42,14 @@ def test_overrides_reach_into_mappings(write):
     assert recipe.model["backbone_config"]["hidden_size"] == 32
     assert (recipe.learning_rate, recipe.max_steps) == (1e-3, 7)
     assert (recipe.dataset_options, recipe.processor) == ({"copies": 3}, {"unannotated": "none"})
+
+
+def test_an_augmentation(write):
+    text = "augmentation: {horizontal_flip: 0.5, crop_scale: [0.5, 1], flip_pairs: [[left wing, right wing]]}\n"
+    expected = Augmentation(0.5, crop_scale=[0.5, 1], flip_pairs=[["left wing", "right wing"]])
+    assert augmentation_of(load_recipe(write(text))) == expected
+    assert augmentation_of(load_recipe(write(text), ["augmentation.rotation=5"])).rotation == 5
+    assert augmentation_of(load_recipe(write(""))) is None
 
 
 def test_another_dataset_has_options_of_its_own(write):
@@ -79,6 +88,9 @@ def test_an_override_keeps_the_preset(tmp_path):
         ("seed: 1\nseed: 2", "mine.yaml is no valid YAML: the key seed is given twice."),
         ("seed: [", "mine.yaml is no valid YAML"),
         ("processor: {unanotated: none}", "processor has no parameter unanotated; did you mean unannotated?"),
+        ("augmentation: 3", "mine.yaml: augmentation must be a mapping; got 3."),
+        ("augmentation: {rotate: 3}", "mine.yaml: augmentation has no key rotate; did you mean rotation?"),
+        ("augmentation: {rotation: far}", "mine.yaml: augmentation.rotation must be a number from 0 to 180"),
         ("backbone: a/b", "mine.yaml: backbone a/b brings its own configuration"),
     ],
 )

@@ -186,6 +186,57 @@ def test_a_resumed_run_equals_an_undisturbed_one(dataset, tmp_path, step):
         assert read(tmp_path / "whole" / "metrics" / name) == read(tmp_path / "cut" / "metrics" / name)
 
 
+AUGMENTATION = {
+    "horizontal_flip": 0.5,
+    "rotation": 20,
+    "crop_scale": [0.5, 1.0],
+    "contrast": 0.3,
+    "flip_pairs": [["digit 2", "digit 5"]],
+}
+
+
+def test_an_augmented_run_resumed_with_workers_equals_an_undisturbed_one(dataset, tmp_path):
+    values = recipe(augmentation=AUGMENTATION, save_steps=3)
+    train(values, tmp_path / "whole", dataset)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for path in checkpoints(tmp_path / "cut")[1:]:
+        shutil.rmtree(path)
+    # Neither who reads the images nor what is kept in memory matters.
+    train(
+        dataclasses.replace(values, dataloader_num_workers=2, cache_mebibytes=0),
+        tmp_path / "cut",
+        dataset,
+        resume=True,
+    )
+    whole, cut = ([weights(path) for path in checkpoints(tmp_path / name)] for name in ("whole", "cut"))
+    assert len(whole) == len(cut) == 4
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(whole, cut, strict=True) for key in a)
+    with pytest.raises(ValueError, match="another recipe: augmentation was"):
+        train(dataclasses.replace(values, augmentation={}), tmp_path / "cut", dataset, resume=True)
+
+
+def test_only_the_train_split_is_augmented_and_anew_each_epoch(dataset):
+    values = recipe(augmentation=AUGMENTATION)
+    _, processor = build_model(values, *concepts_from_features(dataset["train"].features))
+    plain, augmented = (list(make_loader(dataset["validation"], processor, v, 16)) for v in (recipe(), values))
+    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(plain, augmented, strict=True))
+    loader = make_loader(dataset["train"], processor, values, 8, num_shuffled=32)
+    views = []
+    for epoch in (0, 0, 1):
+        loader.sampler.set_epoch(epoch)
+        pixels = torch.cat([batch["pixel_values"] for batch in loader])
+        views.append(pixels[pixels.flatten(1).sum(1).argsort()])
+    assert len(views[0]) == 32 and torch.equal(views[0], views[1]) and not torch.equal(views[0], views[2])
+
+
+def test_an_augmentation_that_does_not_serve(dataset, tmp_path):
+    with pytest.raises(ValueError, match="'digit 2' and 'left wing', but 'left wing' is no concept"):
+        train(recipe(augmentation={"flip_pairs": [["digit 2", "left wing"]]}), tmp_path / "run", dataset)
+    with pytest.raises(ValueError, match="crops of many sizes, which the image processor must resize"):
+        train(recipe(augmentation={"crop_scale": [0.5, 1]}, processor={"do_resize": False}), tmp_path / "run", dataset)
+    assert not (tmp_path / "run").exists()
+
+
 def test_max_steps_ends_within_an_epoch(dataset, tmp_path, caplog):
     values = recipe(num_train_epochs=10, warmup_epochs=5, head_only_epochs=2.5, max_steps=6, save_total_limit=2)
     with caplog.at_level("WARNING", logger="ascent_vit"):
@@ -284,13 +335,14 @@ def test_validation_is_cut_from_train(dataset):
         split_dataset(DatasetDict(test=dataset["test"]), seed=0)
 
 
-def test_a_streamed_dataset(dataset, tmp_path):
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTATION])
+def test_a_streamed_dataset(dataset, tmp_path, augmentation):
     stream = DatasetDict(dataset)
     stream = type(stream)({name: split.to_iterable_dataset() for name, split in dataset.items()})
     with pytest.raises(ValueError, match="give max_steps"):
         train(recipe(), tmp_path / "run", stream)
     # More steps than the 36 images fill once: the stream starts again.
-    values = recipe(max_steps=6, save_steps=2)
+    values = recipe(max_steps=6, save_steps=2, augmentation=augmentation)
     result = train(values, tmp_path / "run", stream)
     assert result.steps == 6 and result.split == "test"
     shutil.copytree(tmp_path / "run", tmp_path / "cut")
@@ -365,10 +417,11 @@ train(load_recipe(sys.argv[1]), sys.argv[2], load_from_disk(sys.argv[3]))
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(dataset, tmp_path):
+@pytest.mark.parametrize("augmentation", [{}, AUGMENTATION])
+def test_two_processes_equal_one(dataset, tmp_path, augmentation):
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "run.py").write_text(TWO_PROCESSES)
-    values = recipe(adam_epsilon=1e-3, head_only_epochs=0.5, dataset="two", ema_decay=0.5)
+    values = recipe(adam_epsilon=1e-3, head_only_epochs=0.5, dataset="two", ema_decay=0.5, augmentation=augmentation)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(values)))
     arguments = [
         str(tmp_path / "run.py"),

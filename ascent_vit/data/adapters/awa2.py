@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Animals with Attributes 2: 37,322 images of 50 classes, each class described by 85 attributes.
+
+Xian, Lampert, Schiele, Akata: "Zero-Shot Learning: A Comprehensive Evaluation of the Good, the Bad and the Ugly", IEEE
+TPAMI 2018. The archive's layout: classes.txt, predicates.txt, predicate-matrix-binary.txt, trainclasses.txt,
+testclasses.txt and JPEGImages/CLASS/CLASS_NUMBER.jpg.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from ..schema import PreparedDataset, concept_features
+from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
+
+
+UNPACK = "Unpack the whole archive, AwA2-base.zip and AwA2-data.zip."
+
+# The test classes of the two published zero-shot splits. Those of the standard split are among ImageNet's classes, on
+# which backbones are pretrained; the proposed split avoids that.
+PROPOSED_TEST_CLASSES = frozenset(
+    ["bat", "blue+whale", "bobcat", "dolphin", "giraffe", "horse", "rat", "seal", "sheep", "walrus"]
+)
+STANDARD_TEST_CLASSES = frozenset(
+    [
+        "chimpanzee",
+        "giant+panda",
+        "hippopotamus",
+        "humpback+whale",
+        "leopard",
+        "persian+cat",
+        "pig",
+        "raccoon",
+        "rat",
+        "seal",
+    ]
+)
+
+CITATION = """```bibtex
+@article{xian2018zero,
+  title={Zero-Shot Learning: A Comprehensive Evaluation of the Good, the Bad and the Ugly},
+  author={Xian, Yongqin and Lampert, Christoph H. and Schiele, Bernt and Akata, Zeynep},
+  journal={IEEE Transactions on Pattern Analysis and Machine Intelligence},
+  year={2018}
+}
+```"""
+
+
+def read_names(path: Path) -> list[str]:
+    """
+    Names of classes.txt or predicates.txt, one a line, with or without a number before each.
+
+    Raises:
+        ValueError: for a file that is numbered in part or not from 1 on, or names that are there twice.
+    """
+    lines = read_lines(path)
+    numbered = [re.fullmatch(r"(\d+)\s+(\S.*)", line) for _, line in lines]
+    if any(numbered):
+        for expected, ((number, line), match) in enumerate(zip(lines, numbered, strict=True), start=1):
+            if match is None or int(match[1]) != expected:
+                raise ValueError(f"{path}, line {number}: expected the number {expected} and a name; got {line!r}.")
+    names = [match[2] if match else line for match, (_, line) in zip(numbered, lines, strict=True)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has {', '.join(repeated)} twice: every name may be there once.")
+    return names
+
+
+def read_predicates(path: Path, num_classes: int, num_predicates: int) -> list[list[int]]:
+    """
+    Ids of the predicates of each class, from predicate-matrix-binary.txt.
+
+    Raises:
+        ValueError: for a matrix of another shape, or with values other than 0 and 1.
+    """
+    lines = read_lines(path)
+    if len(lines) != num_classes:
+        raise ValueError(f"{path} must have a row for each of the {num_classes} classes; got {len(lines)}. {UNPACK}")
+    present = []
+    for number, line in lines:
+        values = line.split()
+        if len(values) != num_predicates or not set(values) <= {"0", "1"}:
+            raise ValueError(
+                f"{path}, line {number}: expected a 0 or 1 for each of the {num_predicates} predicates; got "
+                f"{len(values)} values, among them {', '.join(sorted(set(values))[:5])}."
+            )
+        present.append([i for i, value in enumerate(values) if value == "1"])
+    return present
+
+
+def list_images(folder: Path, classes: list[str]) -> list[list[Path]]:
+    """
+    Image files of each class, by name.
+
+    Raises:
+        FileNotFoundError: for classes without images.
+        ValueError: for a folder that is no class.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The folder of images {folder} is missing. {UNPACK}")
+    found = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    unknown = sorted(found - set(classes))
+    if unknown:
+        raise ValueError(f"{folder} has folders that are no class of classes.txt: {', '.join(unknown[:5])}.")
+    images = [
+        sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        for name in classes
+    ]
+    empty = [name for name, paths in zip(classes, images, strict=True) if not paths]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        raise FileNotFoundError(f"{folder} has no images of {', '.join(empty[:5])}{more}. {UNPACK}")
+    return images
+
+
+def read_test_classes(folder: Path, classes: list[str]) -> set[str]:
+    """
+    The unseen classes of a zero-shot split: those of testclasses.txt.
+
+    Raises:
+        FileNotFoundError: without testclasses.txt.
+        ValueError: for unknown classes, or where trainvalclasses.txt, or else trainclasses.txt, does not name exactly
+            the others.
+    """
+    hint = "It is part of AwA2-base.zip and of xlsa17.zip; give its folder as split_folder, or use split=instance."
+    path = find_file([folder], "testclasses.txt", hint)
+    test = set(read_names(path))
+    unknown = sorted(test - set(classes))
+    if unknown:
+        raise ValueError(f"{path} names classes that classes.txt does not have: {', '.join(unknown)}.")
+    for name in ("trainvalclasses.txt", "trainclasses.txt"):
+        if (folder / name).is_file():
+            wrong = sorted(set(read_names(folder / name)) ^ (set(classes) - test))
+            if wrong:
+                raise ValueError(
+                    f"{folder / name} and testclasses.txt must together name every class once; "
+                    f"they do not for {', '.join(wrong)}."
+                )
+            break
+    return test
+
+
+def _read_image(path: Path) -> dict[str, Any]:
+    # Attributes belong to the class, not to a place: an image that its EXIF tag turns is as good as any.
+    content = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("L", (1, 1))
+            image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"The image {path} cannot be read ({error}). {UNPACK}") from error
+    return {"bytes": content, "path": path.name}
+
+
+def _rows(split: str, items: list[tuple[int, Path]], predicates: list[list[int]]) -> Iterator[dict[str, Any]]:
+    for label, path in tqdm(items, desc=f"Reading {split}", unit="image", leave=False):
+        yield {
+            "image": _read_image(path),
+            "label": label,
+            "concepts": predicates[label],
+            "image_name": f"{path.parent.name}/{path.name}",
+        }
+
+
+def prepare(
+    source: Path,
+    *,
+    split: Literal["instance", "proposed"] = "instance",
+    split_folder: str | None = None,
+    validation_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> PreparedDataset:
+    """
+    Animals with Attributes 2 with its 85 attributes as global concepts.
+
+    The attributes describe a class, so every image of a class has the same, whether they are to be seen in it or not.
+
+    Args:
+        source: the unpacked archive, or the folder around Animals_with_Attributes2.
+        split: "instance" draws validation and test from every class. "proposed" is the zero-shot split of
+            testclasses.txt: test holds the images of the classes that train does not have.
+        split_folder: folder of the zero-shot split's testclasses.txt and trainvalclasses.txt, as xlsa17/data/AWA2;
+            None for the archive itself.
+        validation_share: share of each class's images (of each seen class, for "proposed") that is validation.
+        test_share: share of each class's images that is test; for "instance" alone.
+        seed: of the draw.
+
+    Raises:
+        FileNotFoundError: for files or images that are missing.
+        ValueError: for files that contradict each other, images that cannot be read, or options out of range.
+    """
+    from datasets import Value
+
+    if split not in ("instance", "proposed"):
+        raise ValueError(f'split must be "instance" or "proposed"; got {split!r}.')
+    check_shares(validation_share, test_share if split == "instance" else 0.0)
+    inner = source / "Animals_with_Attributes2"
+    root = inner if inner.is_dir() else source
+    classes = read_names(find_file([root], "classes.txt", UNPACK))
+    names = read_names(find_file([root], "predicates.txt", UNPACK))
+    matrix = find_file([root], "predicate-matrix-binary.txt", UNPACK)
+    predicates = read_predicates(matrix, len(classes), len(names))
+    unseen: set[str] = set()
+    if split == "proposed":
+        unseen = read_test_classes(Path(split_folder).expanduser() if split_folder else root, classes)
+        if unseen == STANDARD_TEST_CLASSES:
+            warnings.warn(
+                "testclasses.txt holds the standard split, whose test classes are among ImageNet's, not the proposed "
+                "one: give the folder xlsa17/data/AWA2 as split_folder.",
+                stacklevel=2,
+            )
+    images = list_images(root / "JPEGImages", classes)
+    splits: dict[str, list[tuple[int, Path]]] = {"train": [], "validation": [], "test": []}
+    for label, paths in enumerate(images):
+        items = [(label, path) for path in paths]
+        if classes[label] in unseen:
+            splits["test"] += items
+            continue
+        counts = {"validation": round(validation_share * len(items))}
+        if split == "instance":
+            counts["test"] = round(test_share * len(items))
+        for name, drawn in draw(items, counts, [seed, label]).items():
+            splits[name] += drawn
+    features = concept_features(classes, names, columns=(), extra={"image_name": Value("string")})
+    dataset = dataset_from_splits({name: _rows(name, rows, predicates) for name, rows in splits.items()}, features)
+    if unseen:
+        kind = {PROPOSED_TEST_CLASSES: "the proposed split", STANDARD_TEST_CLASSES: "the standard split"}.get(
+            frozenset(unseen), "a split of its own"
+        )
+        how = (
+            f"Zero-shot, {kind}: test holds the classes {', '.join(sorted(unseen))}, which train does not have. A "
+            "classifier cannot name them, so accuracy on test means nothing; the concept metrics do. Validation is "
+            f"{validation_share:g} of each other class, by seed {seed}."
+        )
+    else:
+        how = (
+            f"Every class in every split: {validation_share:g} of its images are validation, {test_share:g} test, by "
+            f"seed {seed}."
+        )
+    counts_text = ", ".join(f"{len(rows)} {name}" for name, rows in dataset.items())
+    description = (
+        f"[Animals with Attributes 2](https://cvml.ista.ac.at/AwA2/): {sum(map(len, images))} images "
+        f"({counts_text}) of {len(classes)} classes.\n\n"
+        f"Concepts: the {len(names)} attributes of the binary predicate matrix, as global concepts. They describe the "
+        "class, so every image of a class has the same, whether they are to be seen in it or not.\n\n"
+        f"Split: {how}\n\nNothing was left out. Each image has its own licence, named in the archive.\n\n{CITATION}"
+    )
+    settings = {
+        "split": split,
+        "split_folder": Path(split_folder).name if split_folder else None,
+        "validation_share": validation_share,
+        "test_share": test_share,
+        "seed": seed,
+    }
+    title = f"Animals with Attributes 2 with {len(names)} attributes"
+    return PreparedDataset(dataset, title, "other", description, settings)
+
+
+__all__ = ["list_images", "prepare", "read_names", "read_predicates", "read_test_classes"]

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Random augmentation of images together with their annotations.
+
+Image, points, boxes and mask go through the same geometry, so that the image processor marks the patches in which the
+annotated pixels end up. What is drawn for a sample depends on seed, epoch and the sample's place in the dataset alone:
+not on the number of workers, nor on where a run was interrupted.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask, read_placed
+from modeling_ascent_vit.image_processing_pil_ascent_vit import eight_bit
+
+
+# Boxes narrower than this many pixels are empty: rounding leaves slivers along the edges of a crop.
+SMALLEST_SIDE = 0.01
+
+CROP_ATTEMPTS = 10
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """
+    What is drawn for each training image, in this order: flip, rotation, crop, colour. Nothing by default.
+
+    Args:
+        horizontal_flip: probability of a mirror image.
+        rotation: degrees, from 0 to 180; the angle is drawn from [-rotation, rotation]. The image keeps its size, and
+            corners that come from outside are black and not annotated. A box becomes the upright hull of its turned
+            corners, so it may cover more than the object; points and masks turn exactly.
+        crop_scale: least and greatest share of the image's area in a crop, above 0 and at most 1; None for no crop.
+            What is cropped is resized by the image processor.
+        crop_ratio: least and greatest width / height of a crop.
+        brightness: from 0 on; a factor is drawn from [1 - brightness, 1 + brightness], not below 0.
+        contrast: likewise.
+        saturation: likewise.
+        hue: from 0 to 0.5; the shift is drawn from [-hue, hue] turns of the colour circle.
+        flip_pairs: pairs of concept names that change places in a mirror image, as left and right wing do.
+
+    Raises:
+        ValueError: for values of a wrong type or out of range, or a name in two pairs.
+    """
+
+    horizontal_flip: float = 0.0
+    rotation: float = 0.0
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    flip_pairs: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        for name, most in (
+            ("horizontal_flip", 1),
+            ("rotation", 180),
+            ("brightness", None),
+            ("contrast", None),
+            ("saturation", None),
+            ("hue", 0.5),
+        ):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0 or (most is not None and value > most):
+                limits = "a number from 0 on" if most is None else f"a number from 0 to {most}"
+                raise ValueError(f"augmentation.{name} must be {limits}; got {value!r}.")
+        for name, most in (("crop_scale", 1), ("crop_ratio", math.inf)):
+            value = getattr(self, name)
+            if value is None and name == "crop_scale":
+                continue
+            pair = isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(item) for item in value)
+            if not pair or not 0 < value[0] <= value[1] <= most:
+                limits = "above 0" if most == math.inf else "above 0 and at most 1"
+                raise ValueError(f"augmentation.{name} must be [least, greatest], {limits}; got {value!r}.")
+        pairs = self.flip_pairs
+        if not isinstance(pairs, list | tuple) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(name, str) for name in pair)
+            for pair in pairs
+        ):
+            raise ValueError(
+                "augmentation.flip_pairs must be a list of pairs of concept names, as [[left wing, right wing]]; "
+                f"got {pairs!r}."
+            )
+        names = [name for pair in pairs for name in pair]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"augmentation.flip_pairs may name a concept once; {repeated[0]!r} is there twice.")
+
+    def swap(self, concepts: list[str]) -> np.ndarray:
+        """Ids of a stream's concepts in a mirror image, `(len(concepts),)` int64."""
+        ids = {name: i for i, name in enumerate(concepts)}
+        swap = np.arange(len(concepts))
+        for first, second in self.flip_pairs:
+            if first in ids and second in ids:
+                swap[ids[first]], swap[ids[second]] = ids[second], ids[first]
+        return swap
+
+    def check_names(self, global_concepts: list[str], spatial_concepts: list[str]) -> None:
+        """ValueError for a pair that no stream has, or of which a stream has one name only."""
+        for first, second in self.flip_pairs:
+            streams = [names for names in (global_concepts, spatial_concepts) if first in names or second in names]
+            if not streams:
+                raise ValueError(
+                    f"augmentation.flip_pairs names {first!r} and {second!r}, but the dataset has no such concepts."
+                )
+            for names in streams:
+                for name in (first, second):
+                    if name not in names:
+                        raise ValueError(
+                            f"augmentation.flip_pairs names {first!r} and {second!r}, but {name!r} is no concept of "
+                            "the dataset, or not of the same kind (global or spatial) as the other."
+                        )
+
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """Pixels of a PIL image of any mode as the image processor sees them, `(3, height, width)` uint8."""
+    converted: Any = eight_bit(image)
+    return np.array(np.asarray(converted.convert("RGB")).transpose(2, 0, 1), order="C")
+
+
+def _adjust_contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """
+    Contrast as torchvision's, with the mean grey summed in integers: that of floats depends on the number of threads,
+    which differs between workers and the main process.
+    """
+    from torchvision.transforms.v2 import functional
+
+    grey = functional.rgb_to_grayscale(image)
+    mean = int(grey.sum(dtype=torch.int64)) / grey.numel()
+    return image.float().mul_(factor).add_((1 - factor) * mean).clamp_(0, 255).to(torch.uint8)
+
+
+class ConceptAugmenter:
+    """
+    Augments rows of a concept dataset.
+
+    Args:
+        options: what to draw.
+        global_concepts: names of the dataset's global concepts.
+        spatial_concepts: names of the dataset's spatial concepts.
+
+    Raises:
+        ImportError: without torchvision.
+        ValueError: for pairs of names that the dataset does not have.
+    """
+
+    def __init__(self, options: Augmentation, global_concepts: list[str], spatial_concepts: list[str]):
+        try:
+            import torchvision  # noqa: F401
+        except ImportError as error:
+            raise ImportError("Augmentation needs torchvision: pip install 'ascent-vit[train]'.") from error
+        options.check_names(global_concepts, spatial_concepts)
+        self.options = options
+        self.num_spatial_concepts = len(spatial_concepts)
+        self.global_swap, self.spatial_swap = options.swap(global_concepts), options.swap(spatial_concepts)
+
+    def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """
+        One random view of a row.
+
+        A point stands for the pixel it lies in and becomes its centre. Points that leave the image are dropped; boxes
+        are clipped to it and dropped when nothing is left. Global concepts stay as they are, but for `flip_pairs`.
+
+        Args:
+            row: with an image, PIL or `(3, height, width)` uint8, and any of the schema's annotation columns.
+            rng: is drawn from.
+
+        Returns:
+            The row with image `(3, height, width)` uint8, mask `(height, width)`, and `objects` and `points` as dicts
+            of lists.
+
+        Raises:
+            ValueError: for annotations that the image processor would refuse.
+        """
+        from torchvision import tv_tensors
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
+        pixels = rgb_pixels(row["image"]) if isinstance(row["image"], Image.Image) else row["image"]
+        image = tv_tensors.Image(torch.from_numpy(pixels))
+        height, width = image.shape[-2:]
+        parts: dict[str, Any] = {"image": image}
+        placed = {
+            column: items
+            for column in ("objects", "points")
+            if (items := self._read(row, column, height, width)) is not None
+        }
+        if placed:
+            # Points are the boxes of their pixels: torchvision's KeyPoints count from pixel centres in a flip and from
+            # edges elsewhere, which is off by one.
+            parts["boxes"] = tv_tensors.BoundingBoxes(
+                torch.from_numpy(np.concatenate([boxes for boxes, _ in placed.values()])),
+                format="XYXY",
+                canvas_size=(height, width),
+                clamping_mode=None,
+            )
+        if row.get("mask") is not None:
+            mask, _ = read_mask(row["mask"], (height, width), self.num_spatial_concepts, "mask")
+            kind = np.uint8 if mask.dtype == np.uint8 else np.int32
+            parts["mask"] = tv_tensors.Mask(torch.from_numpy(mask.astype(kind)))
+
+        options = self.options
+        flipped = rng.random() < options.horizontal_flip
+        if flipped:
+            parts = {name: functional.horizontal_flip(part) for name, part in parts.items()}
+        if options.rotation:
+            angle = rng.uniform(-options.rotation, options.rotation)
+            modes = {"image": InterpolationMode.BILINEAR}
+            parts = {
+                name: functional.rotate(part, angle, interpolation=modes.get(name, InterpolationMode.NEAREST))
+                for name, part in parts.items()
+            }
+        if options.crop_scale is not None:
+            crop = self._draw_crop(height, width, rng)
+            parts = {name: functional.crop(part, *crop) for name, part in parts.items()}
+            height, width = crop[2:]
+
+        augmented = dict(row) | {"image": self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()}
+        for column in ("concepts", "unknown_concepts"):
+            if flipped and row.get(column) is not None:
+                ids = read_ids(row[column], len(self.global_swap), column)
+                augmented[column] = self.global_swap[ids].tolist()
+        start = 0
+        for column, (boxes, ids) in placed.items():
+            moved = parts["boxes"][start : start + len(boxes)].as_subclass(torch.Tensor).numpy()
+            start += len(boxes)
+            augmented[column] = self._place(column, moved, self.spatial_swap[ids] if flipped else ids, height, width)
+        if "mask" in parts:
+            mask = parts["mask"].as_subclass(torch.Tensor).numpy()
+            augmented["mask"] = self._swap_mask(mask) if flipped else np.ascontiguousarray(mask)
+        return augmented
+
+    def _read(
+        self, row: Mapping[str, Any], column: str, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Boxes `(n, 4)` as left, top, right, bottom, of points the boxes of their pixels, and ids `(n,)`."""
+        if row.get(column) is None:
+            return None
+        key, names = ("bbox", "x, y, width, height") if column == "objects" else ("xy", "x, y")
+        items = read_placed(row[column], key, names, self.num_spatial_concepts, column)
+        if items is None:
+            return None
+        values, ids = items
+        if column == "points":
+            boxes = np.concatenate([np.floor(values), np.floor(values) + 1], axis=1)
+        else:
+            boxes = np.concatenate([values[:, :2], values[:, :2] + values[:, 2:]], axis=1)
+        boxes = boxes.clip(0, [width, height] * 2)
+        empty = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1)
+        if empty.any():
+            raise ValueError(
+                f"{column}.{key} must lie in the image, width {width} and height {height}; "
+                f"got [{names}] = {values[empty][0].tolist()}."
+            )
+        return boxes, ids
+
+    def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width in pixels; where no drawn crop fits, the largest one with an allowed ratio."""
+        assert self.options.crop_scale is not None
+        low, high = self.options.crop_ratio
+        for _ in range(CROP_ATTEMPTS):
+            area = height * width * rng.uniform(*self.options.crop_scale)
+            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+            crop_height, crop_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top, left = rng.integers(0, [height - crop_height + 1, width - crop_width + 1]).tolist()
+                return top, left, crop_height, crop_width
+        crop_height = min(height, max(1, round(width / low)))
+        crop_width = min(width, max(1, round(height * high)))
+        return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+    def _colour(self, image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        from torchvision.transforms.v2 import functional
+
+        for name, adjust in (
+            ("brightness", functional.adjust_brightness),
+            ("contrast", _adjust_contrast),
+            ("saturation", functional.adjust_saturation),
+        ):
+            strength = getattr(self.options, name)
+            if strength:
+                image = adjust(image, rng.uniform(max(0.0, 1 - strength), 1 + strength))
+        if self.options.hue:
+            image = functional.adjust_hue(image, rng.uniform(-self.options.hue, self.options.hue))
+        return image
+
+    @staticmethod
+    def _place(column: str, boxes: np.ndarray, ids: np.ndarray, height: int, width: int) -> dict[str, list]:
+        """A column of the schema from boxes that may lie outside the image."""
+        if column == "points":
+            points = (boxes[:, :2] + boxes[:, 2:]) / 2
+            inside = ((points >= 0) & (points < [width, height])).all(axis=1)
+            return {"xy": points[inside].tolist(), "category": ids[inside].tolist()}
+        boxes = boxes.clip(0, [width, height] * 2)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        inside = (sides >= SMALLEST_SIDE).all(axis=1)
+        boxes = np.concatenate([boxes[:, :2], sides], axis=1)
+        return {"bbox": boxes[inside].tolist(), "category": ids[inside].tolist()}
+
+    def _swap_mask(self, mask: np.ndarray) -> np.ndarray:
+        codes = np.arange(max(MASK_IGNORE, self.num_spatial_concepts) + 1, dtype=mask.dtype)
+        codes[1 : self.num_spatial_concepts + 1] = self.spatial_swap + 1
+        codes[MASK_IGNORE] = MASK_IGNORE
+        return codes[mask]
+
+
+class AugmentedConceptDataset(torch.utils.data.Dataset):
+    """
+    A split with random access whose rows are augmented, to be indexed by [`EpochSampler`].
+
+    Args:
+        dataset: a split of a concept dataset.
+        augmenter: draws the views.
+        seed: of what is drawn.
+        memory: bytes for decoded images and masks; as many rows as fit, from the first on, are decoded once and kept.
+            Worker processes share them where the system forks processes.
+        progress: whether to show a progress bar while rows are decoded.
+    """
+
+    def __init__(self, dataset: Any, augmenter: ConceptAugmenter, seed: int, memory: int = 0, progress: bool = False):
+        self.dataset, self.augmenter, self.seed = dataset, augmenter, seed
+        self.decoded: list[dict[str, Any]] = []
+        left = memory
+        indices = range(len(dataset) if memory else 0)
+        for index in tqdm(indices, desc="Reading images", unit="image", leave=False, disable=not progress):
+            row = dict(dataset[index])
+            row["image"] = rgb_pixels(row["image"])
+            if row.get("mask") is not None:
+                row["mask"] = np.array(row["mask"])
+            left -= row["image"].nbytes + (row["mask"].nbytes if row.get("mask") is not None else 0)
+            if left < 0:
+                break
+            self.decoded.append(row)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        row = self.decoded[index] if index < len(self.decoded) else self.dataset[index]
+        return self.augmenter(row, np.random.default_rng([self.seed, epoch, index]))
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """
+    Random places of a dataset, each with the epoch it is drawn in.
+
+    The epoch travels with the place, so that it reaches every worker of every process. Accelerate passes on
+    `set_epoch`.
+
+    Args:
+        length: of the dataset.
+        num_samples: places of an epoch, each different; at most `length`.
+        seed: of the order.
+    """
+
+    def __init__(self, length: int, num_samples: int, seed: int):
+        self.length, self.num_samples, self.seed, self.epoch = length, num_samples, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter([(self.epoch, index) for index in order[: self.num_samples].tolist()])
+
+
+class AugmentedConceptStream(torch.utils.data.IterableDataset):
+    """
+    A stream whose rows are augmented, by their count in it and, with several workers, by the worker that reads them.
+
+    Args:
+        stream: of a concept dataset, in the order to train in.
+        augmenter: draws the views.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, stream: Iterable[Mapping[str, Any]], augmenter: ConceptAugmenter, seed: int):
+        self.stream, self.augmenter, self.seed, self.epoch = stream, augmenter, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if hasattr(self.stream, "set_epoch"):
+            self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        number = 0 if worker is None else worker.id
+        for count, row in enumerate(self.stream):
+            yield self.augmenter(row, np.random.default_rng([self.seed, self.epoch, number, count]))
+
+
+__all__ = [
+    "Augmentation",
+    "AugmentedConceptDataset",
+    "AugmentedConceptStream",
+    "ConceptAugmenter",
+    "EpochSampler",
+]

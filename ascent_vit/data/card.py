@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dataset cards, and prepared datasets as a folder: parquet files in the Hub's layout, with the card."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from ascent_vit.files import write_text
+
+from .loading import concepts_from_features
+from .schema import PreparedDataset
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from huggingface_hub import DatasetCard
+
+TAGS = ["ascent-vit", "explainability", "concept-based-models"]
+
+# Rows of a row group, as the Hub writes images: what a stream holds at a time.
+ROWS_AT_A_TIME = 100
+SHARD_BYTES = 500 * 10**6
+
+COLUMN_MEANINGS = {
+    "image": "the image",
+    "label": "its class",
+    "concepts": "concepts of the whole image that it shows; null = not known, empty = none",
+    "unknown_concepts": "concepts of the whole image of which it is not known",
+    "objects": "boxes of concepts that have a place: `bbox` as x, y, width, height in pixels, and `category`",
+    "points": "places of concepts: `xy` in pixels, and `category`",
+    "mask": "per pixel 0 = not annotated, i = concept i - 1 of those that have a place, 255 = ignore",
+}
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ title }}
+
+A concept dataset: images with a class, and with the human concepts that they show, in the schema of
+[ASCENT-ViT](https://arxiv.org/abs/2501.09221)'s toolkit `ascent-vit`.
+
+{{ description }}
+
+## Use
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset({{ repo }})
+```
+
+Training a model that explains itself in these concepts:
+`ascent-vit train --recipe RECIPE --dataset {{ place }} --output DIR`.{% if mask_names %}
+The names of the mask's concepts are not in its column; add
+`--set 'dataset_options.spatial_concepts=[...]'` with the {{ mask_names | length }} names below.{% endif %}
+
+
+## Content
+
+| split | images |
+|---|---|
+{% for name, number in splits.items() %}| {{ name }} | {{ number }} |
+{% endfor %}
+| column | meaning |
+|---|---|
+{% for name, meaning in columns.items() %}| `{{ name }}` | {{ meaning }} |
+{% endfor %}
+- {{ classes | length }} classes: {{ classes | join(", ") }}
+{% if global_concepts %}- {{ global_concepts | length }} concepts of the whole image: \
+{{ global_concepts | join(", ") }}
+{% endif %}{% if spatial_concepts %}- {{ spatial_concepts | length }} concepts that have a place: \
+{{ spatial_concepts | join(", ") }}
+{% endif %}
+{% if settings %}## How it was made
+
+{% if command %}```bash
+{{ command }}
+```
+
+{% endif %}| setting | value |
+|---|---|
+{% for name, value in settings.items() %}| {{ name }} | {{ value }} |
+{% endfor %}{% endif %}"""
+
+
+def _plain(text: Any) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(text).split()))
+
+
+def dataset_card(
+    prepared: PreparedDataset,
+    repo_id: str | None = None,
+    command: str | None = None,
+    spatial_concepts: list[str] | None = None,
+) -> "DatasetCard":
+    """
+    The card of a dataset, whose header restores its features and splits when it is loaded.
+
+    Args:
+        prepared: the dataset, and what there is to say of it.
+        repo_id: of the Hub, where it goes there.
+        command: the command that made it.
+        spatial_concepts: names of a mask's concepts, where the features do not have them.
+    """
+    from datasets.info import DatasetInfo, DatasetInfosDict
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    features = next(iter(prepared.dataset.values())).features
+    labels, global_names, spatial_names = concepts_from_features(features, spatial_concepts)
+    data = DatasetCardData(
+        license=prepared.license, pretty_name=prepared.title, tags=TAGS, task_categories=["image-classification"]
+    )
+    DatasetInfosDict({"default": DatasetInfo(features=features)}).to_dataset_card_data(data)
+    files = [{"split": name, "path": f"data/{name}-*"} for name in prepared.dataset]
+    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
+    return DatasetCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        title=_plain(prepared.title),
+        description=prepared.description.strip(),
+        repo=f'"{repo_id}"' if repo_id else '"PATH_OF_THIS_FOLDER"',
+        place=repo_id or "PATH_OF_THIS_FOLDER",
+        splits={name: f"{len(split):,}" for name, split in prepared.dataset.items()},
+        columns={name: COLUMN_MEANINGS.get(name, "see above") for name in features},
+        classes=[_plain(name) for name in labels],
+        global_concepts=[_plain(name) for name in global_names],
+        spatial_concepts=[_plain(name) for name in spatial_names],
+        mask_names=spatial_concepts,
+        command=command and " ".join(command.split()),
+        settings={_plain(name): _plain(value) for name, value in prepared.settings.items() if value is not None},
+    )
+
+
+def _write_split(split: "Dataset", folder: Path, name: str) -> None:
+    """Parquet files `NAME-00000-of-00001.parquet` with images embedded, a few rows in memory at a time."""
+    import pyarrow.parquet
+    from datasets.table import embed_table_storage
+
+    rows = split.with_format("arrow")
+    partial: list[Path] = []
+    writer = None
+    written = 0
+    for start in tqdm(range(0, len(rows), ROWS_AT_A_TIME), desc=f"Writing {name}", unit="batch", leave=False):
+        table = embed_table_storage(rows[start : start + ROWS_AT_A_TIME].combine_chunks())
+        if writer is None:
+            partial.append(folder / f"{name}.{len(partial)}.partial")
+            writer = pyarrow.parquet.ParquetWriter(partial[-1], table.schema)
+        writer.write_table(table)
+        written += table.nbytes
+        if written >= SHARD_BYTES or start + ROWS_AT_A_TIME >= len(rows):
+            writer.close()
+            writer, written = None, 0
+    for number, path in enumerate(partial):
+        path.rename(folder / f"{name}-{number:05d}-of-{len(partial):05d}.parquet")
+
+
+def write_dataset(
+    prepared: PreparedDataset,
+    folder: str | os.PathLike,
+    repo_id: str | None = None,
+    command: str | None = None,
+    spatial_concepts: list[str] | None = None,
+) -> None:
+    """
+    Writes a dataset so that `datasets.load_dataset(folder)` restores its splits and features: `data/*.parquet` and the
+    card `README.md`.
+
+    Args:
+        prepared: the dataset, which has been checked.
+        folder: an empty folder that exists; give that of [`replace_folder`] to have it whole or not at all.
+        repo_id: see [`dataset_card`], as are command and spatial_concepts.
+    """
+    data = Path(folder) / "data"
+    data.mkdir()
+    for name, split in prepared.dataset.items():
+        _write_split(split, data, name)
+    card = dataset_card(prepared, repo_id, command, spatial_concepts)
+    write_text(Path(folder) / "README.md", str(card).rstrip("\n") + "\n")
+
+
+__all__ = ["dataset_card", "write_dataset"]
