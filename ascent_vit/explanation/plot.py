@@ -146,7 +146,9 @@ def draw_bars(ax, explanation: "Explanation", top: int):
     ax.set_yticks(range(len(concepts)), names, fontsize=8, parse_math=False)
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
-    ax.margins(x=0.25)
+    # Room for the numbers on both sides, also where all bars begin at 0.
+    ax.use_sticky_edges = False
+    ax.margins(x=0.3)
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
