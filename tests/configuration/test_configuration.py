@@ -83,6 +83,7 @@ def test_the_names_of_keys_are_those_of_training_arguments():
         "dataset",
         "dataset_options",
         "processor",
+        "augmentation",
         "warmup_epochs",
         "head_only_epochs",
         "mixed_precision",
