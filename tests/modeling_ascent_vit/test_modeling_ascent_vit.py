@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoConfig, AutoModel, Dinov2Model, SiglipConfig, ViTConfig, ViTModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Dinov2Model,
+    SiglipConfig,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTModel,
+)
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTModel
 
@@ -494,6 +503,23 @@ def test_attention_implementation_reaches_the_backbone(make_config):
     assert eager.ascent_vit.backbone.config._attn_implementation == "sdpa"
     config.output_hidden_states = True
     assert len(AscentViTForImageClassification(config)(torch.randn(1, 3, 48, 48)).hidden_states) == 3
+
+
+def test_trainer_hands_logits_alone_to_metrics(make_config, tmp_path):
+    """Metric functions written for other classifiers take the argmax of `predictions`."""
+    config = make_config()
+    rows = [{"pixel_values": torch.randn(3, 48, 48), "labels": i % 5} for i in range(6)]
+    arguments = TrainingArguments(str(tmp_path), num_train_epochs=1, per_device_eval_batch_size=4, use_cpu=True)
+    trainer = Trainer(
+        build(config),
+        arguments,
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_accuracy"] <= 1 and metrics["eval_loss"] > 0
 
 
 def test_tuple_output(make_config):
