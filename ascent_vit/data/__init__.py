@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Concept datasets: images with a class, and with the concepts that annotators saw in them."""
 
+from .annotate import Annotations, DetectedConcept, annotate_dataset, read_concepts
 from .augmentation import (
     Augmentation,
     AugmentedConceptDataset,
@@ -8,6 +9,7 @@ from .augmentation import (
     ConceptAugmenter,
     EpochSampler,
 )
+from .card import dataset_card, write_dataset
 from .digits import load_digits_dataset
 from .loading import (
     CachedConceptDataset,
@@ -18,14 +20,22 @@ from .loading import (
     concepts_from_features,
     load_concept_dataset,
 )
+from .schema import PreparedDataset, concept_features, validate_dataset
 
 
 __all__ = [
+    "Annotations",
+    "DetectedConcept",
+    "annotate_dataset",
+    "read_concepts",
     "Augmentation",
     "AugmentedConceptDataset",
     "AugmentedConceptStream",
     "ConceptAugmenter",
     "EpochSampler",
+    "dataset_card",
+    "write_dataset",
+    "load_digits_dataset",
     "CachedConceptDataset",
     "ConceptCollator",
     "annotation_from_row",
@@ -33,5 +43,7 @@ __all__ = [
     "check_concepts",
     "concepts_from_features",
     "load_concept_dataset",
-    "load_digits_dataset",
+    "PreparedDataset",
+    "concept_features",
+    "validate_dataset",
 ]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -483,7 +484,7 @@ def choose_review(dataset: "DatasetDict", num_concepts: int) -> list[tuple[str, 
 
 
 def draw_review(dataset: "DatasetDict", concepts: Sequence[DetectedConcept]) -> "Figure":
-    """A sheet of pictures: the box that a picture is there for, with its name and score, and the others thin."""
+    """A sheet of pictures: the box that a picture is there for, thick, named above with its score; the others thin."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -504,13 +505,12 @@ def draw_review(dataset: "DatasetDict", concepts: Sequence[DetectedConcept]) -> 
             # Pixel centres have whole coordinates in the figure, pixel edges in the box.
             corner = (x - 0.5, y - 0.5)
             for color, line in edges:
-                ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=line))
-            if j != place:
-                text = f"{concepts[objects['category'][j]].name[:12]} {objects['score'][j]:.2f}"
-                ax.text(x, y, text, fontsize=4, color=BOX_COLOR, parse_math=False, clip_on=True)
-        name = concepts[objects["category"][place]].name[:24]
-        title = f"{name} {objects['score'][place]:.3f}\n{split}[{row}], {len(objects['bbox'])} boxes"
-        ax.set_title(title, fontsize=7, parse_math=False)
+                box = Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=line, clip_on=False)
+                ax.add_patch(box)
+        name = textwrap.shorten(concepts[objects["category"][place]].name, 26, placeholder=" ...")
+        others = len(objects["bbox"]) - 1
+        title = f"{name} {objects['score'][place]:.3f}\n{split}[{row}], other boxes: {others}"
+        ax.set_title(title, fontsize=8, parse_math=False)
         ax.set_axis_off()
     return figure
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dataset cards, and prepared datasets as a folder: parquet files in the Hub's layout, with the card."""
 
+import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ascent_vit.files import write_text
 
-from .loading import concepts_from_features
+from .loading import GROUP_COLUMN, concepts_from_features
 from .schema import PreparedDataset
 
 
@@ -32,6 +34,7 @@ COLUMN_MEANINGS = {
     "objects": "boxes of concepts that have a place: `bbox` as x, y, width, height in pixels, and `category`",
     "points": "places of concepts: `xy` in pixels, and `category`",
     "mask": "per pixel 0 = not annotated, i = concept i - 1 of those that have a place, 255 = ignore",
+    GROUP_COLUMN: "what rows belong together: those with the same one are never in two splits",
 }
 
 TEMPLATE = """\
@@ -93,11 +96,19 @@ def _plain(text: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(text).split()))
 
 
+def _meaning(name: str, feature: Any) -> str:
+    meaning = COLUMN_MEANINGS.get(name, "see above")
+    if name == "objects" and "score" in feature:
+        meaning += "; `score` is what the detector gave each box, from 0 to 1"
+    return meaning
+
+
 def dataset_card(
     prepared: PreparedDataset,
     repo_id: str | None = None,
     command: str | None = None,
     spatial_concepts: list[str] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> "DatasetCard":
     """
     The card of a dataset, whose header restores its features and splits when it is loaded.
@@ -107,6 +118,7 @@ def dataset_card(
         repo_id: of the Hub, where it goes there.
         command: the command that made it.
         spatial_concepts: names of a mask's concepts, where the features do not have them.
+        files: pattern of the files of each split, `data/SPLIT-*` by default.
     """
     from datasets.info import DatasetInfo, DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -118,8 +130,9 @@ def dataset_card(
         license=prepared.license, pretty_name=prepared.title, tags=TAGS, task_categories=["image-classification"]
     )
     DatasetInfosDict({"default": DatasetInfo(features=features)}).to_dataset_card_data(data)
-    files = [{"split": name, "path": f"data/{name}-*"} for name in prepared.dataset]
-    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(data)
+    files = files or {name: f"data/{name}-*" for name in prepared.dataset}
+    data_files = [{"split": name, "path": pattern} for name, pattern in files.items()]
+    MetadataConfigs({"default": {"data_files": data_files}}).to_dataset_card_data(data)
     return DatasetCard.from_template(
         data,
         template_str=TEMPLATE,
@@ -128,7 +141,7 @@ def dataset_card(
         repo=f'"{repo_id}"' if repo_id else '"PATH_OF_THIS_FOLDER"',
         place=repo_id or "PATH_OF_THIS_FOLDER",
         splits={name: f"{len(split):,}" for name, split in prepared.dataset.items()},
-        columns={name: COLUMN_MEANINGS.get(name, "see above") for name in features},
+        columns={name: _meaning(name, feature) for name, feature in features.items()},
         classes=[_plain(name) for name in labels],
         global_concepts=[_plain(name) for name in global_names],
         spatial_concepts=[_plain(name) for name in spatial_names],
@@ -138,8 +151,14 @@ def dataset_card(
     )
 
 
-def _write_split(split: "Dataset", folder: Path, name: str) -> None:
-    """Parquet files `NAME-00000-of-00001.parquet` with images embedded, a few rows in memory at a time."""
+def _write_split(split: "Dataset", folder: Path, name: str) -> str:
+    """
+    Parquet files `NAME-00000-of-00001-DIGEST.parquet` with images embedded, a few rows in memory at a time.
+
+    Returns:
+        The pattern of the files. With their digest in it the card differs where rows differ, by which `datasets` knows
+        what it has kept of another folder of the same name.
+    """
     import pyarrow.parquet
     from datasets.table import embed_table_storage
 
@@ -157,8 +176,14 @@ def _write_split(split: "Dataset", folder: Path, name: str) -> None:
         if written >= SHARD_BYTES or start + ROWS_AT_A_TIME >= len(rows):
             writer.close()
             writer, written = None, 0
+    digest = hashlib.sha256()
+    for path in partial:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    ending = f"{digest.hexdigest()[:16]}.parquet"
     for number, path in enumerate(partial):
-        path.rename(folder / f"{name}-{number:05d}-of-{len(partial):05d}.parquet")
+        path.rename(folder / f"{name}-{number:05d}-of-{len(partial):05d}-{ending}")
+    return f"{folder.name}/{name}-*-{ending}"
 
 
 def write_dataset(
@@ -170,7 +195,7 @@ def write_dataset(
 ) -> None:
     """
     Writes a dataset so that `datasets.load_dataset(folder)` restores its splits and features: `data/*.parquet` and the
-    card `README.md`.
+    card `README.md`. A digest of the rows is part of the files' names, so that `datasets` never takes them for others.
 
     Args:
         prepared: the dataset, which has been checked.
@@ -179,9 +204,8 @@ def write_dataset(
     """
     data = Path(folder) / "data"
     data.mkdir()
-    for name, split in prepared.dataset.items():
-        _write_split(split, data, name)
-    card = dataset_card(prepared, repo_id, command, spatial_concepts)
+    files = {name: _write_split(split, data, name) for name, split in prepared.dataset.items()}
+    card = dataset_card(prepared, repo_id, command, spatial_concepts, files)
     write_text(Path(folder) / "README.md", str(card).rstrip("\n") + "\n")
 
 

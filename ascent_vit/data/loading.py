@@ -6,6 +6,8 @@ A concept dataset has the columns image and label, and any of concepts, unknown_
 names of the concepts stand in the features: those of `concepts` are the global ones, those of the `category` of
 `objects` and `points` the spatial ones. An image of class numbers has no place for names; those of a mask are, in this
 order, the names of `objects` or `points`, the names given as `spatial_concepts`, the names of `concepts`.
+
+Rows with the same `group_id`, where there is such a column, belong together: they are never in two splits.
 """
 
 import hashlib
@@ -30,6 +32,9 @@ GLOBAL_COLUMNS = ("concepts", "unknown_concepts")
 SPATIAL_COLUMNS = ("objects", "points", "mask")
 ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS
 COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
+
+# What rows belong together, such as the slices of a patient, which no two splits may share.
+GROUP_COLUMN = "group_id"
 
 # Keys within columns that can be mapped.
 KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
@@ -102,6 +107,30 @@ def concepts_from_features(
             "dataset_options: {spatial_concepts: [...]}."
         )
     return names["label"], global_concepts, list(spatial_concepts or global_concepts)
+
+
+def check_groups(dataset: "DatasetDict") -> None:
+    """
+    Checks that the rows of a group, those with the same `group_id`, are in one split.
+
+    Raises:
+        ValueError: naming a group that is in two splits, or for a `group_id` that is neither text nor a number.
+    """
+    from datasets import ClassLabel, Value
+
+    home: dict[Any, str] = {}
+    for name, split in dataset.items():
+        feature = split.features.get(GROUP_COLUMN)
+        if feature is None:
+            continue
+        if not isinstance(feature, ClassLabel | Value):
+            raise ValueError(f"Column {GROUP_COLUMN} must hold text or numbers, one for each row; got {feature}.")
+        for group in sorted(split.unique(GROUP_COLUMN), key=str):
+            if group is not None and home.setdefault(group, name) != name:
+                raise ValueError(
+                    f"The rows of {GROUP_COLUMN} {group!r} are in the splits {home[group]} and {name}: put all rows "
+                    "of a group into one split."
+                )
 
 
 def check_concepts(config: "PreTrainedConfig", global_concepts: list[str], spatial_concepts: list[str]) -> None:
@@ -325,7 +354,8 @@ def load_concept_dataset(
         name_or_path: a Hub id, a local folder (save_to_disk, parquet, imagefolder with metadata.jsonl), or "digits".
         streaming: whether to read rows as they are needed, instead of all first.
         columns: the dataset's name of a column whose name here differs, as {"image": "img", "label": "fine_label"};
-            keys within a column likewise, as {"objects": "annotations", "objects.category": "categories"}.
+            keys within a column likewise, as {"objects": "annotations", "objects.category": "categories"}. That of
+            what keeps rows together, as {"group_id": "patient"}, tells [`split_dataset`] what not to part.
         labels: names of the classes in their order, for labels that are text or numbers. Without them the names are
             those found, sorted; a stream cannot be searched and needs them.
         global_concepts: the same for `concepts` and `unknown_concepts`.
@@ -365,8 +395,8 @@ def load_concept_dataset(
         if column in KEYS:
             whole, key = column.split(".")
             keys.setdefault(whole, {})[key] = source
-        elif column not in COLUMNS:
-            raise ValueError(f"columns may map {', '.join((*COLUMNS, *KEYS))}; got {column!r}.")
+        elif column not in (*COLUMNS, GROUP_COLUMN):
+            raise ValueError(f"columns may map {', '.join((*COLUMNS, GROUP_COLUMN, *KEYS))}; got {column!r}.")
         elif source != column:
             for name, split in dataset.items():
                 if split.features is not None and source not in split.features:
@@ -522,6 +552,7 @@ __all__ = [
     "annotation_from_row",
     "cached_bytes",
     "check_concepts",
+    "check_groups",
     "concepts_from_features",
     "load_concept_dataset",
 ]

@@ -11,6 +11,7 @@ The schema of concept datasets as code: its features, a check of every row, and 
 | `objects` | {bbox: List(List(float32, 4)), category: List(ClassLabel)} | spatial concepts' x, y, width, height |
 | `points` | {xy: List(List(float32, 2)), category: List(ClassLabel)} | spatial concepts' x, y |
 | `mask` | Image | per pixel 0 = not annotated, i = spatial concept i - 1, 255 = ignore |
+| `group_id` | Value | what rows belong together, as a patient's: never in two splits; null = the row is alone |
 
 Coordinates are pixels of the image as `datasets` decodes it, which is upright.
 """
@@ -25,7 +26,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from modeling_ascent_vit.concept_targets_ascent_vit import PatchAxis, global_concept_targets, spatial_concept_targets
 
-from .loading import COLUMNS, GLOBAL_COLUMNS, SPATIAL_COLUMNS, annotation_from_row, concepts_from_features
+from .loading import (
+    COLUMNS,
+    GLOBAL_COLUMNS,
+    SPATIAL_COLUMNS,
+    annotation_from_row,
+    check_groups,
+    concepts_from_features,
+)
 
 
 if TYPE_CHECKING:
@@ -84,7 +92,7 @@ def concept_features(
             they are told to [`load_concept_dataset`], or are those of the global concepts.
         columns: which of objects, points and mask there are, if there are spatial concepts (a mask's may be the global
             ones), and unknown_concepts, if there is such a column.
-        extra: further features (ids, scores). For objects and points, a dict of further keys.
+        extra: further features (group_id, other ids, scores). For objects and points, a dict of further keys.
 
     Returns:
         `Features` with the columns in the order of the schema, then the extra ones.
@@ -231,8 +239,8 @@ def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None 
 
     Raises:
         ValueError: naming the split, the row, the column, what is wrong and what to do: for splits with different
-            features or without rows, missing columns, labels and concepts out of range, points and boxes outside their
-            image, and masks of another size or with other values than the concepts'.
+            features, with rows of the same group or without rows, missing columns, labels and concepts out of range,
+            points and boxes outside their image, and masks of another size or with other values than the concepts'.
     """
     if not len(dataset):
         raise ValueError("The dataset has no split; expected train, and validation and test where there are such.")
@@ -249,6 +257,7 @@ def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None 
         if not len(split):
             raise ValueError(f"The split {name} has no rows: leave it out.")
     labels, global_names, spatial_names = concepts_from_features(dataset[first].features, spatial_concepts)
+    check_groups(dataset)
     numbers = len(labels), len(global_names), len(spatial_names)
     for name, split in dataset.items():
         stored = stored_columns(split)

@@ -218,7 +218,7 @@ def _rows(
             "image": {"bytes": buffer.getvalue(), "path": None},
             "label": classes.index(item.label),
             "objects": {"bbox": [box] * len(item.attributes), "category": list(item.attributes)},
-            "image_name": item.image,
+            "group_id": item.image,
             "line": item.line,
         }
 
@@ -308,7 +308,7 @@ def prepare(
         classes,
         spatial_concepts=names,
         columns=("objects",),
-        extra={"image_name": Value("string"), "line": Value("int32")},
+        extra={"group_id": Value("string"), "line": Value("int32")},
     )
     rows = {
         name: _rows(name, files.get(name, files.get("train", Path())), items, found, classes, context, counts)
@@ -328,7 +328,7 @@ def prepare(
         f"{counts['without attributes']} objects without any attribute are there without annotation; "
         f"{counts['clipped']} boxes were clipped to their image. Nothing was left out.\n\n"
         f"Split: the official one; validation is {validation_share:g} of the images of apascal_train.txt, by seed "
-        f"{seed}.\n\n{CITATION}"
+        f"{seed}. Objects of one image (`group_id`) are in one split.\n\n{CITATION}"
     )
     settings = {
         "splits": splits,

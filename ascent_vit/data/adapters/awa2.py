@@ -4,16 +4,19 @@ Animals with Attributes 2: 37,322 images of 50 classes, each class described by 
 
 Xian, Lampert, Schiele, Akata: "Zero-Shot Learning: A Comprehensive Evaluation of the Good, the Bad and the Ugly", IEEE
 TPAMI 2018. The archive's layout: classes.txt, predicates.txt, predicate-matrix-binary.txt, trainclasses.txt,
-testclasses.txt and JPEGImages/CLASS/CLASS_NUMBER.jpg.
+testclasses.txt and JPEGImages/CLASS/CLASS_NUMBER.jpg. The proposed split is in xlsa17.zip: data/AWA2/att_splits.mat
+has the places of its images in res101.mat's image_files.
 """
 
 import io
 import re
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
@@ -147,6 +150,76 @@ def read_test_classes(folder: Path, classes: list[str]) -> set[str]:
     return test
 
 
+def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """
+    Variables of a MATLAB file, each with one axis.
+
+    Raises:
+        ValueError: for a file that cannot be read, or lacks one of them.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path, variable_names=names, simplify_cells=True)
+    except (MatReadError, NotImplementedError, ValueError, TypeError, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as a MATLAB file ({error}): unpack xlsa17.zip again.") from error
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}: unpack xlsa17.zip again.")
+    return {name: np.atleast_1d(content[name]).ravel() for name in names}
+
+
+def read_proposed_split(folder: Path, classes: list[str]) -> dict[str, list[tuple[int, str]]]:
+    """
+    The images of the proposed split, as label and CLASS/FILE, from att_splits.mat and res101.mat.
+
+    Returns:
+        "train" (trainval_loc), "test" (test_unseen_loc, images of classes that train does not have) and "test_seen"
+        (test_seen_loc, images of classes that it has), each in the order of the images in res101.mat.
+
+    Raises:
+        FileNotFoundError: without res101.mat, as nothing else tells the order of the images.
+        ValueError: for files that cannot be read or contradict each other.
+    """
+    path = folder / "att_splits.mat"
+    places = {"train": "trainval_loc", "test": "test_unseen_loc", "test_seen": "test_seen_loc"}
+    split = read_mat(path, ["allclasses_names", *places.values()])
+    hint = (
+        "att_splits.mat numbers the images in the order of its image_files, which nothing else tells: unpack all of "
+        "xlsa17.zip, or take att_splits.mat away, so that testclasses.txt alone tells the classes of test."
+    )
+    order = find_file([folder], "res101.mat", hint)
+    files = ["/".join(re.split(r"[/\\]+", str(file))[-2:]) for file in read_mat(order, ["image_files"])["image_files"]]
+    different = sorted({str(name) for name in split["allclasses_names"]} ^ set(classes))
+    if different:
+        raise ValueError(f"{path} and classes.txt must have the same classes; they differ in {', '.join(different)}.")
+    labels = {name: label for label, name in enumerate(classes)}
+    strange = sorted(file for file in files if file.split("/")[0] not in labels)
+    if strange:
+        raise ValueError(f"{order} has images of no class of classes.txt, as {strange[0]}.")
+    numbers = np.concatenate([split[name] for name in places.values()]).astype(int)
+    if sorted(numbers.tolist()) != list(range(1, len(files) + 1)) or len(set(files)) != len(files):
+        raise ValueError(
+            f"{path} must have each of the {len(files)} images of {order.name} once in {', '.join(places.values())}: "
+            "unpack both from the same xlsa17.zip."
+        )
+    images = {}
+    for name, variable in places.items():
+        chosen = [files[number - 1] for number in sorted(split[variable].astype(int).tolist())]
+        images[name] = [(labels[file.split("/")[0]], file) for file in chosen]
+    shown = {name: {label for label, _ in rows} for name, rows in images.items()}
+    wrong = sorted(
+        classes[label] for label in (shown["train"] & shown["test"]) | (shown["test_seen"] - shown["train"])
+    )
+    if wrong:
+        raise ValueError(
+            f"{path}: test_unseen_loc must hold classes that trainval_loc does not have, test_seen_loc those that it "
+            f"has; not so for {', '.join(wrong)}."
+        )
+    return images
+
+
 def _read_image(path: Path) -> dict[str, Any]:
     # Attributes belong to the class, not to a place: an image that its EXIF tag turns is as good as any.
     content = path.read_bytes()
@@ -185,11 +258,14 @@ def prepare(
 
     Args:
         source: the unpacked archive, or the folder around Animals_with_Attributes2.
-        split: "instance" draws validation and test from every class. "proposed" is the zero-shot split of
-            testclasses.txt: test holds the images of the classes that train does not have.
-        split_folder: folder of the zero-shot split's testclasses.txt and trainvalclasses.txt, as xlsa17/data/AWA2;
-            None for the archive itself.
-        validation_share: share of each class's images (of each seen class, for "proposed") that is validation.
+        split: "instance" draws validation and test from every class. "proposed" is the zero-shot split: test holds the
+            images of the classes that train does not have. With att_splits.mat and res101.mat its images are the
+            published ones, and test_seen holds those of train's classes; else the classes are those of
+            testclasses.txt.
+        split_folder: folder of the zero-shot split's att_splits.mat and res101.mat, or testclasses.txt and
+            trainvalclasses.txt, as xlsa17/data/AWA2; None for the archive itself.
+        validation_share: share of each class's images (of each seen class that are for training, for "proposed") that
+            is validation.
         test_share: share of each class's images that is test; for "instance" alone.
         seed: of the draw.
 
@@ -209,8 +285,13 @@ def prepare(
     matrix = find_file([root], "predicate-matrix-binary.txt", UNPACK)
     predicates = read_predicates(matrix, len(classes), len(names))
     unseen: set[str] = set()
-    if split == "proposed":
-        unseen = read_test_classes(Path(split_folder).expanduser() if split_folder else root, classes)
+    published: dict[str, list[tuple[int, str]]] = {}
+    folder = Path(split_folder).expanduser() if split_folder else root
+    if split == "proposed" and (folder / "att_splits.mat").is_file():
+        published = read_proposed_split(folder, classes)
+        unseen = {classes[label] for label, _ in published["test"]}
+    elif split == "proposed":
+        unseen = read_test_classes(folder, classes)
         if unseen == STANDARD_TEST_CLASSES:
             warnings.warn(
                 "testclasses.txt holds the standard split, whose test classes are among ImageNet's, not the proposed "
@@ -219,11 +300,24 @@ def prepare(
             )
     images = list_images(root / "JPEGImages", classes)
     splits: dict[str, list[tuple[int, Path]]] = {"train": [], "validation": [], "test": []}
+    home = {file: name for name, rows in published.items() for _, file in rows}
+    if published:
+        here = {f"{path.parent.name}/{path.name}" for paths in images for path in paths}
+        different = sorted(here ^ set(home))
+        if different:
+            raise ValueError(
+                f"The images of {root / 'JPEGImages'} and of res101.mat must be the same; they differ in "
+                f"{len(different)}, as {different[0]}. {UNPACK}"
+            )
+        splits["test_seen"] = []
     for label, paths in enumerate(images):
-        items = [(label, path) for path in paths]
-        if classes[label] in unseen:
-            splits["test"] += items
-            continue
+        items = []
+        for path in paths:
+            name = "test" if classes[label] in unseen else home.get(f"{path.parent.name}/{path.name}", "train")
+            if name == "train":
+                items.append((label, path))
+            else:
+                splits[name].append((label, path))
         counts = {"validation": round(validation_share * len(items))}
         if split == "instance":
             counts["test"] = round(test_share * len(items))
@@ -235,10 +329,11 @@ def prepare(
         kind = {PROPOSED_TEST_CLASSES: "the proposed split", STANDARD_TEST_CLASSES: "the standard split"}.get(
             frozenset(unseen), "a split of its own"
         )
+        of_train = " that the split has for training (test_seen holds the others)"
         how = (
             f"Zero-shot, {kind}: test holds the classes {', '.join(sorted(unseen))}, which train does not have. A "
             "classifier cannot name them, so accuracy on test means nothing; the concept metrics do. Validation is "
-            f"{validation_share:g} of each other class, by seed {seed}."
+            f"{validation_share:g} of each other class's images{of_train if published else ''}, by seed {seed}."
         )
     else:
         how = (
@@ -264,4 +359,12 @@ def prepare(
     return PreparedDataset(dataset, title, "other", description, settings)
 
 
-__all__ = ["list_images", "prepare", "read_names", "read_predicates", "read_test_classes"]
+__all__ = [
+    "list_images",
+    "prepare",
+    "read_mat",
+    "read_names",
+    "read_predicates",
+    "read_proposed_split",
+    "read_test_classes",
+]

@@ -117,7 +117,7 @@ def read_volume(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"The volume {path} is missing.")
     try:
-        volume = nibabel.load(path)
+        volume: Any = nibabel.load(path)
         values = np.asanyarray(volume.dataobj)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"The volume {path} cannot be read ({error}): get it again.") from error
@@ -395,12 +395,12 @@ def prepare(
                     "label": label,
                     "concepts": present,
                     "mask": _png(item.mask),
-                    "patient": item.patient,
+                    "group_id": item.patient,
                     "slice": item.number,
                 }
 
     features = concept_features(
-        CLASSES, CONCEPTS, CONCEPTS, columns=("mask",), extra={"patient": Value("string"), "slice": Value("int32")}
+        CLASSES, CONCEPTS, CONCEPTS, columns=("mask",), extra={"group_id": Value("string"), "slice": Value("int32")}
     )
     dataset = dataset_from_splits({name: rows(name) for name in splits}, features)
     if not dataset:
@@ -423,7 +423,7 @@ def prepare(
         f"{seen['no tumour']} without.\n\n{made}\n\n"
         "Concepts: kidney and tumour, as masks by the annotators, and as global concepts where they are in the slice. "
         "The class is whether there is tumour in the slice, so the concept tumour decides it.\n\n"
-        f"Split: by patient, none in two splits, by seed {seed}.\n\n"
+        f"Split: by patient (`group_id`), none in two splits, by seed {seed}.\n\n"
         f"Left out: {'; '.join(notes) or 'nothing'}.\n\n{CITATION}"
     )
     settings = {

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dataset cards, and datasets as folders."""
 
+import re
+
 import numpy as np
 import pytest
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from huggingface_hub import DatasetCard
 
 import ascent_vit.data.card as card_module
 from ascent_vit.data import load_concept_dataset, load_digits_dataset
 from ascent_vit.data.card import dataset_card, write_dataset
-from ascent_vit.data.schema import PreparedDataset
+from ascent_vit.data.schema import PreparedDataset, concept_features
 
 
 @pytest.fixture
@@ -38,10 +40,11 @@ def stored(split):
 
 def test_a_folder_gives_back_the_dataset(prepared, tmp_path):
     write_dataset(prepared, tmp_path)
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert [re.sub("-[0-9a-f]{16}", "-DIGEST", file) for file in files] == [
         "README.md",
-        "data/test-00000-of-00001.parquet",
-        "data/train-00000-of-00001.parquet",
+        "data/test-00000-of-00001-DIGEST.parquet",
+        "data/train-00000-of-00001-DIGEST.parquet",
     ]
     (tmp_path / "inspect.png").write_bytes(b"")
     (tmp_path / "inspect.json").write_text("{}")
@@ -67,14 +70,48 @@ def test_paths_are_embedded_and_large_splits_are_cut(prepared, tmp_path, monkeyp
     folder = tmp_path / "dataset"
     folder.mkdir()
     write_dataset(PreparedDataset(DatasetDict(train=by_path), "Digits", "other", "", {}), folder)
-    assert sorted(path.name for path in (folder / "data").iterdir()) == [
-        f"train-0000{i}-of-00003.parquet" for i in range(3)
-    ]
+    names = sorted(path.name for path in (folder / "data").iterdir())
+    assert [name[:21] for name in names] == [f"train-0000{i}-of-00003-" for i in range(3)]
+    assert len({name[21:] for name in names}) == 1
     for path in images.iterdir():
         path.unlink()
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))["train"]
     assert stored(loaded) == [{name: row[name] for name in loaded.features} for row in stored(train)]
     assert np.asarray(loaded[0]["image"]).shape == (16, 16)
+
+
+def test_folders_of_the_same_name_have_rows_of_their_own(prepared, tmp_path, monkeypatch):
+    """`datasets` tells what it keeps of local folders apart by their name and card alone."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    train = prepared.dataset["train"]
+    parts = {"a": train.select(range(10)), "b": train.select(range(10, 20)), "c": train.select(range(10))}
+    for name, rows in parts.items():
+        folder = tmp_path / name / "digits"
+        folder.mkdir(parents=True)
+        write_dataset(PreparedDataset(DatasetDict(train=rows), "Digits", "other", "Same.", {}), folder)
+    for name, rows in parts.items():
+        assert stored(load_dataset(str(tmp_path / name / "digits"))["train"]) == stored(rows)
+    # What is the same is written the same.
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} for name in ("a", "c")]
+    assert files[0] == files[1] and len(files[0]) == 2
+
+
+def test_the_card_explains_scores_and_groups():
+    extra = {"objects": {"score": List(Value("float32"))}, "group_id": Value("string")}
+    features = concept_features(["cat"], spatial_concepts=["ear", "paw"], extra=extra)
+    row = {"image": None, "label": 0, "objects": {"bbox": [], "category": [], "score": []}, "group_id": "a"}
+
+    def card(features):
+        rows = {name: [row[name]] for name in features}
+        dataset = DatasetDict(train=Dataset.from_dict(rows, features=features))
+        return str(dataset_card(PreparedDataset(dataset, "Cats", "other", "", {})))
+
+    text = card(features)
+    assert "`category`; `score` is what the detector gave each box, from 0 to 1 |" in text
+    assert "| `group_id` | what rows belong together: those with the same one are never in two splits |" in text
+    row["objects"] = {"bbox": [], "category": []}
+    text = card(concept_features(["cat"], spatial_concepts=["ear", "paw"]))
+    assert "score" not in text and "group_id" not in text
 
 
 def test_the_card_says_what_is_in_it(prepared, tmp_path):

@@ -231,6 +231,8 @@ class TestLoading:
         assert loaded["train"][2]["objects"]["category"] == [0, 1]
         with pytest.raises(ValueError, match="Column label holds 'dog', which has no name among labels"):
             load_concept_dataset(str(foreign_folder), labels=["cat", "cow"], **options)
+        with pytest.raises(ValueError, match="Column objects holds 'ear', which has no name among spatial_concepts"):
+            load_concept_dataset(str(foreign_folder), spatial_concepts=["tail", "paw"], **options)
         dataset.save_to_disk(tmp_path / "named")
         with pytest.raises(ValueError, match="labels differ from the names of label in the dataset"):
             load_concept_dataset(str(tmp_path / "named"), labels=["a", "b"])
@@ -240,6 +242,7 @@ class TestLoading:
         [
             ({"label": "kind"}, "columns maps label to 'kind', but the split train has image, species, annotations"),
             ({"labels": "species"}, "columns may map image, label, .*, points.category; got 'labels'"),
+            ({"group_id": "patient"}, "columns maps group_id to 'patient', but the split train has image, label"),
             ({"points.xy": "xy"}, "columns maps keys of points, but the split train has no such column"),
             (
                 {"objects": "annotations", "objects.bbox": "box"},

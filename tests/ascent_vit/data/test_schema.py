@@ -150,6 +150,21 @@ def test_bad_datasets():
         validate_dataset(DatasetDict(train=good.cast_column("label", Value("int64"))))
 
 
+def test_a_group_is_in_one_split():
+    features = concept_features(["cat", "dog"], extra={"group_id": Value("string")})
+
+    def split(*groups):
+        rows = [{"image": good_row()["image"], "label": 0, "group_id": group} for group in groups]
+        return dataset_of(*rows, features=features)
+
+    validate_dataset(DatasetDict(train=split("a", "a", "b", None), test=split("c", None)))
+    with pytest.raises(ValueError, match="The rows of group_id 'b' are in the splits train and test: put all rows"):
+        validate_dataset(DatasetDict(train=split("a", "b"), test=split("c", "b")))
+    lists = split("a").remove_columns("group_id").add_column("group_id", [["a"]])
+    with pytest.raises(ValueError, match="Column group_id must hold text or numbers"):
+        validate_dataset(DatasetDict(train=lists))
+
+
 def test_names_of_a_mask_alone():
     features = concept_features(["cat", "dog"], spatial_concepts=["ear", "paw"], columns=["mask"])
     dataset = DatasetDict(train=dataset_of(good_row(), features=features))

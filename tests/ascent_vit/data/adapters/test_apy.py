@@ -55,7 +55,7 @@ def archive(tmp_path):
 def rows_of(prepared):
     return {
         name: [
-            (row["image_name"], row["line"], row["label"], row["objects"], np.asarray(row["image"]).tobytes())
+            (row["group_id"], row["line"], row["label"], row["objects"], np.asarray(row["image"]).tobytes())
             for row in split
         ]
         for name, split in prepared.dataset.items()
@@ -136,7 +136,7 @@ def test_a_row_is_an_object_with_its_box_in_the_crop(archive):
 
 def test_no_image_is_in_two_splits_and_the_seed_decides(archive):
     first = prepare(archive, seed=3, validation_share=0.3)
-    names = {name: set(split["image_name"]) for name, split in first.dataset.items()}
+    names = {name: set(split["group_id"]) for name, split in first.dataset.items()}
     assert len(names["validation"]) == 6
     assert not names["train"] & names["validation"] and not names["train"] & names["test"]
     assert rows_of(first) == rows_of(prepare(archive, seed=3, validation_share=0.3))

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from ascent_vit.data import concepts_from_features
 from ascent_vit.data.adapters import load_adapter
@@ -12,6 +13,7 @@ from ascent_vit.data.adapters.awa2 import (
     STANDARD_TEST_CLASSES,
     read_names,
     read_predicates,
+    read_proposed_split,
 )
 from ascent_vit.data.schema import validate_dataset
 
@@ -119,6 +121,88 @@ def test_the_proposed_split_keeps_classes_apart(archive, tmp_path):
         prepare(archive, split="proposed", split_folder=str(folder))
     with pytest.raises(FileNotFoundError, match="testclasses.txt is missing.*split=instance"):
         prepare(archive, split="proposed")
+
+
+def column(values, dtype=object):
+    """A column, as MATLAB stores lists; of objects, a cell array."""
+    cells = np.empty((len(values), 1), dtype=dtype)
+    cells[:, 0] = values
+    return cells
+
+
+# In xlsa17.zip, images are in another order than their names.
+ORDER = [f"{name}/{name}_{10001 + i}.jpg" for i in (3, 1, 0, 2, *range(4, 10)) for name in CLASSES[::-1]]
+UNSEEN, SEEN = {"seal"}, ["antelope", "grizzly+bear", "killer+whale"]
+
+
+def write_xlsa17(folder, order=ORDER, **changes):
+    """Files of the proposed split: the seal is unseen; of the other classes the first image of `ORDER` is for test."""
+    folder.mkdir(exist_ok=True)
+    classes = [file.split("/")[0] for file in ORDER]
+    first = [classes.index(name) for name in SEEN]
+    places = {
+        "trainval_loc": [i + 1 for i, name in enumerate(classes) if name in SEEN and i not in first],
+        "test_seen_loc": [i + 1 for i in first],
+        "test_unseen_loc": [i + 1 for i, name in enumerate(classes) if name in UNSEEN],
+    }
+    variables = {name: column(values, np.uint16) for name, values in places.items()}
+    variables |= {"allclasses_names": column(CLASSES), "att": np.zeros((3, 4))}
+    savemat(folder / "att_splits.mat", variables | changes)
+    files = column([f"/BS/work/Animals_with_Attributes2//JPEGImages/{file}" for file in order])
+    savemat(folder / "res101.mat", {"image_files": files, "features": np.zeros((2, len(order)))})
+    return folder
+
+
+def test_the_proposed_split_is_that_of_its_files(archive, tmp_path):
+    folder = write_xlsa17(tmp_path / "AWA2")
+    options = {"split": "proposed", "split_folder": str(folder)}
+    prepared = prepare(archive, **options)
+    validate_dataset(prepared.dataset)
+    names = {name: set(split["image_name"]) for name, split in prepared.dataset.items()}
+    assert names["test"] == {file for file in ORDER if file.startswith("seal")}
+    assert names["test_seen"] == {f"{name}/{name}_10004.jpg" for name in SEEN}
+    assert {name: len(found) for name, found in names.items()} == {
+        "train": 24,
+        "validation": 3,
+        "test": 10,
+        "test_seen": 3,
+    }
+    assert set.union(*names.values()) == set(ORDER) and "test_seen holds the others" in prepared.description
+    assert rows_of(prepared) == rows_of(prepare(archive, **options))
+    expected = [(CLASSES.index(name), f"{name}/{name}_10004.jpg") for name in reversed(SEEN)]
+    assert read_proposed_split(folder, CLASSES)["test_seen"] == expected
+
+
+def test_bad_files_of_the_proposed_split(archive, tmp_path):
+    folder = tmp_path / "AWA2"
+
+    def check(error, message, order=ORDER, **changes):
+        write_xlsa17(folder, order, **changes)
+        with pytest.raises(error, match=message):
+            prepare(archive, split="proposed", split_folder=str(folder))
+
+    check(ValueError, "once in trainval_loc", test_seen_loc=column([1, 2], np.uint16))
+    check(ValueError, "once in trainval_loc", order=ORDER[:-1])
+    check(ValueError, "once in trainval_loc", order=[*ORDER[:-1], ORDER[0]])
+    check(ValueError, "must have the same classes; they differ in bat", allclasses_names=column([*CLASSES, "bat"]))
+    check(ValueError, "no class of classes.txt, as bat/1.jpg", order=["bat/1.jpg", *ORDER[1:]])
+    check(ValueError, "they differ in 2, as antelope/a.jpg", order=[*ORDER[:-1], "antelope/a.jpg"])
+    whole, seal = range(1, len(ORDER) + 1), ORDER.index("seal/seal_10001.jpg") + 1
+    rest, unseen = column([i for i in whole if i != seal], np.uint16), column([seal], np.uint16)
+    empty = np.zeros((0, 1), np.uint16)
+    check(ValueError, "not so for seal", trainval_loc=rest, test_unseen_loc=unseen, test_seen_loc=empty)
+    write_xlsa17(folder)
+    savemat(folder / "att_splits.mat", {"allclasses_names": column(CLASSES)})
+    with pytest.raises(ValueError, match="has no trainval_loc and no test_unseen_loc"):
+        prepare(archive, split="proposed", split_folder=str(folder))
+    for content in (b"", b"no MATLAB file" * 20, (folder / "res101.mat").read_bytes()[:200]):
+        write_xlsa17(folder)
+        (folder / "res101.mat").write_bytes(content)
+        with pytest.raises(ValueError, match="res101.mat cannot be read as a MATLAB file"):
+            prepare(archive, split="proposed", split_folder=str(folder))
+    (folder / "res101.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="res101.mat is missing.*the order of its image_files, which nothing"):
+        prepare(archive, split="proposed", split_folder=str(folder))
 
 
 def test_the_standard_split_is_not_taken_for_the_proposed_one(tmp_path):

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """CUB-200-2011 from its archive."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from datasets import Image as ImageFeature
 
+from ascent_vit.data import load_concept_dataset
 from ascent_vit.data.adapters import load_adapter
 from ascent_vit.data.adapters.cub import ATTRIBUTE_PARTS, CBM_112, CT_108, GLOBAL_ATTRIBUTES, prepare
 from ascent_vit.data.schema import validate_dataset
@@ -255,6 +261,21 @@ def test_bad_options(write_cub, tmp_path, options, message):
 def test_image_attributes_must_exist_where_they_are_asked_for(write_cub, tmp_path):
     with pytest.raises(FileNotFoundError, match="image_attribute_labels.txt is missing.*attributes=class"):
         prepare(write_cub(tmp_path), attributes="image")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_not_in_the_way_of_the_next(shared_folder, tmp_path):
+    output = tmp_path / "out" / "cub"
+    command = [sys.executable, "-m", "ascent_vit.cli", "prepare", "cub", "--output", str(output)]
+    command += ["--source", str(shared_folder / "data" / "cub")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(output.parent.glob(".*/data/train*.partial")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not output.exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    splits = load_concept_dataset(str(output))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1080, "validation": 120, "test": 1090}
 
 
 def test_an_unknown_adapter():

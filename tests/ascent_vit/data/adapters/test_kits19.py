@@ -77,7 +77,7 @@ def write_slices(folder, patients=("1",), numbers=(3, 20, 100)):
 def rows_of(prepared):
     return {
         name: [
-            (row["patient"], row["slice"], row["label"], np.asarray(row["image"]), np.asarray(row["mask"]))
+            (row["group_id"], row["slice"], row["label"], np.asarray(row["image"]), np.asarray(row["mask"]))
             for row in split
         ]
         for name, split in prepared.dataset.items()
@@ -99,11 +99,11 @@ def test_slices_of_volumes_are_the_labels_and_the_window(archive):
     features = prepared.dataset["train"].features
     assert concepts_from_features(features) == (["no tumour", "tumour"], ["kidney", "tumour"], ["kidney", "tumour"])
     assert {name: len(split) for name, split in prepared.dataset.items()} == {"train": 15, "validation": 5, "test": 5}
-    patients = [set(split["patient"]) for split in prepared.dataset.values()]
+    patients = [set(split["group_id"]) for split in prepared.dataset.values()]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 5
     for split in prepared.dataset.values():
         for row in split:
-            _, mask = make_case(int(row["patient"][-5:]))
+            _, mask = make_case(int(row["group_id"][-5:]))
             mask = mask[row["slice"]]
             np.testing.assert_array_equal(np.asarray(row["mask"]), mask)
             assert row["label"] == (row["slice"] in (4, 5))
@@ -118,7 +118,7 @@ def test_slices_of_volumes_are_the_labels_and_the_window(archive):
 
 def test_reading_twice_gives_the_same_rows_and_the_seed_decides(archive):
     assert_same_rows(rows_of(prepare(archive, seed=1)), rows_of(prepare(archive, seed=1)))
-    tests = {tuple(sorted(set(prepare(archive, seed=seed).dataset["test"]["patient"]))) for seed in range(5)}
+    tests = {tuple(sorted(set(prepare(archive, seed=seed).dataset["test"]["group_id"]))) for seed in range(5)}
     assert len(tests) > 1
 
 
@@ -154,7 +154,7 @@ def test_cases_without_labels_are_left_out_and_counted(archive, save_case):
     save_case(archive / "case_00210", density=make_case(0)[0])
     prepared = prepare(archive)
     assert "1 cases without segmentation" in prepared.description
-    assert all("case_00210" not in split["patient"] for split in prepared.dataset.values())
+    assert all("case_00210" not in split["group_id"] for split in prepared.dataset.values())
 
 
 def test_bad_volumes_are_one_clear_error(archive, save_case):
@@ -206,7 +206,7 @@ def test_slices_with_coloured_masks(tmp_path):
     validate_dataset(prepared.dataset)
     assert {name: len(split) for name, split in prepared.dataset.items()} == {"train": 3, "validation": 3, "test": 3}
     for split in prepared.dataset.values():
-        assert len(set(split["patient"])) == 1 and split["slice"][:] == [3, 20, 100]
+        assert len(set(split["group_id"])) == 1 and split["slice"][:] == [3, 20, 100]
         assert split["label"][:] == [0, 1, 1] and split["concepts"][:] == [[0], [0, 1], [0, 1]]
         mask = np.asarray(split[1]["mask"])
         assert mask[9, 9] == 2 and mask[5, 5] == 1 and mask[0, 0] == 0
