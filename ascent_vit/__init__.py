@@ -2,12 +2,10 @@
 """
 ASCENT-ViT: Vision Transformers that explain themselves in human concepts.
 
-Importing the package registers the model with transformers' Auto classes and pipelines. What needs more than the model
-(explanations, training, datasets) is imported when it is first used.
+Importing the package registers the model with transformers' Auto classes and pipelines, among them the task
+"concept-image-classification". What needs more than the model (figures, training, datasets) is imported when it is
+first used.
 """
-
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 from modeling_ascent_vit import (
     AscentViTConfig,
@@ -17,13 +15,13 @@ from modeling_ascent_vit import (
     AscentViTModel,
 )
 
+from .explanation import Explanation, explain, intervene
+from .explanation.pipeline import register
 
-if TYPE_CHECKING:
-    from .explanation import Explanation, explain
 
 __version__ = "0.1.0"
 
-_LAZY = {"Explanation": "explanation", "explain": "explanation"}
+register()
 
 __all__ = [
     "AscentViTConfig",
@@ -33,10 +31,5 @@ __all__ = [
     "AscentViTModel",
     "Explanation",
     "explain",
+    "intervene",
 ]
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,8 @@ The ASCENT-ViT model. Importing it registers configuration, models and image pro
 `AscentViTImageProcessor` is the torchvision backend, or the PIL backend where torchvision is not installed.
 """
 
+from typing import Any
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.utils import is_torchvision_available
 
@@ -25,7 +27,7 @@ from .image_processing_pil_ascent_vit import AscentViTImageProcessorPil
 from .modeling_ascent_vit import AscentViTForImageClassification, AscentViTModel, AscentViTPreTrainedModel
 
 
-_image_processors: dict[str, type] = {"pil": AscentViTImageProcessorPil}
+_image_processors: dict[str, Any] = {"pil": AscentViTImageProcessorPil}
 if is_torchvision_available():
     from .image_processing_ascent_vit import AscentViTImageProcessor
 
@@ -37,6 +39,13 @@ AutoConfig.register("ascent_vit", AscentViTConfig, exist_ok=True)
 AutoModel.register(AscentViTConfig, AscentViTModel, exist_ok=True)
 AutoModelForImageClassification.register(AscentViTConfig, AscentViTForImageClassification, exist_ok=True)
 AutoImageProcessor.register(AscentViTConfig, image_processor_classes=_image_processors, exist_ok=True)
+
+# Saving, and with it pushing to the Hub, copies the code, so that it works where this package is not installed.
+AscentViTConfig.register_for_auto_class("AutoConfig")
+AscentViTModel.register_for_auto_class("AutoModel")
+AscentViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+for _image_processor in _image_processors.values():
+    _image_processor.register_for_auto_class("AutoImageProcessor")
 
 __all__ = [
     "AscentViTConfig",

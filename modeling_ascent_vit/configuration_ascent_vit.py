@@ -13,10 +13,13 @@
 # limitations under the License.
 """ASCENT-ViT model configuration"""
 
+import math
+import os
 from typing import Any, ClassVar, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
@@ -27,14 +30,71 @@ CUB_SPATIAL_CONCEPTS = 95
 # Strides of the convolutional pyramid's levels, finest first.
 PYRAMID_STRIDES = (8, 16, 32)
 
+# Where the Auto classes find the code in a saved folder.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ascent_vit.AscentViTConfig",
+    "AutoModel": "modeling_ascent_vit.AscentViTModel",
+    "AutoModelForImageClassification": "modeling_ascent_vit.AscentViTForImageClassification",
+}
+
 UNSUITABLE_BACKBONES = {
     "vit_mae": "it drops patches at random",
     "siglip2_vision_model": "it needs a pixel mask beside the pixels",
+    "pixtral": "it packs the patches of all images into one sequence",
+    "swin2sr": "it makes images larger, at their own resolution",
+    "timesformer": "it takes videos",
+    "videomae": "it takes videos",
+    "yolos": "its last tokens are detections, not patches",
 }
+
+# Their position embeddings are a square; other image shapes come by interpolation alone.
+SQUARE_BACKBONES = (
+    "aimv2_vision_model",
+    "clip_vision_model",
+    "dinov2",
+    "dinov2_with_registers",
+    "mlcd_vision_model",
+    "pixio",
+    "siglip_vision_model",
+)
+
+# They cannot interpolate their position embeddings.
+FIXED_SIZE_BACKBONES = ("aimv2_vision_model", "timm_wrapper")
 
 
 def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _total_stride(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Height and width in pixels of a cell of a hierarchical backbone's last stage, None for any other backbone."""
+    if config.model_type in ("swin", "swinv2", "donut-swin"):
+        sides, steps = _pair(config.patch_size), (2 ** (len(config.depths) - 1),) * 2
+    elif config.model_type == "hiera":
+        sides, steps = config.patch_stride, [stride**config.num_query_pool for stride in config.query_stride]
+    elif config.model_type == "pvt_v2":
+        sides, steps = (1, 1), (math.prod(config.strides),) * 2
+    else:
+        return None
+    return sides[0] * steps[0], sides[1] * steps[1]
+
+
+def _describe_timm_model(config: PreTrainedConfig):
+    """Writes the sizes of a timm model into its configuration, which names an architecture alone."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+        embedding = getattr(model.timm_model, "patch_embed", None)
+        image_size = getattr(embedding, "img_size", None)
+        if image_size is not None:
+            num_channels = embedding.proj.in_channels
+            tokens = model(torch.empty(1, num_channels, *image_size), do_pooling=False).last_hidden_state
+    if image_size is None or tokens.ndim != 3 or tokens.shape[1] < embedding.num_patches:
+        raise ValueError(
+            f"timm's {config.architecture} cannot be the backbone: it does not give one token per patch. "
+            "Use a plain vision transformer of timm, for example vit_small_patch16_224."
+        )
+    config.hidden_size, config.num_channels = tokens.shape[-1], num_channels
+    config.image_size, config.patch_size = tuple(image_size), tuple(embedding.patch_size)
 
 
 @strict
@@ -49,7 +109,9 @@ class AscentViTConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a ViT-B/16 at 224 pixels):
-            Configuration of the backbone: any vision transformer that `AutoModel` builds. A `dict` needs `model_type`.
+            Configuration of the backbone: any vision transformer that `AutoModel` builds and that gives one token per
+            patch, or Swin, Hiera and PVT v2, whose patches are then the cells of their last stage. A `dict` needs
+            `model_type`.
         global_concepts (`list[str]`, *optional*):
             Names of the concepts that are attended from the whole image, in the order of the attention's columns.
         spatial_concepts (`list[str]`, *optional*):
@@ -69,6 +131,10 @@ class AscentViTConfig(PreTrainedConfig):
         fusion_levels (`int`, *optional*, defaults to 3):
             Levels of the pyramid, at 1/8, 1/16 and 1/32 of the image, finest first. 0 builds no pyramid, which is the
             Concept Transformer (Rigotti et al., ICLR 2022).
+        shifted_fusion (`bool`, *optional*, defaults to `False`):
+            For weights trained with the authors' code, which takes the CLS token for patch 1: the fusion's queries are
+            CLS and patches 1 to N - 1, at the places of patches 1 to N. The last patch is not fused, and the global
+            and unsupervised streams look at the fused CLS token. Needs a backbone with one prefix token.
         concept_attention_heads (`int`, *optional*, defaults to 2):
             Heads of the attention to concepts; divides the hidden size.
         concept_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -135,6 +201,7 @@ class AscentViTConfig(PreTrainedConfig):
     fusion_heads: int = 8
     fusion_points: int = 4
     fusion_levels: int = 3
+    shifted_fusion: bool = False
     concept_attention_heads: int = 2
     concept_loss_weight: float | int = 1.0
     entropy_loss_weight: float | int = 0.5
@@ -152,8 +219,13 @@ class AscentViTConfig(PreTrainedConfig):
                 'backbone_config has no "model_type": add it, for example {"model_type": "vit", "hidden_size": 192, ...}.'
             )
         if not isinstance(self.backbone_config, PreTrainedConfig):
+            if (self.backbone_config or {}).get("model_type") == "timm_wrapper":
+                # Its configuration cannot be read without.
+                self.backbone_config = {"num_classes": 0, **self.backbone_config}
             spec = self.sub_configs_defaults["backbone_config"]
             self.backbone_config, kwargs = spec.create_subconfig("backbone_config", self.backbone_config, **kwargs)
+        if self.backbone_config.model_type == "timm_wrapper" and not hasattr(self.backbone_config, "hidden_size"):
+            _describe_timm_model(self.backbone_config)
         sizes = (self.global_concepts, self.spatial_concepts, num_global, num_spatial)
         if all(size is None for size in sizes) and self.num_unsupervised_concepts == 0:
             num_global, num_spatial = CUB_GLOBAL_CONCEPTS, CUB_SPATIAL_CONCEPTS
@@ -227,7 +299,9 @@ class AscentViTConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Hidden size D of the backbone."""
+        """Hidden size D of the backbone; of its last stage, if it is hierarchical."""
+        if self.backbone_config.model_type == "pvt_v2":
+            return self.backbone_config.hidden_sizes[-1]
         return self.backbone_config.hidden_size
 
     @property
@@ -242,8 +316,32 @@ class AscentViTConfig(PreTrainedConfig):
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
-        return _pair(self.backbone_config.patch_size)
+        """Height and width of a patch in pixels; of a cell of the last stage, if the backbone is hierarchical."""
+        return _total_stride(self.backbone_config) or _pair(self.backbone_config.patch_size)
+
+    @property
+    def is_hierarchical(self) -> bool:
+        """Whether the backbone merges patches from stage to stage. It then takes whole cells of the last stage alone."""
+        return _total_stride(self.backbone_config) is not None
+
+    @property
+    def has_fixed_size(self) -> bool:
+        """Whether the backbone takes images of no other size than its own."""
+        model_args = getattr(self.backbone_config, "model_args", None) or {}
+        return self.backbone_config.model_type in FIXED_SIZE_BACKBONES and not model_args.get("dynamic_img_size")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """
+        Saves the configuration as every configuration is, with the code that it needs. `auto_map` names every Auto
+        class, where transformers by itself would name the saved one alone, and other repositories' code is not named.
+        """
+        if self._auto_class is not None:
+            own = {name: place for name, place in (getattr(self, "auto_map", None) or {}).items() if "--" not in place}
+            self.auto_map = AUTO_MAP | own
+        if os.path.isdir(self.backbone_config.name_or_path):
+            # A folder of this machine tells others nothing.
+            self.backbone_config.name_or_path = ""
+        super().save_pretrained(save_directory, **kwargs)
 
     def validate_backbone(self):
         """The backbone gives one token per patch, and its size is divided by the heads."""
@@ -252,15 +350,27 @@ class AscentViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"{backbone_type} cannot be the backbone: {UNSUITABLE_BACKBONES[backbone_type]}. Use another vision transformer."
             )
-        missing = [
-            name
-            for name in ("hidden_size", "image_size", "patch_size")
-            if getattr(self.backbone_config, name, None) is None
-        ]
+        needed = ("image_size",) if self.is_hierarchical else ("hidden_size", "image_size", "patch_size")
+        missing = [name for name in needed if getattr(self.backbone_config, name, None) is None]
         if missing:
             raise ValueError(
                 f"{backbone_type} cannot be the backbone: its configuration has no {' and no '.join(missing)}. "
                 "Use a vision transformer with one token per patch, for example vit, deit, dinov2 or siglip_vision_model."
+            )
+        (height, width), patch = self.image_size, self.patch_size
+        if backbone_type in SQUARE_BACKBONES and height != width:
+            raise ValueError(
+                f"{backbone_type} takes a square image_size; got {height}x{width}. Give one number, and pass images of "
+                "another shape to the model, with interpolate_pos_encoding=True if it asks for it."
+            )
+        if self.is_hierarchical and (height % patch[0] or width % patch[1]):
+            raise ValueError(
+                f"{backbone_type} needs an image_size of whole cells of its last stage, {patch[0]}x{patch[1]} pixels; "
+                f"got {height}x{width}."
+            )
+        if backbone_type == "hiera" and self.backbone_config.num_query_pool != len(self.backbone_config.depths) - 1:
+            raise ValueError(
+                "hiera gives its tokens row by row with num_query_pool = len(depths) - 1 alone: set it so."
             )
         heads = {"concept_attention_heads": self.concept_attention_heads}
         if self.fusion_levels:

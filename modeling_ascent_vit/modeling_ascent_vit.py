@@ -17,6 +17,7 @@ import dataclasses
 import inspect
 import math
 import os
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,10 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
@@ -37,6 +40,9 @@ logger = logging.get_logger(__name__)
 STEM_CHANNELS = 64
 PYRAMID_CHANNELS = (128, 256, 256)
 
+# Backbones whose `post_layernorm` no patch token passes.
+NORM_OF_POOLED_TOKEN = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
+
 
 @dataclass
 class AscentViTModelOutput(ModelOutput):
@@ -45,7 +51,8 @@ class AscentViTModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + num_patches, hidden_size)`):
-            The backbone's prefix tokens, then the patch tokens after fusion, row by row.
+            The backbone's prefix tokens, then the patch tokens after fusion, row by row. With
+            `config.shifted_fusion` the CLS token is fused too, and the last patch is not.
         patch_grid (`torch.LongTensor` of shape `(batch_size, 2)`):
             Height and width of the patch grid.
         fusion_locations (`torch.FloatTensor` of shape `(batch_size, num_patches, heads, levels, points, 2)`, *optional*, returned when `output_fusion=True`):
@@ -415,6 +422,11 @@ class AscentViTTokenPool(nn.Module):
         return weights.unsqueeze(1) @ tokens
 
 
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether a layer is no more than its weight and bias: an adapter or a quantised layer in its place has more to it."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+
+
 class AscentViTConceptStream(nn.Module):
     """
     Class scores through attention of tokens to learned concepts (the paper's section 4.3, CRAM; Rigotti et al., "Concept
@@ -465,8 +477,7 @@ class AscentViTConceptStream(nn.Module):
             not torch.is_grad_enabled()
             and tokens.shape[1] > 1
             and 2 * keys.shape[0] * keys.shape[1] <= tokens.shape[-1]
-            # An adapter or a quantised layer in place of the query has more to it than its weight.
-            and type(self.query) is nn.Linear
+            and is_plain_linear(self.query)
         )
 
     def forward(self, tokens: torch.Tensor, override: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -489,6 +500,10 @@ class AscentViTConceptStream(nn.Module):
     def contribution_table(self) -> torch.Tensor:
         """What attention 1 of head a to concept s adds to the score of class k, `(A, S, K)`."""
         values = self.split_heads(self.value(self.concepts))
+        if not is_plain_linear(self.projection):
+            # Each head's values alone, zeros in place of the others'.
+            alone = torch.einsum("asd,ab->asbd", values, torch.eye(self.num_heads).to(values)).flatten(2)
+            return self.projection(alone) - self.projection.bias
         projection = self.projection.weight.unflatten(1, (self.num_heads, self.head_size))
         return values @ projection.permute(1, 2, 0).to(values.dtype)
 
@@ -508,6 +523,79 @@ class AscentViTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *model_args,
+        use_safetensors: bool | None = None,
+        weights_only: bool = True,
+        **kwargs,
+    ):
+        """
+        Loads a model as [`~PreTrainedModel.from_pretrained`] does, from safetensors files alone: pickled weights, which
+        can run code, are never read.
+
+        Raises:
+            ValueError: for `use_safetensors=False` or `weights_only=False`.
+            OSError: where there are no weights as safetensors.
+        """
+        if use_safetensors is False or not weights_only:
+            raise ValueError(
+                "ASCENT-ViT reads weights as safetensors alone, as pickled ones can run code: leave use_safetensors "
+                "and weights_only out."
+            )
+        try:
+            return super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, use_safetensors=True, weights_only=True, **kwargs
+            )
+        except OSError as error:
+            if SAFE_WEIGHTS_NAME not in str(error):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no {SAFE_WEIGHTS_NAME}: ASCENT-ViT reads weights as safetensors "
+                "alone, as pickled ones can run code. Save them with save_pretrained of a current version."
+            ) from error
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor], strict: bool = True, assign: bool = False):
+        """
+        Loads tensors as [`torch.nn.Module.load_state_dict`] does, also under the names that `save_pretrained` writes.
+
+        `save_pretrained` gives a backbone's tensors the names of older releases where they had others, and `Trainer`
+        resumes from such a file with this method: without renaming, the backbone would not be restored.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`): tensors by name.
+            strict (`bool`, *optional*, defaults to `True`): whether to raise for missing or unexpected names.
+            assign (`bool`, *optional*, defaults to `False`): whether to take the tensors themselves instead of copies.
+
+        Returns:
+            The names that were missing and those that were unexpected.
+
+        Raises:
+            RuntimeError: for tensors of another shape, and with `strict` for names that do not match.
+        """
+        own_names = self.state_dict(keep_vars=True).keys()
+        if not state_dict.keys() <= own_names:
+            # save_pretrained undoes the conversions that the model was loaded with, or else the registered ones.
+            conversions = [getattr(self, "_weight_conversions", None) or [], get_model_conversion_mapping(self)]
+            renamings = [[item for item in items if isinstance(item, WeightRenaming)] for items in conversions]
+
+            def own_name(name: str) -> str:
+                candidates = [name, *(apply_renamings(name, items) for items in renamings)]
+                return next((candidate for candidate in candidates if candidate in own_names), name)
+
+            metadata = getattr(state_dict, "_metadata", None)
+            state_dict = OrderedDict((own_name(name), tensor) for name, tensor in state_dict.items())
+            if metadata is not None:
+                state_dict._metadata = metadata
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def post_init(self):
+        super().post_init()
+        # FSDP refuses the name of a class that no module of this model has.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -548,13 +636,20 @@ def drop_unused_parameters(backbone: PreTrainedModel):
     """
     Takes out what only pre-training or pooling needs: without gradient, it would break distributed training.
 
-    Poolers and SigLIP's attention head go; mask tokens become buffers that are not saved.
+    Poolers, CLIP's norm of the pooled token and SigLIP's attention head go; mask tokens become buffers that are not saved.
     """
     if _without_pooling_layer(backbone.config):
         backbone.pooler = None
     if getattr(backbone, "use_head", False):
         backbone.use_head = False
         del backbone.head
+    if backbone.config.model_type in NORM_OF_POOLED_TOKEN:
+        backbone.post_layernorm = nn.Identity()
+    if backbone.config.model_type == "timm_wrapper":
+        backbone.config.do_pooling = False
+        backbone.timm_model.reset_classifier(0, "")
+        if hasattr(backbone.timm_model, "fc_norm"):
+            backbone.timm_model.fc_norm = nn.Identity()
     for module in backbone.modules():
         mask_token = module._parameters.get("mask_token")
         if mask_token is not None:
@@ -577,13 +672,28 @@ class AscentViTModel(AscentViTPreTrainedModel):
         config.validate_all()
         self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
         drop_unused_parameters(self.backbone)
-        self.takes_interpolation = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
+        parameters = inspect.signature(self.backbone.forward).parameters.values()
+        needed = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+        needed -= {"pixel_values", "kwargs"}
+        if needed or self.backbone.main_input_name != "pixel_values":
+            raise ValueError(
+                f"{config.backbone_config.model_type} cannot be the backbone: it needs more than pixel_values. "
+                "Use a vision transformer with one token per patch, for example vit, deit, dinov2 or siglip_vision_model."
+            )
+        self.takes_interpolation = "interpolate_pos_encoding" in {parameter.name for parameter in parameters}
         self.encoding = AscentViTMultiScaleEncoding(config) if config.fusion_levels else None
         self.fusion = AscentViTDeformableFusion(config) if config.fusion_levels else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
+        """The backbone's; where they are part of a module that must not be split, as FSDP would, that module."""
+        embeddings = self.backbone.get_input_embeddings()
+        for module in self.backbone.modules():
+            # FSDP gives what it has sharded a class of its own.
+            names = {base.__name__ for base in type(module).__mro__}
+            if not names.isdisjoint(self._no_split_modules) and embeddings in set(module.modules()):
+                return module
+        return embeddings
 
     def check_pixel_values(self, pixel_values: torch.Tensor | None, interpolate_pos_encoding: bool | None):
         """Raises one `ValueError` that names what was expected and what came."""
@@ -603,10 +713,19 @@ class AscentViTModel(AscentViTPreTrainedModel):
                 f"pixel_values must hold at least one patch of {config.patch_size[0]}x{config.patch_size[1]} pixels; "
                 f"got {shape[2]}x{shape[3]}."
             )
-        if self.takes_interpolation and not interpolate_pos_encoding and shape[2:] != config.image_size:
+        if config.is_hierarchical and (shape[2] % config.patch_size[0] or shape[3] % config.patch_size[1]):
+            raise ValueError(
+                f"pixel_values must be whole cells of {config.patch_size[0]}x{config.patch_size[1]} pixels, the total "
+                f"stride of {config.backbone_config.model_type}; got {shape[2]}x{shape[3]}. Resize them."
+            )
+        can_interpolate = self.takes_interpolation and config.image_size[0] == config.image_size[1]
+        needs_own_size = config.has_fixed_size or (
+            self.takes_interpolation and not (interpolate_pos_encoding and can_interpolate)
+        )
+        if needs_own_size and shape[2:] != config.image_size:
             raise ValueError(
                 f"pixel_values must be {config.image_size[0]}x{config.image_size[1]} pixels, the backbone's size; got "
-                f"{shape[2]}x{shape[3]}. Resize them, or pass interpolate_pos_encoding=True."
+                f"{shape[2]}x{shape[3]}. Resize them{', or pass interpolate_pos_encoding=True' if can_interpolate else ''}."
             )
 
     @can_return_tuple
@@ -639,7 +758,9 @@ class AscentViTModel(AscentViTPreTrainedModel):
         self.check_pixel_values(pixel_values, interpolate_pos_encoding)
         config = self.config
         if self.takes_interpolation:
-            kwargs["interpolate_pos_encoding"] = bool(interpolate_pos_encoding)
+            # Backbones interpolate from a square; of any other shape they take their own size, as was checked.
+            is_square = config.image_size[0] == config.image_size[1]
+            kwargs["interpolate_pos_encoding"] = bool(interpolate_pos_encoding) and is_square
         outputs = self.backbone(
             pixel_values,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
@@ -648,20 +769,30 @@ class AscentViTModel(AscentViTPreTrainedModel):
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
+        if hidden_states.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
         grid = (pixel_values.shape[2] // config.patch_size[0], pixel_values.shape[3] // config.patch_size[1])
         num_prefix_tokens = hidden_states.shape[1] - grid[0] * grid[1]
-        if num_prefix_tokens < 0:
+        if num_prefix_tokens < 0 or hidden_states.shape[-1] != config.hidden_size:
             raise ValueError(
-                f"{config.backbone_config.model_type} gave {hidden_states.shape[1]} tokens for {grid[0]}x{grid[1]} "
-                "patches: use a backbone that keeps one token per patch."
+                f"{config.backbone_config.model_type} gave {hidden_states.shape[1]} tokens of {hidden_states.shape[-1]} "
+                f"values for {grid[0]}x{grid[1]} patches: use a backbone that keeps one token of {config.hidden_size} "
+                "values per patch."
             )
 
         locations = weights = None
         if self.fusion is not None:
-            prefix, patches = hidden_states[:, :num_prefix_tokens], hidden_states[:, num_prefix_tokens:]
+            shift = int(config.shifted_fusion)
+            if shift and num_prefix_tokens != 1:
+                raise ValueError(
+                    f"shifted_fusion needs a backbone with one prefix token; {config.backbone_config.model_type} has "
+                    f"{num_prefix_tokens}. Leave it out: it serves weights of the authors' code alone."
+                )
+            sizes = (num_prefix_tokens - shift, grid[0] * grid[1], shift)
+            before, patches, after = hidden_states.split(sizes, dim=1)
             pyramid, level_shapes = self.encoding(pixel_values.to(self.encoding.level_embeddings.dtype))
             patches, locations, weights = self.fusion(patches, grid, pyramid, level_shapes)
-            hidden_states = torch.cat([prefix, patches], dim=1)
+            hidden_states = torch.cat([before, patches, after], dim=1)
             locations = self.fusion.relative_locations(locations, pixel_values.shape[2:]) if output_fusion else None
         return AscentViTModelOutput(
             last_hidden_state=hidden_states,
@@ -714,7 +845,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         config = self.config
         names = {name.rpartition(".")[2] for name, _ in self.ascent_vit.backbone.named_parameters()}
         has_cls = not names.isdisjoint({"cls_token", "class_embedding"})
-        if config.fusion_levels and not config.num_spatial_concepts and config.global_token == "cls" and has_cls:
+        reads_cls_alone = not config.num_spatial_concepts and config.global_token == "cls" and has_cls
+        if config.fusion_levels and reads_cls_alone and not config.shifted_fusion:
             logger.warning(
                 "Nothing reads the fused patches: the model has no spatial concepts and its global concepts look at the "
                 'CLS token alone. It is built without pyramid (fusion_levels=0). Set global_token="cls_mean" or "pool", '
@@ -775,10 +907,27 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             backbone_config = getattr(backbone, "vision_config", backbone)
             return cls(cls.config_class(backbone_config=backbone_config, **config_kwargs)).eval()
         model = cls(cls.config_class(backbone_config=backbone.config, **config_kwargs), backbone)
-        for name, child in [*model.named_children(), *model.ascent_vit.named_children()]:
-            if name not in ("ascent_vit", "backbone"):
-                child.to(device=backbone.device, dtype=backbone.dtype)
+        new_parts = {
+            name: child
+            for name, child in [*model.named_children(), *model.ascent_vit.named_children()]
+            if name not in ("ascent_vit", "backbone")
+        }
+        for child in new_parts.values():
+            child.to(device=backbone.device, dtype=backbone.dtype)
+        if getattr(backbone, "hf_quantizer", None) is not None:
+            model.adopt_quantization(list(new_parts))
         return model.eval()
+
+    def adopt_quantization(self, plain_parts: list[str]):
+        """Makes the backbone's quantisation the whole model's, with parts that stay plain, so that it can be saved."""
+        backbone = self.ascent_vit.backbone
+        quantization_config = backbone.config.quantization_config
+        for skipped in ("modules_to_not_convert", "llm_int8_skip_modules"):
+            if hasattr(quantization_config, skipped):
+                setattr(quantization_config, skipped, [*(getattr(quantization_config, skipped) or []), *plain_parts])
+        del backbone.config.quantization_config
+        self.config.quantization_config = quantization_config
+        self.hf_quantizer = backbone.hf_quantizer
 
     def streams(self) -> dict[str, AscentViTConceptStream]:
         """The streams that have concepts, in the order of the contributions' columns."""

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a concept classifier classifies, and how well its concepts say why."""
 
+from .dataset import GREATER_IS_BETTER, evaluate_dataset
 from .evaluate import evaluate
+from .faithfulness import Faithfulness
+from .intervention import Intervention
+from .leakage import PermutedTargets, ShortTraining, leakage
 from .metrics import (
     AlignmentError,
     ClassMetrics,
@@ -14,6 +18,9 @@ from .metrics import (
     RelevanceMass,
     SpatialConceptMetrics,
 )
+from .probe import NotApplicableError
+from .robustness import Robustness
+from .sanity import Randomisation
 
 
 __all__ = [
@@ -21,11 +28,21 @@ __all__ = [
     "ClassMetrics",
     "ConceptAUROC",
     "ConceptMAP",
+    "Faithfulness",
+    "GREATER_IS_BETTER",
     "GlobalConceptAccuracy",
     "GlobalConceptMetrics",
+    "Intervention",
+    "NotApplicableError",
+    "PermutedTargets",
     "PixelTPR",
     "PointingGame",
+    "Randomisation",
     "RelevanceMass",
+    "Robustness",
+    "ShortTraining",
     "SpatialConceptMetrics",
     "evaluate",
+    "evaluate_dataset",
+    "leakage",
 ]

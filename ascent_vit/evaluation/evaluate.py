@@ -3,7 +3,6 @@
 
 import math
 from collections.abc import Iterable
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,20 +10,11 @@ from torch import Tensor
 from torchmetrics import MaxMetric
 
 from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, SpatialConceptMetrics
+from .probe import evaluation_mode
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@contextmanager
-def _evaluation_mode(model: torch.nn.Module):
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def check_labels(labels: Tensor | None, num_classes: int) -> Tensor | None:
@@ -175,7 +165,7 @@ def evaluate(
 
         main = accelerator is None or accelerator.is_local_main_process
         dataloader = tqdm(dataloader, desc="Evaluating", unit="batch", disable=not main)
-    with _evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model):
         for batch in dataloader:
             evaluation.update(batch)
     return evaluation.compute()

@@ -210,6 +210,7 @@ class ClassMetrics(MetricCollection):
     """Metrics of the predicted classes: `update(probabilities (B, K), labels (B,))`."""
 
     primary_metric: ClassVar[str] = "accuracy"
+    greater_is_better: ClassVar[bool] = True
 
     def __init__(self, num_classes: int, **kwargs):
         kwargs = {"num_classes": num_classes, "validate_args": False, **kwargs}
@@ -227,6 +228,7 @@ class GlobalConceptMetrics(MetricCollection):
     """Metrics of the attention to global concepts: `update(attention (B, G), target (B, G))`."""
 
     primary_metric: ClassVar[str] = "concept_map"
+    greater_is_better: ClassVar[bool] = True
 
     def __init__(self, **kwargs):
         metrics = {
@@ -241,6 +243,7 @@ class SpatialConceptMetrics(MetricCollection):
     """Metrics of the attention to spatial concepts: `update(attention (B, N, S), target (B, N, S))`."""
 
     primary_metric: ClassVar[str] = "pixel_tpr"
+    greater_is_better: ClassVar[bool] = True
 
     def __init__(self, **kwargs):
         metrics = {

@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations of predictions: which concept added what to the class score, and where in the image."""
+"""The result of an explanation: which concept added what to the class score, and where in the image."""
 
-import difflib
+import dataclasses
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from modeling_ascent_vit.image_processing_pil_ascent_vit import eight_bit
+from ascent_vit.files import write_json, write_text
+
+from .fusion import FusionMaps
+from .names import class_index, find_concept
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-ImageInput = Image.Image | str | os.PathLike | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class ConceptContribution:
         stream (`str`): `"global"`, `"spatial"` or `"unsupervised"`.
         index (`int`): Place of the concept in its stream.
         attention (`float`): Attention to the concept, from 0 to 1; of a spatial concept its mean over the patches.
-        contribution (`float`): What it added to the logit of the explained class, of either sign.
+        contribution (`float`):
+            What it added to the logit of the explained class, of either sign; in a [`Contrast`], to the difference of
+            two logits.
     """
 
     name: str
@@ -42,47 +44,126 @@ class ConceptContribution:
     contribution: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """
     A prediction as the sum of what each concept contributed: `sum of contributions + class_bias = logit`.
 
+    It knows all classes, so that another one needs no further run of the model: [`~Explanation.for_class`] explains
+    it, [`~Explanation.contrast`] says why one and not the other. Notation: A heads, G global, S spatial and U
+    unsupervised concepts, K classes, (h, w) patches.
+
     Args:
         image (`PIL.Image.Image`): The original image, RGB and upright.
-        label (`str`): Name of the explained class.
         label_id (`int`): Index of the explained class.
-        score (`float`): Softmax probability of the explained class.
-        predicted_label (`str`): Name of the predicted class, the explained one unless another was asked for.
-        predicted_score (`float`): Softmax probability of the predicted class.
+        labels (`list[str]`): Names of all classes.
         logits (`np.ndarray` of shape `(K,)`): Scores of all classes before the softmax, float32.
-        class_bias (`float`): What the explained class has whatever concepts are seen.
-        concepts (`list[ConceptContribution]`): All concepts, the largest contribution first, the most negative last.
-        patch_attention (`np.ndarray` of shape `(S, h, w)`):
-            Attention of each patch to each spatial concept, in the model's order of concepts, float32.
-        patch_contributions (`np.ndarray` of shape `(S, h, w)`):
-            What each spatial concept added to the explained class at each patch, float32. Sums over the patches to the
-            spatial contributions.
+        class_biases (`np.ndarray` of shape `(K,)`): What each class has whatever concepts are seen, float32.
+        concept_names (`dict[str, list[str]]`):
+            Names of the concepts of the streams `"global"`, `"spatial"` and `"unsupervised"`; columns elsewhere are in
+            this order.
+        contributions (`np.ndarray` of shape `(G + S + U, K)`): What each concept added to each logit, float32.
+        head_attention (`np.ndarray` of shape `(A, G + S + U)`):
+            Attention of each head to each concept, of a spatial one its mean over the patches, float32.
+        patch_attention_heads (`np.ndarray` of shape `(A, S, h, w)`):
+            Attention of each head at each patch to each spatial concept, float32.
+        contribution_table (`np.ndarray` of shape `(A, S, K)`):
+            What attention 1 of a head to a spatial concept at all patches adds to each logit, float32. The
+            explanations of one call share it.
         processor (`AscentViTImageProcessor`): Knows where patches lie in the original image.
+        fusion ([`FusionMaps`], *optional*): Where the patches looked in the pyramid, if it was asked for.
     """
 
     image: Image.Image
-    label: str
     label_id: int
-    score: float
-    predicted_label: str
-    predicted_score: float
+    labels: list[str] = field(repr=False)
     logits: np.ndarray
-    class_bias: float
-    concepts: list[ConceptContribution]
-    patch_attention: np.ndarray = field(repr=False)
-    patch_contributions: np.ndarray = field(repr=False)
-    processor: Any = field(repr=False, compare=False)
+    class_biases: np.ndarray = field(repr=False)
+    concept_names: dict[str, list[str]] = field(repr=False)
+    contributions: np.ndarray = field(repr=False)
+    head_attention: np.ndarray = field(repr=False)
+    patch_attention_heads: np.ndarray = field(repr=False)
+    contribution_table: np.ndarray = field(repr=False)
+    processor: Any = field(repr=False)
+    fusion: FusionMaps | None = field(default=None, repr=False)
+
+    def select(self, values: np.ndarray) -> np.ndarray:
+        """What is explained of values for all classes, `(..., K) -> (...)`."""
+        return values[..., self.label_id]
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Softmax of the logits, `(K,)`, float32."""
+        return torch.from_numpy(self.logits).softmax(-1).numpy()
+
+    @property
+    def label(self) -> str:
+        """Name of the explained class."""
+        return self.labels[self.label_id]
+
+    @property
+    def score(self) -> float:
+        """Softmax probability of the explained class."""
+        return float(self.probabilities[self.label_id])
+
+    @property
+    def predicted_id(self) -> int:
+        """Index of the predicted class, the explained one unless another was asked for."""
+        return int(self.logits.argmax())
+
+    @property
+    def predicted_label(self) -> str:
+        """Name of the predicted class."""
+        return self.labels[self.predicted_id]
+
+    @property
+    def predicted_score(self) -> float:
+        """Softmax probability of the predicted class."""
+        return float(self.probabilities[self.predicted_id])
+
+    @property
+    def logit(self) -> float:
+        """The explained number: the logit of the explained class; in a [`Contrast`], the difference of two logits."""
+        return float(self.select(self.logits))
+
+    @property
+    def class_bias(self) -> float:
+        """What of `logit` is there whatever concepts are seen."""
+        return float(self.select(self.class_biases))
+
+    @cached_property
+    def concept_attention(self) -> np.ndarray:
+        """Attention to each concept, mean over heads, of a spatial one over patches too, `(G + S + U,)`."""
+        return self.head_attention.mean(0)
+
+    @cached_property
+    def concepts(self) -> list[ConceptContribution]:
+        """All concepts, the largest contribution first, the most negative last."""
+        places = [(name, stream, i) for stream, names in self.concept_names.items() for i, name in enumerate(names)]
+        values = zip(places, self.concept_attention.tolist(), self.select(self.contributions).tolist(), strict=True)
+        concepts = [ConceptContribution(*place, attention, added) for place, attention, added in values]
+        return sorted(concepts, key=lambda concept: -concept.contribution)
 
     @property
     def additivity_error(self) -> float:
         """|logit - sum of contributions - class bias|: 0 but for rounding."""
         explained = sum(concept.contribution for concept in self.concepts) + self.class_bias
-        return abs(float(self.logits[self.label_id]) - explained)
+        return abs(self.logit - explained)
+
+    @cached_property
+    def patch_attention(self) -> np.ndarray:
+        """Attention of each patch to each spatial concept, mean over heads, `(S, h, w)`, float32."""
+        return self.patch_attention_heads.mean(0)
+
+    @cached_property
+    def patch_contributions(self) -> np.ndarray:
+        """
+        What each spatial concept added to `logit` at each patch, `(S, h, w)`, float32. Sums over the patches to the
+        spatial contributions.
+        """
+        heads = self.patch_attention_heads
+        table = self.select(self.contribution_table) / max(heads.shape[2] * heads.shape[3], 1)
+        return np.einsum("ashw,as->shw", heads, table, dtype=np.float32)
 
     @property
     def attention_maps(self) -> np.ndarray:
@@ -94,11 +175,86 @@ class Explanation:
         """Contribution of each spatial concept per patch, drawn in the original image's pixels, `(S, H, W)`."""
         return self.resize(self.patch_contributions)
 
+    @property
+    def head_maps(self) -> np.ndarray:
+        """Attention of each head to each spatial concept in the original image's pixels, `(A, S, H, W)`."""
+        return self.resize(self.patch_attention_heads)
+
+    @property
+    def fusion_maps(self) -> np.ndarray:
+        """Share of the fusion's weight that fell on each patch, per level of the pyramid, `(L, h, w)`."""
+        return self._known_fusion().maps
+
+    @property
+    def level_shares(self) -> np.ndarray:
+        """Share of the fusion's weight that each level of the pyramid got, `(L,)`, summing to 1."""
+        return self._known_fusion().level_shares
+
+    def _known_fusion(self) -> FusionMaps:
+        if self.fusion is None:
+            raise ValueError("This explanation does not hold where the fusion looked: call explain with fusion=True.")
+        return self.fusion
+
     def resize(self, maps: np.ndarray) -> np.ndarray:
         """Patch maps `(..., h, w)` interpolated to the original image's pixels, `(..., H, W)`, 0 outside a crop."""
         width, height = self.image.size
         resized = self.processor.resize_concept_maps(torch.from_numpy(np.ascontiguousarray(maps)), (height, width))
         return np.asarray(resized, dtype=np.float32)
+
+    def for_class(self, label: int | str) -> "Explanation":
+        """
+        The explanation of another class; the model does not run again.
+
+        Args:
+            label (`int` or `str`): Index or name of the class.
+
+        Raises:
+            ValueError: for a class that the model does not have.
+        """
+        return dataclasses.replace(self, label_id=class_index(label, self.labels))
+
+    def contrast(self, label: int | str, other: int | str | None = None) -> "Contrast":
+        """
+        Why one class and not another; the model does not run again.
+
+        Args:
+            label (`int` or `str`): Index or name of the first class.
+            other (`int` or `str`, *optional*):
+                Index or name of the second class; by default the one with the highest logit beside the first, that is
+                the predicted class, or the runner-up where the first is the predicted one.
+
+        Returns:
+            [`Contrast`]
+
+        Raises:
+            ValueError: for a class that the model does not have, or the same class twice.
+        """
+        label_id = class_index(label, self.labels)
+        if len(self.labels) < 2:
+            raise ValueError("A contrast needs two classes, and this model has one.")
+        if other is None:
+            ranked = np.argsort(-self.logits, kind="stable")
+            other_id = int(ranked[ranked != label_id][0])
+        else:
+            other_id = class_index(other, self.labels)
+        if other_id == label_id:
+            raise ValueError(f"A contrast needs two classes; got {self.labels[label_id]!r} twice.")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Explanation)}
+        return Contrast(**values | {"label_id": label_id, "other_id": other_id})
+
+    def concept(self, name: str, stream: str | None = None) -> ConceptContribution:
+        """
+        What one concept did.
+
+        Args:
+            name (`str`): Name of the concept.
+            stream (`str`, *optional*): Its stream, needed where several have a concept of that name.
+
+        Raises:
+            ValueError: for a concept that the model does not have, or has in several streams.
+        """
+        place = find_concept(name, self.concept_names, stream)
+        return next(concept for concept in self.concepts if (concept.stream, concept.index) == place)
 
     def top(self, number: int, stream: str | None = None) -> list[ConceptContribution]:
         """The concepts that moved the class score most, of either sign; the largest contribution first."""
@@ -112,7 +268,8 @@ class Explanation:
 
         Args:
             maps (`bool`, *optional*, defaults to `False`):
-                Whether to add `patch_attention` and `patch_contributions`, each S lists of h lists of w numbers.
+                Whether to add `patch_attention` and `patch_contributions`, each S lists of h lists of w numbers, and
+                `fusion_maps`, where they are known.
         """
         values = {
             "label": self.label,
@@ -120,16 +277,28 @@ class Explanation:
             "score": self.score,
             "predicted_label": self.predicted_label,
             "predicted_score": self.predicted_score,
+            "labels": self.labels,
             "logits": self.logits.tolist(),
+            "logit": self.logit,
             "class_bias": self.class_bias,
             "additivity_error": self.additivity_error,
             "image_size": [self.image.height, self.image.width],
             "concepts": [vars(concept).copy() for concept in self.concepts],
         }
+        if self.fusion is not None:
+            values["level_shares"] = self.level_shares.tolist()
         if maps:
             values["patch_attention"] = self.patch_attention.tolist()
             values["patch_contributions"] = self.patch_contributions.tolist()
+            if self.fusion is not None:
+                values["fusion_maps"] = self.fusion_maps.tolist()
         return values
+
+    def to_html(self, **kwargs) -> str:
+        """One self-contained HTML page, see [`~ascent_vit.explanation.html.explanation_to_html`]."""
+        from .html import explanation_to_html
+
+        return explanation_to_html(self, **kwargs)
 
     def plot(self, top: int = 5, truth: str | None = None) -> "Figure":
         """
@@ -146,243 +315,83 @@ class Explanation:
 
         return plot_explanation(self, top, truth)
 
+    def plot_heads(self, top: int = 3) -> "Figure":
+        """Draws the attention of each head to spatial concepts, see [`~ascent_vit.explanation.plot.plot_heads`]."""
+        from .plot import plot_heads
 
-@overload
-def explain(  # type: ignore[overload-overlap]
-    model: Any,
-    processor: Any,
-    images: ImageInput,
-    class_ids: int | str | Sequence[int | str] | None = None,
-    batch_size: int = 8,
-) -> Explanation: ...
+        return plot_heads(self, top)
+
+    def plot_levels(self) -> "Figure":
+        """Draws where the fusion looked in the pyramid, see [`~ascent_vit.explanation.plot.plot_levels`]."""
+        from .plot import plot_levels
+
+        return plot_levels(self)
+
+    def save(self, path: str | os.PathLike, **kwargs) -> None:
+        """
+        Writes one file, whole or not at all, making its folder.
+
+        Args:
+            path (`str` or `os.PathLike`):
+                The suffix says what is written: `.json` the dict, `.png` the picture, `.html` the page.
+            kwargs: Arguments of [`~Explanation.to_dict`], [`~Explanation.plot`] or [`~Explanation.to_html`].
+
+        Raises:
+            ValueError: for another suffix.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix == ".json":
+            write_json(path, self.to_dict(**kwargs))
+        elif suffix == ".html":
+            write_text(path, self.to_html(**kwargs))
+        elif suffix == ".png":
+            from .plot import plot_grid
+
+            path.parent.mkdir(parents=True, exist_ok=True)
+            truth = kwargs.pop("truth", None)
+            plot_grid([self], path, None if truth is None else [truth], **kwargs)
+        else:
+            raise ValueError(f"An explanation is saved as .json, .png or .html; got {path.name}.")
 
 
-@overload
-def explain(
-    model: Any,
-    processor: Any,
-    images: Iterable[ImageInput],
-    class_ids: int | str | Sequence[int | str] | None = None,
-    batch_size: int = 8,
-) -> list[Explanation]: ...
+@dataclass(frozen=True, eq=False)
+class Contrast(Explanation):
+    """
+    Why one class and not another: the difference of two logits as the sum of the differences of contributions.
 
-
-def explain(
-    model: Any,
-    processor: Any,
-    images: ImageInput | Iterable[ImageInput],
-    class_ids: int | str | Sequence[int | str] | None = None,
-    batch_size: int = 8,
-) -> Explanation | list[Explanation]:
-    r"""
-    Explains what a concept classifier sees in images.
+    An [`Explanation`] of which `logit`, `class_bias`, `concepts`, `patch_contributions` and `contribution_maps` are
+    differences, those of `label` minus those of `other_label`: positive is what speaks for `label`. `score` is the
+    probability of `label`.
 
     Args:
-        model (`torch.nn.Module`):
-            An `AscentViTForImageClassification`, also one loaded as remote code. It runs where and in the dtype that
-            it is, in evaluation mode, and gets its own mode back.
-        processor (`AscentViTImageProcessor`): The model's image processor.
-        images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
-            Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or floats from 0 to 1.
-        class_ids (`int` or `str`, or a sequence with one per image, *optional*, defaults to the predicted classes):
-            Class to explain, by index or by name.
-        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
-
-    Returns:
-        [`Explanation`], or a list of them if `images` is an iterable.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist.
-        ValueError: for an image that cannot be read, a class that the model does not have, or another kind of model.
-
-    Example:
-
-    ```python
-    >>> explanation = explain(model, processor, "bird.jpg")
-    >>> explanation.label, explanation.concepts[0].name
-    ('Painted Bunting', 'has_belly_color::red')
-    >>> explanation.plot().savefig("explanation.png")
-    ```
+        other_id (`int`): Index of the class that `label_id` is compared with.
     """
-    needed = {"contribution_maps": (model, "model"), "resize_concept_maps": (processor, "processor")}
-    for attribute, (thing, name) in needed.items():
-        if not hasattr(thing, attribute):
-            raise ValueError(
-                f"{name} must be an ASCENT-ViT {name}, which has {attribute}; got {type(thing).__name__}. "
-                "Load it with AutoModelForImageClassification and AutoImageProcessor after importing ascent_vit."
-            )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
-    single = is_single(images)
-    inputs: Any = [images] if single else images
-    pictures = [read_image(image) for image in inputs]
-    chosen = choose_classes(class_ids, len(pictures), model.config)
-    training = model.training
-    model.eval()
-    try:
-        explanations = []
-        with torch.no_grad():
-            for start in range(0, len(pictures), batch_size):
-                batch = slice(start, start + batch_size)
-                explanations += explain_batch(model, processor, pictures[batch], chosen[batch])
-    finally:
-        model.train(training)
-    return explanations[0] if single else explanations
+
+    other_id: int = field(kw_only=True)
+
+    def select(self, values: np.ndarray) -> np.ndarray:
+        return values[..., self.label_id] - values[..., self.other_id]
+
+    @property
+    def other_label(self) -> str:
+        """Name of the class that `label` is compared with."""
+        return self.labels[self.other_id]
+
+    @property
+    def other_score(self) -> float:
+        """Softmax probability of the class that `label` is compared with."""
+        return float(self.probabilities[self.other_id])
+
+    def for_class(self, label: int | str) -> Explanation:
+        """The explanation of one class alone."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Explanation)}
+        return Explanation(**values | {"label_id": class_index(label, self.labels)})
+
+    def to_dict(self, maps: bool = False) -> dict[str, Any]:
+        """As that of an explanation, with the class compared with."""
+        other = {"other_label": self.other_label, "other_id": self.other_id, "other_score": self.other_score}
+        return super().to_dict(maps) | other
 
 
-def is_single(images: Any) -> bool:
-    """Whether this is one image, not an iterable of them."""
-    if isinstance(images, np.ndarray | torch.Tensor):
-        return images.ndim < 4
-    return isinstance(images, str) or not isinstance(images, Iterable)
-
-
-def read_image(image: ImageInput) -> Image.Image:
-    """
-    An image as PIL in RGB, turned upright by its EXIF orientation.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist.
-        ValueError: for what cannot be read as an image.
-    """
-    if isinstance(image, np.ndarray | torch.Tensor):
-        opened = array_to_image(image)
-    elif isinstance(image, str | os.PathLike):
-        opened = open_image(os.fspath(image))
-    elif isinstance(image, Image.Image):
-        opened = image
-    else:
-        raise ValueError(f"An image must be a PIL image, a path, a URL or an array; got {type(image).__name__}.")
-    return cast(Image.Image, eight_bit(ImageOps.exif_transpose(opened))).convert("RGB")
-
-
-def open_image(source: str) -> Image.Image:
-    """The image of a path or URL, fully read."""
-    from transformers.image_utils import load_image
-
-    is_url = source.startswith(("http://", "https://"))
-    if not is_url and not Path(source).is_file():
-        state = "is a folder" if Path(source).is_dir() else "does not exist"
-        raise FileNotFoundError(f"Image {source} {state}: give the path of an image file.")
-    try:
-        if is_url:
-            return load_image(source)
-        with Image.open(source) as image:
-            image.load()
-        return image
-    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
-        raise ValueError(f"Image {source} cannot be read ({error}): give a complete image file.") from error
-
-
-def array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
-    """An array of (H, W), (H, W, C) or (C, H, W), integers from 0 to 255 or floats from 0 to 1, as a PIL image."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        array = array.float().numpy() if array.is_floating_point() else array.numpy()
-    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
-        array = np.moveaxis(array, 0, -1)
-    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[-1] not in (1, 3, 4) or array.size == 0:
-        raise ValueError(
-            f"An image array must have the shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4; got {array.shape}."
-        )
-    floating = array.dtype.kind == "f"
-    limit = 1 if floating else 255
-    if array.dtype.kind not in "fiu" or not (array.min() >= 0 and array.max() <= limit):
-        raise ValueError(
-            "An image array must hold integers from 0 to 255 or floats from 0 to 1; "
-            f"got {array.dtype} from {array.min()} to {array.max()}."
-        )
-    array = (np.round(array * 255) if floating else array).astype(np.uint8)
-    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-
-
-def choose_classes(class_ids: int | str | Sequence[int | str] | None, number: int, config: Any) -> list[int | None]:
-    """One class index per image; None for the predicted class."""
-    if class_ids is None:
-        return [None] * number
-    if isinstance(class_ids, int | str):
-        return [class_index(class_ids, config)] * number
-    classes: list[int | None] = [class_index(class_id, config) for class_id in class_ids]
-    if len(classes) != number:
-        raise ValueError(f"class_ids must be one class, or one for each of the {number} images; got {len(classes)}.")
-    return classes
-
-
-def class_index(class_id: int | str, config: Any) -> int:
-    """Index of a class given by name or index."""
-    names = [config.id2label[i] for i in range(config.num_labels)]
-    if isinstance(class_id, str):
-        if class_id in names:
-            return names.index(class_id)
-        by_lower_case = {name.lower(): name for name in names}
-        close = difflib.get_close_matches(class_id.lower(), by_lower_case, n=3, cutoff=0.4)
-        near = ", ".join(repr(by_lower_case[name]) for name in close)
-        hint = f"did you mean {near}?" if close else f"the first are {', '.join(names[:5])}."
-        raise ValueError(f"The model has no class {class_id!r} among its {len(names)}: {hint}")
-    index = int(class_id)
-    if not 0 <= index < len(names):
-        nearest = min(max(index, 0), len(names) - 1)
-        raise ValueError(
-            f"The model has no class {index}: its classes are 0 to {len(names) - 1}; the nearest, {nearest}, is "
-            f"{names[nearest]!r}."
-        )
-    return index
-
-
-def explain_batch(
-    model: Any, processor: Any, images: list[Image.Image], chosen: list[int | None]
-) -> list[Explanation]:
-    """Explanations of RGB images that fit into one batch; None explains the predicted class."""
-    config = model.config
-    parameter = next(model.parameters())
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].to(parameter.device, parameter.dtype)
-    out = model(pixel_values, output_contributions=True)
-    logits = out.logits.float().cpu()
-    probabilities, predicted = logits.softmax(-1), logits.argmax(-1).tolist()
-    classes = [p if c is None else c for c, p in zip(chosen, predicted, strict=True)]
-    class_bias = model.class_bias().float().cpu()
-    contributions = out.concept_contributions.float().cpu()
-    streams = {
-        "global": out.global_concept_attention,
-        "spatial": out.spatial_concept_attention,
-        "unsupervised": out.unsupervised_concept_attention,
-    }
-    streams = {name: attention.float().cpu() for name, attention in streams.items() if attention is not None}
-    means = {name: attention.mean(1) if name == "spatial" else attention for name, attention in streams.items()}
-    # Streams and names are in the order of the contributions' columns.
-    attention = torch.cat(list(means.values()), dim=1)
-    places = [(name, index) for name, mean in means.items() for index in range(mean.shape[1])]
-    grid = out.patch_grid[0].tolist()
-    patch_attention = torch.zeros(len(images), 0, *grid)
-    patch_contributions = torch.zeros(len(images), 0, *grid)
-    if "spatial" in streams:
-        patch_attention = streams["spatial"].transpose(1, 2).unflatten(-1, grid)
-        maps = model.contribution_maps(pixel_values, torch.tensor(classes, device=parameter.device)[:, None])
-        patch_contributions = maps[:, 0].float().cpu()
-
-    explanations = []
-    for i, (image, label_id) in enumerate(zip(images, classes, strict=True)):
-        concepts = [
-            ConceptContribution(name, stream, index, attention[i, c].item(), contributions[i, c, label_id].item())
-            for c, (name, (stream, index)) in enumerate(zip(config.concepts, places, strict=True))
-        ]
-        explanations.append(
-            Explanation(
-                image=image,
-                label=config.id2label[label_id],
-                label_id=label_id,
-                score=probabilities[i, label_id].item(),
-                predicted_label=config.id2label[predicted[i]],
-                predicted_score=probabilities[i, predicted[i]].item(),
-                logits=logits[i].numpy(),
-                class_bias=class_bias[label_id].item(),
-                concepts=sorted(concepts, key=lambda concept: -concept.contribution),
-                patch_attention=patch_attention[i].numpy(),
-                patch_contributions=patch_contributions[i].numpy(),
-                processor=processor,
-            )
-        )
-    return explanations
-
-
-__all__ = ["ConceptContribution", "Explanation", "explain"]
+__all__ = ["ConceptContribution", "Contrast", "Explanation"]

@@ -3,17 +3,19 @@
 
 import io
 import os
+import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .explanation import ConceptContribution, Contrast, Explanation
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
-
-    from .explanation import ConceptContribution, Explanation
 
 
 # Both colour maps can be read with any kind of colour vision: cividis is sequential, orange to purple is diverging
@@ -25,15 +27,21 @@ POSITIVE, NEGATIVE = "#5e3c99", "#e66101"
 MAPS = 3
 MAP_OPACITY = 0.75
 ROW_SIZE = (12.0, 3.4)  # inches
+MAP_SIZE = 2.2  # inches
+SIDE = {"ha": "right", "va": "center"}
+# Of a longer image nothing could be seen: it is drawn stretched.
+LONGEST_SHAPE = 6
+# Finer than a figure shows; drawing every pixel of a photograph takes long.
+LONGEST_SIDE = 1200  # pixels
 
 
-def plot_explanation(explanation: "Explanation", top: int = 5, truth: str | None = None) -> "Figure":
+def plot_explanation(explanation: Explanation, top: int = 5, truth: str | None = None) -> "Figure":
     """Draws one explanation, see [`Explanation.plot`]."""
     return plot_rows([explanation], top, None if truth is None else [truth])
 
 
 def plot_grid(
-    explanations: Sequence["Explanation"],
+    explanations: Sequence[Explanation],
     path: str | os.PathLike,
     truths: Sequence[str] | None = None,
     top: int = 5,
@@ -63,7 +71,74 @@ def plot_grid(
         partial.unlink(missing_ok=True)
 
 
-def plot_rows(explanations: Sequence["Explanation"], top: int, truths: Sequence[str] | None) -> "Figure":
+def plot_heads(explanation: Explanation, top: int = MAPS) -> "Figure":
+    """
+    Draws the attention of each head to the `top` spatial concepts, one row per head, on a common scale.
+
+    Args:
+        explanation ([`~ascent_vit.explanation.Explanation`]): What to draw.
+        top (`int`, *optional*, defaults to 3):
+            Spatial concepts to show, those of the largest contribution of either sign.
+
+    Returns:
+        `matplotlib.figure.Figure`
+
+    Raises:
+        ValueError: for a model without spatial concepts, or `top` below 1.
+    """
+    if top < 1:
+        raise ValueError(f"top must be 1 or more concepts; got {top}.")
+    concepts = explanation.top(top, stream="spatial")
+    if not concepts:
+        raise ValueError("The model has no spatial concepts: there are no maps of its heads to draw.")
+    heads = explanation.patch_attention_heads[:, [concept.index for concept in concepts]]
+    titles = [[wrapped(concept.name, 22) for concept in concepts], *[[""] * len(concepts)] * (len(heads) - 1)]
+    sides = [f"head {i}" for i in range(len(heads))]
+    return plot_maps(explanation, heads, titles, sides, "attention")
+
+
+def plot_levels(explanation: Explanation) -> "Figure":
+    """
+    Draws where the deformable attention looked in each level of the pyramid, on a common scale: the share of its
+    weight that fell on each patch, from all patches and heads.
+
+    Args:
+        explanation ([`~ascent_vit.explanation.Explanation`]): What to draw, made by `explain(..., fusion=True)`.
+
+    Returns:
+        `matplotlib.figure.Figure`
+
+    Raises:
+        ValueError: for an explanation made without `fusion=True`.
+    """
+    maps, shares = explanation.fusion_maps, explanation.level_shares
+    strides = explanation.fusion.strides if explanation.fusion else ()
+    titles = [f"scale 1/{stride}: {share:.1%}" for stride, share in zip(strides, shares, strict=True)]
+    return plot_maps(explanation, maps[None], [titles], ["levels"], "share of weight")
+
+
+def plot_maps(
+    explanation: Explanation, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
+) -> "Figure":
+    """A figure of patch maps from 0, `(rows, columns, h, w)`, on a common scale."""
+    from matplotlib.figure import Figure
+
+    rows, columns = maps.shape[:2]
+    shape = np.clip(explanation.image.width / explanation.image.height, 0.5, LONGEST_SHAPE)
+    size = (MAP_SIZE * columns + 1.2, max(MAP_SIZE / shape * rows + 0.5, 1.5))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    drawn = draw_maps(axes.ravel(), explanation, maps.reshape(-1, *maps.shape[2:]), ATTENTION_COLORS, 0, top_of(maps))
+    for i in range(rows):
+        for j in range(columns):
+            axes[i, j].set_title(titles[i][j], fontsize=9, parse_math=False)
+        if rows > 1:
+            axes[i, 0].text(-0.05, 0.5, sides[i], transform=axes[i, 0].transAxes, fontsize=9, rotation=90, **SIDE)
+    add_scale(figure, drawn, axes, unit)
+    return figure
+
+
+def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[str] | None) -> "Figure":
     """A figure with one row per explanation, maps on a common scale."""
     from matplotlib.figure import Figure
 
@@ -85,17 +160,21 @@ def plot_rows(explanations: Sequence["Explanation"], top: int, truths: Sequence[
     return figure
 
 
-def largest(patch_maps: list[np.ndarray], concepts: list[list["ConceptContribution"]]) -> float:
-    """Largest size of a value in the maps that are shown; above 0, so that it can be the end of a scale."""
-    shown = [np.abs(maps[c.index]).max() for maps, row in zip(patch_maps, concepts, strict=True) for c in row]
-    return max([*shown, 1e-12])
+def top_of(*maps: np.ndarray) -> float:
+    """Largest size of a value; above 0, so that it can be the end of a scale."""
+    return max([*(float(np.abs(values).max()) for values in maps), 1e-12])
+
+
+def largest(patch_maps: list[np.ndarray], concepts: list[list[ConceptContribution]]) -> float:
+    """Largest size of a value in the maps that are shown."""
+    return top_of(*[maps[c.index] for maps, row in zip(patch_maps, concepts, strict=True) for c in row])
 
 
 def draw_row(
     figure: "SubFigure",
-    explanation: "Explanation",
+    explanation: Explanation,
     top: int,
-    mapped: list["ConceptContribution"],
+    mapped: list[ConceptContribution],
     truth: str | None,
     attention_limit: float,
     contribution_limit: float,
@@ -106,38 +185,69 @@ def draw_row(
     draw_bars(figure.add_subplot(grid[:, 1]), explanation, top)
     if not mapped:
         return
+    contribution = "difference of\ncontributions" if isinstance(explanation, Contrast) else "contribution"
     attention, contributions = explanation.patch_attention, explanation.patch_contributions
     scales = (
         ("attention", attention, ATTENTION_COLORS, 0, attention_limit),
-        ("contribution", contributions, CONTRIBUTION_COLORS, -contribution_limit, contribution_limit),
+        (contribution, contributions, CONTRIBUTION_COLORS, -contribution_limit, contribution_limit),
     )
-    for i, (name, patch_maps, colors, low, high) in enumerate(scales):
+    for i, (unit, patch_maps, colors, low, high) in enumerate(scales):
         axes = [figure.add_subplot(grid[i, 2 + j]) for j in range(columns)]
-        maps = explanation.resize(patch_maps[[concept.index for concept in mapped]])
-        for ax, concept, concept_map in zip(axes, mapped, maps, strict=True):
-            # Middle greys only, from a third to two thirds: the image shows without hiding the scale of the map.
-            ax.imshow(explanation.image.convert("L"), cmap="gray", vmin=-255, vmax=510)
-            drawn = ax.imshow(concept_map, cmap=colors, vmin=low, vmax=high, alpha=MAP_OPACITY)
-            ax.set_axis_off()
-            if i == 0:
-                ax.set_title(shorten(concept.name, 22), fontsize=9, parse_math=False)
-        bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
-        bar.set_label(name, fontsize=8)
-        bar.ax.tick_params(labelsize=7)
+        drawn = draw_maps(axes, explanation, patch_maps[[c.index for c in mapped]], colors, low, high)
+        if i == 0:
+            for ax, concept in zip(axes, mapped, strict=True):
+                ax.set_title(wrapped(concept.name, 20), fontsize=8, parse_math=False)
+        add_scale(figure, drawn, axes, unit)
 
 
-def draw_image(ax, explanation: "Explanation", truth: str | None):
-    lines = [f"predicted: {shorten(explanation.predicted_label, 30)}, {explanation.predicted_score:.1%}"]
-    if explanation.label != explanation.predicted_label:
-        lines.append(f"explained: {shorten(explanation.label, 30)}, {explanation.score:.1%}")
-    if truth is not None:
-        lines.append(f"truth: {shorten(truth, 30)}")
-    ax.imshow(explanation.image)
+def draw_maps(axes, explanation: Explanation, patch_maps: np.ndarray, colors: str, low: float, high: float):
+    """Patch maps `(n, h, w)` over the image in grey; returns the last, for a scale."""
+    drawn = None
+    rows, columns = (thinned(side) for side in (explanation.image.height, explanation.image.width))
+    for ax, concept_map in zip(axes, explanation.resize(patch_maps)[..., rows, columns], strict=True):
+        # Middle greys only, from a third to two thirds: the image shows without hiding the scale of the map.
+        grey = explanation.image.convert("L").resize(concept_map.shape[::-1], reducing_gap=2)
+        show(ax, grey, cmap="gray", vmin=-255, vmax=510)
+        drawn = show(ax, concept_map, cmap=colors, vmin=low, vmax=high, alpha=MAP_OPACITY)
+    return drawn
+
+
+def thinned(side: int) -> slice:
+    """Evenly spaced pixels along a side, all of them where they are few."""
+    step = -(-side // LONGEST_SIDE)
+    return slice(step // 2, None, step)
+
+
+def add_scale(figure, drawn, axes, unit: str):
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
+    bar.set_label(unit, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+
+
+def show(ax, picture, **kwargs):
+    """The picture without axes, in its own shape unless that is too long to see anything."""
+    height, width = np.shape(picture)[:2]
+    shape = width / height
+    drawn = ax.imshow(picture, aspect=shape / np.clip(shape, 1 / LONGEST_SHAPE, LONGEST_SHAPE), **kwargs)
     ax.set_axis_off()
-    ax.set_title("\n".join(lines), fontsize=10, parse_math=False)
+    return drawn
 
 
-def draw_bars(ax, explanation: "Explanation", top: int):
+def draw_image(ax, explanation: Explanation, truth: str | None):
+    lines = [f"predicted: {shorten(explanation.predicted_label, 36)}, {explanation.predicted_score:.1%}"]
+    if explanation.label_id != explanation.predicted_id:
+        lines.append(f"explained: {shorten(explanation.label, 36)}, {explanation.score:.1%}")
+    if isinstance(explanation, Contrast):
+        lines.append(f"compared with: {shorten(explanation.other_label, 36)}, {explanation.other_score:.1%}")
+    if truth is not None:
+        lines.append(f"truth: {shorten(truth, 36)}")
+    image = explanation.image.copy()
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    show(ax, image)
+    ax.set_title("\n".join(wrapped(line, 26) for line in lines), fontsize=9, parse_math=False)
+
+
+def draw_bars(ax, explanation: Explanation, top: int):
     concepts = explanation.top(top)
     values = [concept.contribution for concept in concepts]
     bars = ax.barh(range(len(concepts)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
@@ -146,15 +256,19 @@ def draw_bars(ax, explanation: "Explanation", top: int):
     ax.set_yticks(range(len(concepts)), names, fontsize=8, parse_math=False)
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)
-    # Room for the numbers on both sides, also where all bars begin at 0.
-    ax.use_sticky_edges = False
-    ax.margins(x=0.3)
+    # Room for the numbers beyond the ends of the bars.
+    low, high = min([0, *values]), max([0, *values])
+    room = 0.45 * (high - low or 1)
+    ax.set_xlim(low - (room if low < 0 else room / 5), high + (room if high > 0 or not low else room / 5))
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
-    logit = explanation.logits[explanation.label_id]
-    ax.set_title(f'contributions to "{shorten(explanation.label, 24)}"', fontsize=10, parse_math=False)
-    sums = f"other concepts {rest:+.3g}, bias {explanation.class_bias:+.3g}, logit {logit:+.3g}"
+    title, bias, logit = f'contributions to "{shorten(explanation.label, 24)}"', "bias", "logit"
+    if isinstance(explanation, Contrast):
+        title = f'why "{shorten(explanation.label, 24)}"\nand not "{shorten(explanation.other_label, 24)}"'
+        bias, logit = "biases", "logits"
+    ax.set_title(title, fontsize=10, parse_math=False)
+    sums = f"other concepts {rest:+.3g}, {bias} {explanation.class_bias:+.3g}, {logit} {explanation.logit:+.3g}"
     ax.set_xlabel(sums, fontsize=8, parse_math=False)
 
 
@@ -164,4 +278,12 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-__all__ = ["plot_explanation", "plot_grid"]
+def wrapped(text: str, width: int) -> str:
+    """The text on up to two lines of about `width` characters, broken after spaces or the marks that join words."""
+    joints = re.compile(r"(?<=[_:/])(?=[^_:/])")
+    wrapper = textwrap.TextWrapper(width, expand_tabs=False, replace_whitespace=False, max_lines=2, placeholder="…")
+    lines = wrapper.wrap(joints.sub("\t", " ".join(text.split())))
+    return "\n".join(line.replace("\t", "") for line in lines)
+
+
+__all__ = ["plot_explanation", "plot_grid", "plot_heads", "plot_levels"]

@@ -4,8 +4,7 @@ Recorded outputs of the authors' code, for random weights of a small model.
 
 Their code fuses [CLS, patch 1, ..., patch N - 1] at the places of patches 1 to N and leaves the last patch out, and
 counts the residual twice, (1 + psi) x + psi gamma a. Both differ here by design. The residual folds into gamma / 2 and
-twice the query projection, and the shifted tokens are handed to this project's own fusion, so that pyramid, fusion and
-concept head must give what was recorded.
+twice the query projection, and `shifted_fusion` brings back the places, so that the model must give what was recorded.
 """
 
 import pytest
@@ -66,7 +65,7 @@ def rename(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["plain", "folded"])
-def test_pyramid_fusion_and_concept_head_equal_the_authors(shared_folder, grad):
+def test_shifted_model_equals_the_authors(shared_folder, grad):
     folder = shared_folder / "fixtures" / "author_cvit"
     expected = load_file(folder / "expected.safetensors")
     backbone_config = {
@@ -78,17 +77,48 @@ def test_pyramid_fusion_and_concept_head_equal_the_authors(shared_folder, grad):
         "layer_norm_eps": 1e-6,
     }
     config = AscentViTConfig(
-        backbone_config=backbone_config, num_global_concepts=5, num_spatial_concepts=9, num_labels=12
+        backbone_config=backbone_config,
+        num_global_concepts=5,
+        num_spatial_concepts=9,
+        num_labels=12,
+        shifted_fusion=True,
     )
     model = AscentViTForImageClassification(config).eval()
     model.load_state_dict(rename(load_file(folder / "state_dict.safetensors")))
     with torch.set_grad_enabled(grad):
-        tokens = model.ascent_vit.backbone(expected["pixel_values"]).last_hidden_state
-        pyramid, level_shapes = model.ascent_vit.encoding(expected["pixel_values"])
-        fused, _, _ = model.ascent_vit.fusion(tokens[:, :-1], (14, 14), pyramid, level_shapes)
-        global_attention, global_scores = model.global_stream(fused[:, :1])
-        patches = torch.cat([fused[:, 1:], tokens[:, -1:]], dim=1)
-        spatial_attention, spatial_scores = model.spatial_stream(patches)
-    torch.testing.assert_close(global_scores + spatial_scores, expected["logits"], rtol=0, atol=1e-5)
-    torch.testing.assert_close(global_attention.mean(1), expected["global_attention"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(spatial_attention.mean(1), expected["spatial_attention"], rtol=0, atol=1e-6)
+        outputs = model(expected["pixel_values"])
+    torch.testing.assert_close(outputs.logits, expected["logits"], rtol=0, atol=1e-5)
+    for stream in ("global", "spatial"):
+        attention = outputs[f"{stream}_concept_attention"]
+        recorded = expected[f"{stream}_attention"].view_as(attention)
+        torch.testing.assert_close(attention, recorded, rtol=0, atol=1e-6)
+
+
+def test_shifted_fusion_needs_one_prefix_token(make_config):
+    model = AscentViTForImageClassification(make_config("deit", shifted_fusion=True))
+    with pytest.raises(ValueError, match="shifted_fusion needs a backbone with one prefix token; deit has 2"):
+        model(torch.zeros(1, 3, 48, 48))
+
+
+def test_shifted_fusion_survives_saving_and_keeps_the_pyramid_of_the_global_stream(make_config, tmp_path):
+    model = AscentViTForImageClassification(make_config(num_global_concepts=3, shifted_fusion=True))
+    assert model.config.fusion_levels == 3
+    torch.nn.init.normal_(model.ascent_vit.fusion.gamma)
+    model.save_pretrained(tmp_path)
+    pixels = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        loaded = AscentViTForImageClassification.from_pretrained(tmp_path)
+        assert loaded.config.shifted_fusion
+        before = model.eval()(pixels).global_concept_attention
+        torch.testing.assert_close(loaded(pixels).global_concept_attention, before)
+        loaded.ascent_vit.fusion.gamma.mul_(5)
+        assert (loaded(pixels).global_concept_attention - before).abs().max() > 1e-3
+
+
+def test_last_patch_alone_is_not_fused(make_config):
+    model = AscentViTForImageClassification(make_config(shifted_fusion=True)).ascent_vit.eval()
+    torch.nn.init.ones_(model.fusion.gamma)
+    pixels = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        moved = (model(pixels).last_hidden_state - model.backbone(pixels).last_hidden_state).abs().amax(-1)[0]
+    assert (moved[:-1] > 0).all() and moved[-1] == 0

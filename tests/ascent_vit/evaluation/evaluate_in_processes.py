@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ascent_vit.evaluation import evaluate
+from ascent_vit.evaluation import Faithfulness, Intervention, Randomisation, Robustness, evaluate
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 
 
@@ -41,5 +41,12 @@ prepared = accelerator.prepare(torch.utils.data.DataLoader(rows, batch_size=3))
 metrics = {"accelerate": evaluate(accelerator.prepare(model), prepared, accelerator)}
 own_rows = rows[accelerator.process_index :: accelerator.num_processes]
 metrics["torchmetrics"] = evaluate(model, torch.utils.data.DataLoader(own_rows, batch_size=3))
+evaluators = (Faithfulness(steps=4), Intervention(steps=4), Robustness(), Randomisation())
+metrics["evaluators"] = {}
+for evaluator in evaluators:
+    metrics["evaluators"] |= evaluator(accelerator.prepare(model), prepared, accelerator)
+metrics["evaluators_alone"] = {}
+for evaluator in evaluators:
+    metrics["evaluators_alone"] |= evaluator(model, torch.utils.data.DataLoader(own_rows, batch_size=3))
 (Path(sys.argv[1]) / f"{accelerator.process_index}.json").write_text(json.dumps(metrics))
 accelerator.end_training()

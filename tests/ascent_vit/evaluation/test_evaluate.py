@@ -187,3 +187,6 @@ def test_two_processes_agree_with_one_though_the_last_batch_is_uneven(tmp_path):
     for together in run_processes(2, tmp_path):
         for way in ("accelerate", "torchmetrics"):
             assert together[way] == pytest.approx(alone[way], abs=1e-6)
+        for way in ("evaluators", "evaluators_alone"):
+            assert together[way] == {name: pytest.approx(value, abs=1e-5) for name, value in alone[way].items()}
+            assert together[way]["insertion_deletion_images"] == together[way]["intervention_images"] == 11

@@ -86,6 +86,23 @@ def test_relevance_mass_of_an_empty_map_is_zero():
     assert compute(RelevanceMass(), [[[0.0, 1.0], [0.0, 1.0]]], [[[1.0, 0.0], [NAN, NAN]]]) == 0.0
 
 
+def test_pointing_game_and_relevance_mass_agree_with_quantus():
+    """Maps without ties, where the two count alike. Quantus is no dependency: the test runs where it is installed."""
+    quantus = pytest.importorskip("quantus")
+    attention, target = torch.rand(6, 25, 1), (torch.rand(6, 25, 1) < 0.4).float()
+    target[:, 0] = 1
+    maps, inside = (values.view(6, 1, 5, 5).numpy() for values in (attention, target))
+    for metric, reference in (
+        (PointingGame(), quantus.PointingGame),
+        (RelevanceMass(), quantus.RelevanceMassAccuracy),
+    ):
+        expected = reference(abs=False, normalise=False, disable_warnings=True)(
+            model=None, x_batch=maps, y_batch=np.zeros(6, dtype=int), a_batch=maps, s_batch=inside, channel_first=True
+        )
+        metric.update(attention, target)
+        assert metric.compute().item() == pytest.approx(np.mean(expected), abs=1e-6)
+
+
 def test_alignment_error_by_hand():
     attention = torch.tensor([[[0.5, 0.5], [0.9, 0.1]], [[0.2, 0.8], [0.5, 0.5]], [[1.0, 0.0], [1.0, 0.0]]])
     # Image 0: 0.5 for patch 0, 0 for patch 1, whose target is unknown. Image 1: both concepts, then nothing.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ascent_vit.explanation import ConceptContribution, Explanation
-from ascent_vit.explanation.plot import NEGATIVE, POSITIVE, plot_grid, shorten
+from ascent_vit.explanation import Explanation, FusionMaps
+from ascent_vit.explanation.plot import NEGATIVE, POSITIVE, plot_grid, shorten, wrapped
 from modeling_ascent_vit import AscentViTImageProcessor
 
 
@@ -19,22 +19,22 @@ SPATIAL = {"beak": 0.5, "wing": -1.5, "cost $\\frac$": 0.25, "tail": 0.0}
 
 
 def make_explanation(scale: float = 1.0, **kwargs) -> Explanation:
-    """An explanation of a grey image of 40x60 pixels, whose class score is 1.25 times `scale`."""
-    concepts = [ConceptContribution("striped", "global", 0, 1.0, 2.0 * scale)]
-    concepts += [ConceptContribution(n, "spatial", i, 0.25, scale * c) for i, (n, c) in enumerate(SPATIAL.items())]
+    """An explanation of a grey image of 40x60 pixels, whose first class has a score of 1.25 times `scale`."""
+    added = scale * np.array([2.0, *SPATIAL.values()], dtype=np.float32)
     shares = np.array([[0.75, 0.25], [0.0, 0.0]], dtype=np.float32)
+    spatial = np.array(list(SPATIAL.values()), dtype=np.float32)
+    biases = np.array([0.0, 0.25], dtype=np.float32)
     values = {
         "image": Image.new("RGB", (60, 40), (128, 128, 128)),
-        "label": "Painted Bunting",
         "label_id": 0,
-        "score": 0.9,
-        "predicted_label": "Painted Bunting",
-        "predicted_score": 0.9,
-        "logits": np.array([1.25 * scale, -1.0], dtype=np.float32),
-        "class_bias": 0.0,
-        "concepts": sorted(concepts, key=lambda concept: -concept.contribution),
-        "patch_attention": np.stack([shares] * 4) * scale / 3,
-        "patch_contributions": np.stack([shares * c for c in SPATIAL.values()]) * scale,
+        "labels": ["Painted Bunting", "Wren"],
+        "logits": np.array([1.25 * scale, -1.25 * scale + 0.25], dtype=np.float32),
+        "class_biases": biases,
+        "concept_names": {"global": ["striped"], "spatial": list(SPATIAL), "unsupervised": []},
+        "contributions": np.stack([added, -added], axis=1),
+        "head_attention": np.array([[1.0, *[scale / 12] * 4]], dtype=np.float32),
+        "patch_attention_heads": np.stack([shares] * 4)[None] * scale / 3,
+        "contribution_table": np.stack([spatial, -spatial], axis=1)[None] * 12,
         "processor": AscentViTImageProcessor(size={"height": 16, "width": 16}, patch_size=8),
     }
     return Explanation(**(values | kwargs))
@@ -80,11 +80,79 @@ def test_maps_are_those_of_the_top_spatial_concepts_in_the_images_geometry():
 
 
 def test_titles_name_prediction_explained_class_and_truth():
-    explanation = make_explanation(label="Wren", label_id=1, score=0.1)
-    (ax,) = axes_with_title(explanation.plot(truth="Tern"), "predicted")
-    assert ax.get_title() == "predicted: Painted Bunting, 90.0%\nexplained: Wren, 10.0%\ntruth: Tern"
+    (ax,) = axes_with_title(make_explanation(label_id=1).plot(truth="Tern"), "predicted")
+    assert ax.get_title() == "predicted: Painted\nBunting, 90.5%\nexplained: Wren, 9.5%\ntruth: Tern"
     (ax,) = axes_with_title(make_explanation().plot(), "predicted")
-    assert ax.get_title() == "predicted: Painted Bunting, 90.0%"
+    assert ax.get_title() == "predicted: Painted\nBunting, 90.5%"
+
+
+def test_contrasts_show_differences():
+    figure = make_explanation().contrast("Wren").plot(top=2)
+    (ax,) = axes_with_title(figure, "why")
+    assert ax.get_title() == 'why "Wren"\nand not "Painted Bunting"'
+    assert [bar.get_width() for bar in ax.patches] == [3.0, -4.0]
+    assert ax.get_xlabel() == "other concepts -1.5, biases +0.25, logits -2.25"
+    (ax,) = axes_with_title(figure, "predicted")
+    assert ax.get_title().endswith("explained: Wren, 9.5%\ncompared with: Painted\nBunting, 90.5%")
+    drawn = [ax.images[1] for ax in figure.axes if len(ax.images) == 2 and ax.images[1].get_cmap().name == "PuOr"]
+    np.testing.assert_allclose(drawn[0].get_array(), make_explanation().contribution_maps[1] * -2, atol=1e-6)
+    assert [ax.get_ylabel() for ax in figure.axes].count("difference of\ncontributions") == 1
+
+
+def test_models_without_spatial_concepts_have_bars_alone():
+    explanation = make_explanation(
+        concept_names={"global": ["striped", *SPATIAL], "spatial": [], "unsupervised": []},
+        patch_attention_heads=np.zeros((1, 0, 2, 2), dtype=np.float32),
+        contribution_table=np.zeros((1, 0, 2), dtype=np.float32),
+    )
+    figure = explanation.plot()
+    assert [len(ax.images) for ax in figure.axes] == [1, 0]
+    figure.canvas.draw()
+    with pytest.raises(ValueError, match="no spatial concepts"):
+        explanation.plot_heads()
+
+
+def test_heads_have_a_row_each():
+    heads = np.zeros((2, 4, 2, 2), dtype=np.float32)
+    heads[1, 1, 0, 1] = 0.5
+    table = np.repeat(make_explanation().contribution_table, 2, axis=0)
+    explanation = make_explanation(patch_attention_heads=heads, contribution_table=table)
+    figure = explanation.plot_heads(top=2)
+    axes = [ax for ax in figure.axes if len(ax.images) == 2]
+    assert [ax.get_title() for ax in axes] == ["beak", "wing", "", ""]
+    assert [text.get_text() for ax in axes for text in ax.texts] == ["head 0", "head 1"]
+    for ax, (head, concept) in zip(axes, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True):
+        np.testing.assert_array_equal(ax.images[1].get_array(), explanation.head_maps[head, concept])
+        assert ax.images[1].get_clim() == (0, 0.5)
+    with pytest.raises(ValueError, match="top must be 1 or more"):
+        explanation.plot_heads(top=0)
+
+
+def test_levels_have_a_column_each_with_their_share():
+    # Every patch looks at the lower left patch in the first level, and a quarter as much at its own place in the next.
+    locations = np.full((4, 1, 2, 1, 2), 0.5, dtype=np.float32)
+    locations[:, 0, 0, 0] = [0.5, 1.5]
+    weights = np.broadcast_to(np.array([[0.8], [0.2]], dtype=np.float32), (4, 1, 2, 1))
+    explanation = make_explanation(fusion=FusionMaps(locations, weights, (2, 2), (8, 16)))
+    figure = explanation.plot_levels()
+    axes = [ax for ax in figure.axes if len(ax.images) == 2]
+    assert [ax.get_title() for ax in axes] == ["scale 1/8: 80.0%", "scale 1/16: 20.0%"]
+    assert axes[0].images[1].get_array()[-1, 0] == pytest.approx(0.8)
+    assert axes[1].images[1].get_array()[0, 0] == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="fusion=True"):
+        make_explanation().plot_levels()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (900, 3), (3, 900), (4000, 1300)])
+def test_images_of_any_shape_can_be_seen(size):
+    figure = make_explanation(image=Image.new("RGB", size)).plot()
+    figure.canvas.draw()
+    axes = [ax for ax in figure.axes if ax.images]
+    assert len(axes) == 7
+    for ax in axes:
+        box = ax.get_window_extent()
+        assert min(box.width, box.height) > 5
+        assert max(max(image.get_array().shape) for image in ax.images) <= 1200
 
 
 def test_grid_has_a_row_per_image_on_one_scale(tmp_path):
@@ -115,6 +183,9 @@ def test_bad_arguments_write_nothing(arguments, message, tmp_path):
 def test_long_names_and_line_breaks_are_shortened():
     assert shorten("has_belly\n  color", 20) == "has_belly color"
     assert shorten("x" * 50, 10) == "x" * 9 + "…"
+    assert wrapped("has_belly_color::red", 19) == "has_belly_color::\nred"
+    assert wrapped("a: b c", 3) == "a:\nb c"
+    assert wrapped("one two three four", 9) == "one two\nthree…"
 
 
 def test_pyplot_and_its_backend_are_left_alone(tmp_path):

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every metric of a model on a split of a concept dataset, as `ascent-vit evaluate` writes them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from ascent_vit.data import ConceptCollator, check_concepts, concepts_from_features
+from ascent_vit.data.loading import COLUMNS
+
+from .evaluate import evaluate
+from .faithfulness import Faithfulness
+from .intervention import Intervention
+from .probe import NotApplicableError, check_counts, choose_subset
+from .robustness import Robustness
+from .sanity import Randomisation
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+GREATER_IS_BETTER = {
+    "accuracy": True,
+    "top5_accuracy": True,
+    "macro_f1": True,
+    "ece": False,
+    "concept_map": True,
+    "concept_auroc": True,
+    "global_concept_accuracy": True,
+    "alignment_error": False,
+    "pointing_game": True,
+    "pixel_tpr": True,
+    "relevance_mass": True,
+    "additivity_error": False,
+    "insertion_auc": True,
+    "insertion_auc_random": True,
+    "deletion_auc": False,
+    "deletion_auc_random": False,
+    "intervention_auc": True,
+    "intervention_auc_random": True,
+    "robustness_flip": True,
+    "robustness_rotation": True,
+    "robustness_scale": True,
+    "robustness_translation": True,
+    "randomisation_head": False,
+    "randomisation_fusion": False,
+    "randomisation_backbone": False,
+}
+
+EVALUATORS = ("faithfulness", "intervention", "robustness")
+
+
+def check_names(config: Any, features: Any, spatial_concepts: list[str] | None = None) -> None:
+    """
+    Checks that a dataset's classes and concepts are the model's: the same names in the same order.
+
+    A stream that the dataset does not annotate is no contradiction, nor are classes that the model has no names for.
+
+    Raises:
+        ValueError: naming the first place where they differ.
+    """
+    labels, global_concepts, placed_concepts = concepts_from_features(features, spatial_concepts)
+    classes = [config.id2label[i] for i in range(config.num_labels)]
+    named = classes != [f"LABEL_{i}" for i in range(len(classes))]
+    if len(classes) != len(labels):
+        difference = f"the model has {len(classes)}, the dataset {len(labels)}"
+    else:
+        pairs = enumerate(zip(classes, labels, strict=True))
+        place = next((i for i, (left, right) in pairs if left != right), None) if named else None
+        if place is None:
+            check_concepts(
+                config,
+                global_concepts or config.global_concepts,
+                placed_concepts or config.spatial_concepts,
+            )
+            return
+        difference = f"number {place} is {classes[place]!r} in the model and {labels[place]!r} in the dataset"
+    raise ValueError(
+        f"The classes of model and dataset must have the same names in the same order, but {difference}. Evaluate on "
+        "a dataset with the model's classes, or give their names with the option labels where it has only numbers."
+    )
+
+
+def evaluate_dataset(
+    model: Any,
+    processor: Any,
+    split: "Dataset",
+    images: int = 1000,
+    steps: int = 16,
+    seed: int = 0,
+    batch_size: int = 32,
+    skip: Sequence[str] = (),
+    sanity: bool = False,
+    spatial_concepts: list[str] | None = None,
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """
+    Evaluates a concept classifier on a split, in full.
+
+    The metrics of [`evaluate`] are those of the whole split; faithfulness, intervention, robustness and sanity those
+    of a subset that is drawn by the seed. What the model or the split cannot be judged by is left out, and said.
+
+    Args:
+        model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
+        processor (`AscentViTImageProcessor`): The model's image processor.
+        split (`datasets.Dataset`): Of a concept dataset.
+        images (`int`, *optional*, defaults to 1000): Images of the subset, at most.
+        steps (`int`, *optional*, defaults to 16): Steps of insertion, deletion and intervention curves.
+        seed (`int`, *optional*, defaults to 0): Of the subset, random orders and random weights.
+        batch_size (`int`, *optional*, defaults to 32): Images per forward pass.
+        skip (`Sequence[str]`, *optional*): Of `"faithfulness"`, `"intervention"` and `"robustness"`.
+        sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
+        spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
+        accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+
+    Returns:
+        `dict`: the metrics by their names, numbers of images, the curves as lists, `num_images`, and `left_out`, a
+        sentence for each evaluator that was not run. The same in every process.
+
+    Raises:
+        ValueError: for classes or concepts that are not the model's, an empty split, or numbers below 1.
+    """
+    check_counts(images=images, steps=steps, batch_size=batch_size)
+    unknown = [name for name in skip if name not in EVALUATORS]
+    if unknown:
+        raise ValueError(f"skip may name {', '.join(EVALUATORS)}; got {unknown[0]!r}.")
+    if len(split) == 0:
+        raise ValueError("The split has no images: evaluate one that has some.")
+    check_names(model.config, split.features, spatial_concepts)
+    split = split.select_columns([name for name in COLUMNS if name in split.features])
+
+    def loader(part: "Dataset") -> Any:
+        batches: Any = DataLoader(part, batch_size, collate_fn=ConceptCollator(processor))  # type: ignore[arg-type]
+        return batches if accelerator is None else accelerator.prepare_data_loader(batches)
+
+    values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress)
+    evaluators: dict[str, Callable] = {
+        "faithfulness": Faithfulness(steps, seed, batch_size),
+        "intervention": Intervention(steps, seed),
+        "robustness": Robustness(),
+    }
+    if sanity:
+        evaluators["sanity"] = Randomisation(seed)
+    subset = loader(split.select(choose_subset(len(split), images, seed)))
+    left_out = []
+    for name, evaluator in evaluators.items():
+        if name in skip:
+            left_out.append(f"{name}: not asked for")
+            continue
+        try:
+            values |= evaluator(model, subset, accelerator, progress)
+        except NotApplicableError as error:
+            left_out.append(f"{name}: {error}")
+            if accelerator is None or accelerator.is_main_process:
+                logger.warning("Left out: %s.", left_out[-1])
+    return values | {"num_images": len(split), "left_out": left_out}
+
+
+__all__ = ["GREATER_IS_BETTER", "evaluate_dataset"]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intervention curves: does the prediction get better as a person corrects the concepts?"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .evaluate import check_labels, fill_targets
+from .metrics import known_rows
+from .probe import NotApplicableError, average_over_images, check_counts, descending_ranks, random_ranks
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Of each stream that can be corrected: the model's output, its targets in a batch, its override.
+STREAMS = (
+    ("global_concept_attention", "concept_targets", "global_concept_override"),
+    ("spatial_concept_attention", "spatial_concept_targets", "spatial_concept_override"),
+)
+
+
+def true_attention(targets: Tensor, none_concept: bool) -> Tensor:
+    """
+    What a person who knows the targets sets the attention to.
+
+    Args:
+        targets: (B, T, C), NaN for unknown.
+        none_concept: whether a row of zeros means "none of these".
+
+    Returns:
+        (B, T, C): 1 / k for each of k present concepts and 0 for absent ones, in general the targets normalised to
+        sum to 1; NaN in rows that are not annotated, which have any NaN, or only zeros without `none_concept`.
+    """
+    mass = targets.nansum(-1, keepdim=True)
+    annotated = known_rows(targets).unsqueeze(-1)
+    if not none_concept:
+        annotated = annotated & (mass > 0)
+    return torch.where(annotated, targets / torch.where(mass > 0, mass, 1.0), torch.nan)
+
+
+def uncertainty(attention: Tensor, truth: Tensor) -> Tensor:
+    """
+    How unsure the model is of each concept, (B, C): the binary entropy of its attention, which is greatest at 1/2,
+    mean over the rows that can be corrected. 0 where there are none.
+    """
+    entropy = torch.special.entr(attention) + torch.special.entr((1 - attention).clamp_min(0))
+    rows = known_rows(truth).unsqueeze(-1)
+    return torch.where(rows, entropy, 0.0).sum(1) / rows.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """
+    Accuracy as more and more concepts of an image are corrected to their ground truth at test time (Koh et al.,
+    "Concept Bottleneck Models", ICML 2020).
+
+    The units are concepts: a global one in the image, a spatial one in all annotated patches at once. To correct one
+    is to set the attention to it to its true value, 1/k where it is one of k present concepts of the image or patch
+    and 0 where it is absent; the model's attention to concepts that are not corrected yet is rescaled to what is left
+    of 1, as the overrides of the model do it. With all concepts corrected, the attention of annotated rows is the
+    ground truth, and that of the others still the model's. Rows with an unknown concept count as not annotated.
+
+    Each image has its own order. By uncertainty (UCP of Shin et al., "A Closer Look at the Intervention Procedure of
+    Concept Bottleneck Models", ICML 2023): the binary entropy of the attention, of a spatial concept the mean over the
+    patches to correct, the greatest first. It uses where there are annotations, never what they say. The other order
+    is random. `intervention_curve[i]` is the accuracy with the share i / `steps` of an image's correctable concepts
+    corrected, rounded to whole ones; `intervention_auc` is the area under it, by trapezoids, from 0 to 1.
+
+    Cost: `2 * steps + 2` forward passes per image.
+
+    Args:
+        steps (`int`, *optional*, defaults to 16): Steps of a curve.
+        seed (`int`, *optional*, defaults to 0): Of the random orders.
+
+    Raises:
+        ValueError: for fewer than one step.
+    """
+
+    steps: int = 16
+    seed: int = 0
+    primary_metric: ClassVar[str] = "intervention_auc"
+    greater_is_better: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_counts(steps=self.steps)
+
+    def __call__(
+        self,
+        model: Any,
+        dataloader: Iterable[dict[str, Tensor]],
+        accelerator: "Accelerator | None" = None,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """
+        Args:
+            model, dataloader, accelerator, progress: as of [`evaluate`].
+
+        Returns:
+            `dict`: `intervention_auc` and `intervention_auc_random`; `intervention_curve` and
+            `intervention_curve_random`, lists of `steps` + 1 accuracies; and `intervention_images`, the number of
+            images, those with a label and an annotated row. The same in every process.
+
+        Raises:
+            NotApplicableError: without such images.
+        """
+        points = self.steps + 1
+        means, counts = average_over_images(
+            model, dataloader, self.correct, 2 * points, accelerator, progress, "Intervention"
+        )
+        if counts[0] == 0:
+            raise NotApplicableError("Intervention needs images with labels and annotated concepts of the model")
+        curve, curve_at_random = means[:points], means[points:]
+        shares = torch.linspace(0, 1, points, dtype=torch.float64)
+        return {
+            "intervention_auc": torch.trapezoid(shares.new_tensor(curve), shares).item(),
+            "intervention_auc_random": torch.trapezoid(shares.new_tensor(curve_at_random), shares).item(),
+            "intervention_curve": curve,
+            "intervention_curve_random": curve_at_random,
+            "intervention_images": counts[0],
+        }
+
+    def correct(self, model: Any, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Whether each image is classified right at each point of both curves, (B, 2 * points)."""
+        config = model.config
+        pixel_values = pixels.to(next(model.parameters()).dtype)
+        out = model(pixel_values)
+        points = self.steps + 1
+        truths, scores, correctable = {}, [], []
+        for output, name, override in STREAMS:
+            attention = getattr(out, output)
+            targets = fill_targets(name, batch, attention)
+            if targets is None:
+                continue
+            rows = (len(pixels), -1, attention.shape[-1])
+            truth = true_attention(targets.to(pixels.device, torch.float32).reshape(rows), config.none_concept)
+            truths[override] = truth
+            scores.append(uncertainty(attention.float().reshape(rows), truth))
+            correctable.append(known_rows(truth).any(-1, keepdim=True).expand(-1, attention.shape[-1]))
+        labels = check_labels(batch.get("labels"), config.num_labels)
+        if labels is None or not truths:
+            return torch.full((len(pixels), 2 * points), torch.nan)
+        labels, can_correct, score = labels.to(pixels.device), torch.cat(correctable, -1), torch.cat(scores, -1)
+        numbers = can_correct.sum(-1)
+        at_random = random_ranks(pixels, score.shape[-1], self.seed)
+        right = []
+        for order in (score, -at_random.float()):
+            # What cannot be corrected comes last.
+            ranks = descending_ranks(torch.where(can_correct, order, -torch.inf), at_random)
+            for step in range(points):
+                corrected = ranks < (numbers * step / self.steps).round().unsqueeze(-1)
+                logits = model(pixel_values, **self.overrides(truths, corrected)).logits
+                right.append(logits.argmax(-1) == labels)
+        values = torch.stack(right, dim=1).float()
+        return torch.where((numbers > 0).unsqueeze(-1), values, torch.nan)
+
+    @staticmethod
+    def overrides(truths: dict[str, Tensor], corrected: Tensor) -> dict[str, Tensor]:
+        """The model's override arguments that correct the concepts marked in (B, all concepts)."""
+        parts = corrected.split([truth.shape[-1] for truth in truths.values()], dim=-1)
+        overrides = {
+            name: torch.where(marked.unsqueeze(1), truth, torch.nan)
+            for (name, truth), marked in zip(truths.items(), parts, strict=True)
+        }
+        if "global_concept_override" in overrides:
+            overrides["global_concept_override"] = overrides["global_concept_override"].squeeze(1)
+        return overrides
+
+
+__all__ = ["Intervention"]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the evaluators share that look at a model through changed images, overrides or weights, image by image."""
+
+import zlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ascent_vit.explanation.explain import evaluation_mode
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class NotApplicableError(ValueError):
+    """An evaluator cannot judge this model on this data; the message says why."""
+
+
+def choose_subset(number: int, images: int, seed: int) -> list[int]:
+    """Indices of at most `images` of `number` images, drawn by the seed, ascending: the same in every process."""
+    return np.sort(np.random.default_rng(seed).permutation(number)[:images]).tolist()
+
+
+def random_ranks(pixel_values: Tensor, number: int, seed: int) -> Tensor:
+    """
+    A random order of `number` things for each image, `(B, number)`: the rank of each, 0 first.
+
+    It is drawn from the seed and the image's pixels, so that it depends neither on the batch nor on the process.
+    """
+    orders = []
+    for image in pixel_values.cpu().float().numpy():
+        generator = np.random.default_rng([seed, zlib.crc32(image.tobytes())])
+        orders.append(generator.permutation(number))
+    return torch.from_numpy(np.stack(orders)).to(pixel_values.device)
+
+
+def descending_ranks(scores: Tensor, ties: Tensor) -> Tensor:
+    """The rank of each of the scores `(B, n)`, 0 for the greatest; equal ones in the order of the ranks `ties`."""
+    order = ties.argsort(-1)
+    order = order.gather(-1, scores.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
+    return order.argsort(-1)
+
+
+class MeanOverImages(Metric):
+    """Mean of columns of values, one row per image, over the images in which a column is not NaN."""
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, columns: int, **kwargs):
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(columns, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(columns, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor):
+        """values (B, columns)."""
+        self.total += values.nansum(0, dtype=torch.float64)
+        self.count += (~values.isnan()).sum(0)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Means, NaN where there was nothing, and numbers of images, both (columns,)."""
+        return self.total / self.count, self.count
+
+
+def average_over_images(
+    model: Any,
+    dataloader: Iterable[dict[str, Tensor]],
+    measure: Callable[[Any, Tensor, dict[str, Tensor]], Tensor],
+    columns: int,
+    accelerator: "Accelerator | None",
+    progress: bool,
+    description: str,
+) -> tuple[list[float], list[int]]:
+    """
+    Measures every image of a dataloader, in as many processes as there are.
+
+    Args:
+        model: put into evaluation mode for the time.
+        dataloader: of batches as [`evaluate`] takes them.
+        measure: gets the bare model, the pixels as the dataloader gave them and the batch; gives `(B, columns)`, NaN
+            where an image cannot be judged.
+        columns: number of columns.
+        accelerator: the one that prepared `dataloader`; see [`evaluate`].
+        progress: whether to show a progress bar.
+        description: of the progress bar.
+
+    Returns:
+        The mean of each column, NaN without images, and the number of images in it.
+
+    Raises:
+        ValueError: for a dataloader without images.
+    """
+    from tqdm.auto import tqdm
+
+    bare_model = model if accelerator is None else accelerator.unwrap_model(model)
+    device = next(bare_model.parameters()).device
+    means = MeanOverImages(columns, sync_on_compute=accelerator is None)
+    hidden = not progress or not (accelerator is None or accelerator.is_local_main_process)
+    with evaluation_mode(bare_model):
+        for batch in tqdm(dataloader, desc=description, unit="batch", disable=hidden):
+            values = measure(bare_model, batch["pixel_values"].to(device), batch).to(device)
+            if accelerator is not None:
+                values = accelerator.gather_for_metrics(values)
+            means.update(values.cpu())
+    if not means.update_called:
+        raise ValueError("The dataloader gave no images: evaluate a split that has some.")
+    values, counts = means.compute()
+    return values.tolist(), counts.tolist()
+
+
+def check_spatial(config: Any, what: str) -> None:
+    """[`NotApplicableError`] for a model without spatial concepts."""
+    if not config.num_spatial_concepts:
+        raise NotApplicableError(f"{what} needs maps, and the model has no spatial concepts")
+
+
+def check_counts(**values: int) -> None:
+    """ValueError for one of the values that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more; got {value}.")
+
+
+__all__ = ["NotApplicableError", "average_over_images", "choose_subset"]

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`explain`: one run of the model per batch gives explanations of every class."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice, repeat
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
+
+from .explanation import Explanation
+from .fusion import FusionMaps
+from .inputs import ImageInput, is_single, read_image
+from .names import class_index
+
+
+ClassIds = int | str | Iterable[int | str] | None
+
+STREAMS = ("global", "spatial", "unsupervised")
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the model gets its own mode back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def check_model_and_processor(model: Any, processor: Any) -> None:
+    """Raises one `ValueError` where they are not those of a concept classifier."""
+    needed = {"contribution_maps": (model, "model"), "resize_concept_maps": (processor, "processor")}
+    for attribute, (thing, name) in needed.items():
+        if not hasattr(thing, attribute):
+            raise ValueError(
+                f"{name} must be an ASCENT-ViT {name}, which has {attribute}; got {type(thing).__name__}. "
+                "Load it with AutoModelForImageClassification and AutoImageProcessor after importing ascent_vit."
+            )
+
+
+def to_array(values: torch.Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
+
+
+class Explainer:
+    """
+    Turns outputs of a model into explanations. What depends on parameters only is read once, so they must not change
+    while it is in use.
+
+    Args:
+        model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
+        processor (`AscentViTImageProcessor`): The model's image processor.
+        fusion (`bool`, *optional*, defaults to `False`): Whether to keep where the patches looked in the pyramid.
+
+    Raises:
+        ValueError: for another kind of model, or `fusion` of a model without pyramid.
+    """
+
+    def __init__(self, model: Any, processor: Any, fusion: bool = False):
+        check_model_and_processor(model, processor)
+        config = model.config
+        if fusion and not config.fusion_levels:
+            raise ValueError("This model has no pyramid (fusion_levels is 0), so there is no fusion to show.")
+        self.model, self.processor, self.fusion = model, processor, fusion
+        self.labels = [config.id2label[i] for i in range(config.num_labels)]
+        names = iter(config.concepts)
+        numbers = (config.num_global_concepts, config.num_spatial_concepts, config.num_unsupervised_concepts)
+        self.concept_names = {s: list(islice(names, n)) for s, n in zip(STREAMS, numbers, strict=True)}
+        with torch.no_grad():
+            self.class_biases = to_array(model.class_bias())
+            if config.num_spatial_concepts:
+                self.table = to_array(model.spatial_stream.contribution_table())
+            else:
+                self.table = np.zeros((config.concept_attention_heads, 0, config.num_labels), dtype=np.float32)
+
+    def arguments(self) -> dict[str, bool]:
+        """What the model's forward must be asked for."""
+        return {"output_contributions": True, "output_concept_heads": True, "output_fusion": self.fusion}
+
+    def run(self, images: list[Image.Image], classes: list[int | None], **overrides) -> list[Explanation]:
+        """
+        Explanations of RGB images, which go through the model as one batch.
+
+        Args:
+            images (`list[PIL.Image.Image]`): Upright RGB images.
+            classes (`list[int | None]`): Class to explain for each, None for the predicted one.
+            overrides: `global_concept_override` and `spatial_concept_override` of the model's forward.
+        """
+        parameter = next(self.model.parameters())
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.to(parameter.device, parameter.dtype)
+        options: dict[str, Any] = {name: override.to(parameter.device) for name, override in overrides.items()}
+        if tuple(pixel_values.shape[2:]) != tuple(self.model.config.image_size):
+            options["interpolate_pos_encoding"] = True
+        with evaluation_mode(self.model):
+            outputs = self.model(pixel_values, return_dict=True, **self.arguments(), **options)
+        return self.read(outputs, images, classes, (pixel_values.shape[2], pixel_values.shape[3]))
+
+    def read(
+        self,
+        outputs: Any,
+        images: list[Image.Image],
+        classes: list[int | None],
+        processed: tuple[int, int] | None = None,
+    ) -> list[Explanation]:
+        """
+        Explanations from the outputs of one batch.
+
+        Args:
+            outputs (`AscentViTImageClassifierOutput`): Outputs for [`~Explainer.arguments`].
+            images (`list[PIL.Image.Image]`): The original images, upright and RGB.
+            classes (`list[int | None]`): Class to explain for each, None for the predicted one.
+            processed (`tuple[int, int]`, *optional*): Height and width in pixels of what the model got, for fusion.
+        """
+        logits, contributions = to_array(outputs["logits"]), to_array(outputs["concept_contributions"])
+        grid = tuple(outputs["patch_grid"][0].tolist())
+        attentions = []
+        patch_attention = np.zeros((len(images), self.table.shape[0], 0, *grid), dtype=np.float32)
+        for stream in STREAMS:
+            attention = outputs.get(f"{stream}_concept_attention_heads")
+            if attention is None:
+                continue
+            if stream == "spatial":
+                patch_attention = to_array(attention.transpose(2, 3).unflatten(-1, grid))
+                attention = attention.mean(2)
+            attentions.append(to_array(attention))
+        head_attention = np.concatenate(attentions, axis=2)
+        fusions: Iterable[FusionMaps | None] = repeat(None, len(images))
+        if self.fusion and processed is not None:
+            fusions = self.read_fusion(outputs, grid, processed)
+        chosen = [p if c is None else c for c, p in zip(classes, logits.argmax(-1).tolist(), strict=True)]
+        return [
+            Explanation(
+                image=image,
+                label_id=chosen[i],
+                labels=self.labels,
+                logits=logits[i],
+                class_biases=self.class_biases,
+                concept_names=self.concept_names,
+                contributions=contributions[i],
+                head_attention=head_attention[i],
+                patch_attention_heads=patch_attention[i],
+                contribution_table=self.table,
+                processor=self.processor,
+                fusion=fusion,
+            )
+            for i, (image, fusion) in enumerate(zip(images, fusions, strict=True))
+        ]
+
+    def read_fusion(self, outputs: Any, grid: tuple[int, int], processed: tuple[int, int]) -> list[FusionMaps]:
+        config = self.model.config
+        in_patches = np.array([processed[i] / config.patch_size[i] for i in (1, 0)], dtype=np.float32)
+        locations = to_array(outputs["fusion_locations"]) * in_patches
+        weights = to_array(outputs["fusion_weights"])
+        strides = tuple(PYRAMID_STRIDES[: config.fusion_levels])
+        return [FusionMaps(*values, grid, strides) for values in zip(locations, weights, strict=True)]
+
+
+def pair_with_classes(
+    images: Iterable[ImageInput], class_ids: ClassIds, labels: list[str]
+) -> Iterator[tuple[ImageInput, int | None]]:
+    """Each image with the index of its class, None for the predicted one."""
+    if class_ids is None:
+        return zip(images, repeat(None))
+    if isinstance(class_ids, str) or not isinstance(class_ids, Iterable):
+        return zip(images, repeat(class_index(class_ids, labels)))
+    if isinstance(images, Iterator):
+        return _pair_as_they_come(images, iter(class_ids), labels)
+    images, classes = list(images), [class_index(class_id, labels) for class_id in class_ids]
+    if len(classes) != len(images):
+        raise ValueError(
+            f"class_ids must be one class, or one for each of the {len(images)} images; got {len(classes)}."
+        )
+    return zip(images, classes, strict=True)
+
+
+def _pair_as_they_come(
+    images: Iterator[ImageInput], class_ids: Iterator[int | str], labels: list[str]
+) -> Iterator[tuple[ImageInput, int]]:
+    for number, image in enumerate(images, start=1):
+        for class_id in islice(class_ids, 1):
+            yield image, class_index(class_id, labels)
+            break
+        else:
+            raise ValueError(f"class_ids must be one class, or one for each image; it ended before image {number}.")
+
+
+def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None]]) -> deque[Explanation]:
+    """Explanations of images with their classes, as one batch."""
+    images, classes = [], []
+    for image, class_id in pairs:
+        images.append(read_image(image))
+        classes.append(class_id)
+    return deque(explainer.run(images, classes) if images else ())
+
+
+def in_batches(
+    explainer: Explainer, pairs: Iterator[tuple[ImageInput, int | None]], batch_size: int
+) -> Iterator[Explanation]:
+    """Explanations in the order of the images, of which no more than a batch is held."""
+    while explanations := run_pairs(explainer, islice(pairs, batch_size)):
+        while explanations:
+            yield explanations.popleft()
+
+
+@overload
+def explain(  # type: ignore[overload-overlap]
+    model: Any,
+    processor: Any,
+    images: ImageInput,
+    class_ids: ClassIds = None,
+    batch_size: int = 8,
+    fusion: bool = False,
+) -> Explanation: ...
+
+
+@overload
+def explain(  # type: ignore[overload-overlap]
+    model: Any,
+    processor: Any,
+    images: Iterator[ImageInput],
+    class_ids: ClassIds = None,
+    batch_size: int = 8,
+    fusion: bool = False,
+) -> Iterator[Explanation]: ...
+
+
+@overload
+def explain(
+    model: Any,
+    processor: Any,
+    images: Iterable[ImageInput],
+    class_ids: ClassIds = None,
+    batch_size: int = 8,
+    fusion: bool = False,
+) -> list[Explanation]: ...
+
+
+def explain(
+    model: Any,
+    processor: Any,
+    images: ImageInput | Iterable[ImageInput],
+    class_ids: ClassIds = None,
+    batch_size: int = 8,
+    fusion: bool = False,
+) -> Explanation | Iterator[Explanation] | list[Explanation]:
+    r"""
+    Explains what a concept classifier sees in images.
+
+    The model runs once per batch and gives explanations of all classes, see [`~Explanation.for_class`] and
+    [`~Explanation.contrast`]. Maps stay on the patch grid until they are asked for in pixels.
+
+    Args:
+        model (`torch.nn.Module`):
+            An `AscentViTForImageClassification`, also one loaded as remote code. It runs where and in the dtype that
+            it is, in evaluation mode, and gets its own mode back.
+        processor (`AscentViTImageProcessor`): The model's image processor.
+        images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
+            Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or floats from 0 to 1.
+        class_ids (`int` or `str`, or an iterable with one per image, *optional*, defaults to the predicted classes):
+            Class to explain, by index or by name.
+        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
+        fusion (`bool`, *optional*, defaults to `False`):
+            Whether to keep where each patch looked in the pyramid, for `fusion_maps` and `level_shares`.
+
+    Returns:
+        [`Explanation`] of one image; a list of them for a list or another iterable; for an iterator, such as a
+        generator, an iterator of them, which reads a batch of images when its first explanation is asked for and holds
+        no more than that: memory stays flat, whatever the number of images. The model must not change meanwhile.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for an image that cannot be read, a class that the model does not have, or another kind of model.
+
+    Example:
+
+    ```python
+    >>> explanation = explain(model, processor, "bird.jpg")
+    >>> explanation.label, explanation.concepts[0].name
+    ('Painted Bunting', 'has_belly_color::red')
+    >>> explanation.contrast("Painted Bunting", "Indigo Bunting").concepts[0].name
+    'has_belly_color::red'
+    >>> explanation.save("explanation.png")
+    ```
+    """
+    explainer = Explainer(model, processor, fusion)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
+    single = is_single(images)
+    inputs: Any = [images] if single else images
+    explanations = in_batches(explainer, pair_with_classes(inputs, class_ids, explainer.labels), batch_size)
+    if single:
+        return next(explanations)
+    return explanations if isinstance(images, Iterator) else list(explanations)
+
+
+__all__ = ["Explainer", "evaluation_mode", "explain"]

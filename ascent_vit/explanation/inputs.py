@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of every kind, as upright RGB."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from modeling_ascent_vit.image_processing_pil_ascent_vit import eight_bit
+
+
+ImageInput = Image.Image | str | os.PathLike | np.ndarray | torch.Tensor
+
+
+def is_single(images: Any) -> bool:
+    """Whether this is one image, not an iterable of them."""
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return images.ndim < 4
+    return isinstance(images, str) or not isinstance(images, Iterable)
+
+
+def read_image(image: ImageInput) -> Image.Image:
+    """
+    An image as PIL in RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for what cannot be read as an image.
+    """
+    if isinstance(image, np.ndarray | torch.Tensor):
+        opened = array_to_image(image)
+    elif isinstance(image, str | os.PathLike):
+        opened = open_image(os.fspath(image))
+    elif isinstance(image, Image.Image):
+        opened = image
+    else:
+        raise ValueError(f"An image must be a PIL image, a path, a URL or an array; got {type(image).__name__}.")
+    return cast(Image.Image, eight_bit(ImageOps.exif_transpose(opened))).convert("RGB")
+
+
+def open_image(source: str) -> Image.Image:
+    """The image of a path or URL, fully read."""
+    from transformers.image_utils import load_image
+
+    is_url = source.startswith(("http://", "https://"))
+    if not is_url and not Path(source).is_file():
+        state = "is a folder" if Path(source).is_dir() else "does not exist"
+        raise FileNotFoundError(f"Image {source} {state}: give the path of an image file.")
+    try:
+        if is_url:
+            return load_image(source)
+        with Image.open(source) as image:
+            image.load()
+        return image
+    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
+        raise ValueError(f"Image {source} cannot be read ({error}): give a complete image file.") from error
+
+
+def array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
+    """An array of (H, W), (H, W, C) or (C, H, W), integers from 0 to 255 or floats from 0 to 1, as a PIL image."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = array.float().numpy() if array.is_floating_point() else array.numpy()
+    if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[-1] not in (1, 3, 4) or array.size == 0:
+        raise ValueError(
+            f"An image array must have the shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4; got {array.shape}."
+        )
+    floating = array.dtype.kind == "f"
+    limit = 1 if floating else 255
+    if array.dtype.kind not in "fiu" or not (array.min() >= 0 and array.max() <= limit):
+        raise ValueError(
+            "An image array must hold integers from 0 to 255 or floats from 0 to 1; "
+            f"got {array.dtype} from {array.min()} to {array.max()}."
+        )
+    array = (np.round(array * 255) if floating else array).astype(np.uint8)
+    return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+
+
+__all__ = ["ImageInput", "array_to_image", "is_single", "open_image", "read_image"]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes and concepts by name, with the nearest names where there is none of that name."""
+
+import difflib
+import operator
+from collections.abc import Sequence
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest names, else the first few."""
+    by_lower_case = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.4)
+    if close:
+        return f"did you mean {', '.join(repr(by_lower_case[match]) for match in close)}?"
+    return f"the first are {', '.join(names[:5])}."
+
+
+def class_index(class_id: int | str, labels: Sequence[str]) -> int:
+    """
+    Index of a class given by name or index.
+
+    Raises:
+        ValueError: for a class that is not among `labels`, with the nearest ones.
+    """
+    if isinstance(class_id, str):
+        if class_id not in labels:
+            raise ValueError(
+                f"The model has no class {class_id!r} among its {len(labels)}: {suggest(class_id, labels)}"
+            )
+        return labels.index(class_id)
+    try:
+        index = operator.index(class_id)
+    except TypeError:
+        raise ValueError(f"A class is given by its name or index; got {type(class_id).__name__}.") from None
+    if not 0 <= index < len(labels):
+        nearest = min(max(index, 0), len(labels) - 1)
+        raise ValueError(
+            f"The model has no class {index}: its classes are 0 to {len(labels) - 1}; the nearest, {nearest}, is "
+            f"{labels[nearest]!r}."
+        )
+    return index
+
+
+def find_concept(name: str, concept_names: dict[str, list[str]], stream: str | None = None) -> tuple[str, int]:
+    """
+    Stream and place in it of a concept.
+
+    Args:
+        name (`str`): Name of the concept.
+        concept_names (`dict[str, list[str]]`): Names of the concepts of each stream.
+        stream (`str`, *optional*): The stream to look in, needed where several have a concept of that name.
+
+    Raises:
+        ValueError: for a concept that the model does not have, with the nearest ones, or has in several streams.
+    """
+    if stream is not None and not concept_names.get(stream):
+        having = ", ".join(known for known, names in concept_names.items() if names)
+        raise ValueError(f"The model has no {stream} concepts: its concepts are {having}.")
+    searched = {known: names for known, names in concept_names.items() if stream in (None, known)}
+    found = [(known, names.index(name)) for known, names in searched.items() if name in names]
+    if len(found) > 1:
+        streams = " and ".join(known for known, _ in found)
+        raise ValueError(f"There is a {streams} concept {name!r}: say of which stream.")
+    if not found:
+        names = [known for names in searched.values() for known in names]
+        raise ValueError(f"The model has no concept {name!r} among its {len(names)}: {suggest(name, names)}")
+    return found[0]
+
+
+__all__ = ["class_index", "find_concept", "suggest"]

@@ -1,0 +1,320 @@
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const element = (id) => document.getElementById(id);
+
+/** Float32 numbers of base64 text. */
+function decode(text) {
+  return new Float32Array(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer);
+}
+
+const numClasses = data.classes.length;
+const [rows, columns] = data.grid;
+const patches = rows * columns;
+const contributions = decode(data.contributions); // concepts x classes
+const attention = decode(data.attention); // concepts
+const biases = decode(data.class_biases);
+const logits = decode(data.logits);
+const scores = decode(data.scores);
+const headAttention = decode(data.patch_attention_heads); // heads x spatial concepts x patches
+const tables = decode(data.tables); // heads x spatial concepts x classes
+const spatial = data.concepts.filter((concept) => concept.stream === "spatial").length;
+const heads = spatial ? tables.length / (spatial * numClasses) : 0;
+
+const state = { shown: data.shown, other: data.other, kind: "contribution", own: false, all: false, pinned: null, pointed: null };
+
+// Numbers
+
+/** What a value per class is for the class shown, less that of the class compared with. */
+function relative(values, start = 0) {
+  return values[start + state.shown] - (state.other < 0 ? 0 : values[start + state.other]);
+}
+
+function contribution(concept) {
+  return relative(contributions, concept * numClasses);
+}
+
+/** Decimals that give the largest of some numbers this many digits. */
+function decimals(values, digits) {
+  const largest = Math.max(...values.map(Math.abs).filter(Number.isFinite), 1e-12);
+  return Math.max(digits - 1 - Math.floor(Math.log10(largest)), 0);
+}
+
+function signed(value, digits) {
+  return (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(digits);
+}
+
+function percent(share) {
+  return (100 * share).toFixed(1) + "%";
+}
+
+// Maps
+
+/** Attention or contribution of a spatial concept at every patch. */
+function patchMap(index) {
+  const values = new Float32Array(patches);
+  for (let head = 0; head < heads; head++) {
+    const attended = (head * spatial + index) * patches;
+    const table = relative(tables, (head * spatial + index) * numClasses);
+    const weight = state.kind === "attention" ? 1 / heads : table / patches;
+    for (let patch = 0; patch < patches; patch++) values[patch] += weight * headAttention[attended + patch];
+  }
+  return values;
+}
+
+/** Both ends of the colour scale are this far from 0, or one of them for attention. */
+function scaleLimit(values) {
+  const maps = state.own ? [values] : Array.from({ length: spatial }, (_, index) => patchMap(index));
+  return Math.max(1e-12, ...maps.map((map) => map.reduce((most, value) => Math.max(most, Math.abs(value)), 0)));
+}
+
+/** Sets pixel i to the colour of a value from -1 to 1; the smaller the value, the more of the image shows through. */
+function paint(pixels, i, value) {
+  const palette = data.palettes[state.kind];
+  const place = state.kind === "attention" ? value : (value + 1) / 2;
+  const color = palette[Math.round(Math.min(Math.max(place, 0), 1) * (palette.length - 1))];
+  pixels.set(color, 4 * i);
+  pixels[4 * i + 3] = 255 * Math.sqrt(Math.min(Math.abs(value), 1));
+}
+
+/** Where pixels along an axis lie between patch centres; outside what the model sees, -1. */
+function places(axis, pixels, count) {
+  return Array.from({ length: pixels }, (_, pixel) => {
+    const position = (pixel + 0.5) / pixels;
+    if (position < axis.seen[0] || position >= axis.seen[1]) return -1;
+    return Math.min(Math.max((position - axis.start) / axis.patch - 0.5, 0), count - 1);
+  });
+}
+
+const canvas = element("map");
+const scale = Math.min(512 / Math.sqrt(data.width * data.height), 4096 / Math.max(data.width, data.height));
+canvas.width = Math.max(1, Math.round(data.width * scale));
+canvas.height = Math.max(1, Math.round(data.height * scale));
+const down = places(data.axes[0], canvas.height, rows);
+const across = places(data.axes[1], canvas.width, columns);
+
+function drawMap(values, limit) {
+  const picture = new ImageData(canvas.width, canvas.height);
+  for (let y = 0; y < canvas.height; y++) {
+    if (down[y] < 0) continue;
+    const top = Math.floor(down[y]);
+    const bottom = Math.min(top + 1, rows - 1);
+    const lower = down[y] - top;
+    for (let x = 0; x < canvas.width; x++) {
+      if (across[x] < 0) continue;
+      const left = Math.floor(across[x]);
+      const right = Math.min(left + 1, columns - 1);
+      const further = across[x] - left;
+      const above = values[top * columns + left] * (1 - further) + values[top * columns + right] * further;
+      const below = values[bottom * columns + left] * (1 - further) + values[bottom * columns + right] * further;
+      paint(picture.data, y * canvas.width + x, (above * (1 - lower) + below * lower) / limit);
+    }
+  }
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+function drawLegend(limit) {
+  const bar = element("scale");
+  const picture = new ImageData(bar.width, bar.height);
+  const lowest = state.kind === "attention" ? 0 : -1;
+  for (let i = 0; i < bar.width * bar.height; i++) {
+    paint(picture.data, i, lowest + ((1 - lowest) * (i % bar.width)) / (bar.width - 1));
+  }
+  bar.getContext("2d").putImageData(picture, 0, 0);
+  const digits = decimals([limit], 3);
+  const isAttention = state.kind === "attention";
+  element("low").textContent = isAttention ? "0" : signed(-limit, digits);
+  element("middle").textContent = isAttention ? (limit / 2).toFixed(digits) : "0";
+  element("high").textContent = isAttention ? limit.toFixed(digits) : signed(limit, digits);
+  const unit = state.other < 0 ? "logit per patch" : "difference of logits per patch";
+  element("unit").textContent = isAttention ? "attention, from 0 to 1" : unit;
+}
+
+/** Shows the map of the concept under the pointer or focus, else of the pinned one, else the image alone. */
+function showMap() {
+  const column = state.pointed ?? state.pinned;
+  const concept = column === null ? null : data.concepts[column];
+  const mapped = concept !== null && concept.stream === "spatial";
+  canvas.hidden = element("legend").hidden = !mapped;
+  element("image").classList.toggle("grey", mapped);
+  if (concept === null) {
+    element("caption").textContent = spatial ? "Point at a concept to see where it counted." : "This model sees concepts in the whole image: there are no maps.";
+  } else if (!mapped) {
+    element("caption").textContent = `${concept.name}: seen in the image as a whole (${concept.stream} concept), no map.`;
+  } else {
+    const values = patchMap(concept.index);
+    const limit = scaleLimit(values);
+    drawMap(values, limit);
+    drawLegend(limit);
+    const digits = decimals([limit], 3);
+    const isAttention = state.kind === "attention";
+    const [least, most] = [Math.min(...values), Math.max(...values)].map((value) => (isAttention ? value.toFixed(digits) : signed(value, digits)));
+    const subject = isAttention ? "attention" : `contribution to ${question(" rather than ")}`;
+    element("caption").textContent = `${concept.name}: ${subject}, from ${least} to ${most} per patch.`;
+  }
+}
+
+// Concepts
+
+/** The class shown and the one compared with, if any. */
+function question(between) {
+  const shown = data.classes[state.shown];
+  return state.other < 0 ? shown : shown + between + data.classes[state.other];
+}
+
+/** A piece of text in an element of its own. */
+function span(className, text) {
+  const made = document.createElement("span");
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+/** A name that may be broken after its punctuation. */
+function breakable(name) {
+  const made = span("name", "");
+  for (const part of name.split(/(?<=[_:/.-](?=[^_:/.-]))/)) made.append(part, document.createElement("wbr"));
+  return made;
+}
+
+/** A row of the list: name, bar from the zero line, number. */
+function conceptRow(column, low, high, digits) {
+  const concept = data.concepts[column];
+  const value = contribution(column);
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "concept";
+  button.dataset.column = column;
+  button.title = concept.name;
+  const attended = `attention ${attention[column].toPrecision(3)}`;
+  button.setAttribute("aria-label", `${concept.name}, ${concept.stream} concept, contribution ${signed(value, digits)}, ${attended}`);
+  button.setAttribute("aria-pressed", state.pinned === column);
+
+  const label = span("label", "");
+  label.append(breakable(concept.name), span("stream", `${concept.stream}, ${attended}`));
+  const track = span("track", "");
+  const zero = span("zero", "");
+  const bar = span(value < 0 ? "bar negative" : "bar", "");
+  const width = high - low || 1;
+  zero.style.left = `${(-100 * low) / width}%`;
+  bar.style.left = `${(100 * (Math.min(value, 0) - low)) / width}%`;
+  bar.style.width = `${(100 * Math.abs(value)) / width}%`;
+  track.append(bar, zero);
+  button.append(label, track, span("value", signed(value, digits)));
+
+  button.addEventListener("pointerenter", () => point(column));
+  button.addEventListener("pointerleave", () => point(null));
+  button.addEventListener("focus", () => point(column));
+  button.addEventListener("blur", () => point(null));
+  button.addEventListener("click", () => pin(column));
+  const item = document.createElement("li");
+  item.append(button);
+  return item;
+}
+
+function point(column) {
+  state.pointed = column;
+  showMap();
+}
+
+function pin(column) {
+  state.pinned = state.pinned === column ? null : column;
+  for (const button of document.querySelectorAll(".concept")) {
+    button.setAttribute("aria-pressed", Number(button.dataset.column) === state.pinned);
+  }
+  showMap();
+}
+
+/** Columns of the concepts of the largest contribution of either sign, the largest contribution first. */
+function ranked() {
+  const order = data.concepts.map((_, column) => column);
+  order.sort((one, two) => Math.abs(contribution(two)) - Math.abs(contribution(one)));
+  return (state.all ? order : order.slice(0, data.top)).sort((one, two) => contribution(two) - contribution(one));
+}
+
+function showConcepts() {
+  const listed = ranked();
+  const values = listed.map(contribution);
+  const total = data.concepts.reduce((sum, _, column) => sum + contribution(column), 0);
+  const bias = relative(biases);
+  const logit = relative(logits);
+  const digits = decimals(values, 4);
+  const sumDigits = decimals([total, bias, logit], 5);
+  const low = Math.min(0, ...values);
+  const high = Math.max(0, ...values);
+  element("list").replaceChildren(...listed.map((column) => conceptRow(column, low, high, digits)));
+
+  const parts = [total, bias, logit].map((value) => signed(value, sumDigits));
+  element("sum").textContent =
+    state.other < 0
+      ? `${parts[0]} (contributions) ${parts[1]} (bias) = ${parts[2]} (logit of ${data.classes[state.shown]}, probability ${percent(scores[state.shown])})`
+      : `${parts[0]} (differences of contributions) ${parts[1]} (difference of biases) = ${parts[2]} (logit of ${data.classes[state.shown]} less that of ${data.classes[state.other]})`;
+  const others = data.concepts.length - listed.length;
+  element("rest").hidden = others === 0;
+  element("rest").textContent = `${others} other ${others === 1 ? "concept" : "concepts"}: ${signed(total - values.reduce((sum, value) => sum + value, 0), digits)}`;
+  element("more").hidden = data.concepts.length <= data.top;
+  element("more").textContent = state.all ? `Show the first ${data.top}` : `Show all ${data.concepts.length} concepts`;
+}
+
+function update() {
+  element("question").textContent = `Why ${question(" and not ")}?`;
+  showConcepts();
+  showMap();
+}
+
+// Controls
+
+function fillClasses(select, chosen, none) {
+  const options = data.classes.map((label, index) => new Option(`${label} (${percent(scores[index])})`, index));
+  select.replaceChildren(...(none ? [new Option(none, -1)] : []), ...options);
+  select.value = chosen;
+}
+
+fillClasses(element("class"), state.shown, null);
+fillClasses(element("other"), state.other, "(no comparison)");
+element("class").addEventListener("change", (event) => {
+  state.shown = Number(event.target.value);
+  update();
+});
+element("other").addEventListener("change", (event) => {
+  state.other = Number(event.target.value);
+  update();
+});
+for (const radio of document.querySelectorAll("input[name=kind]")) {
+  radio.addEventListener("change", () => {
+    state.kind = radio.value;
+    showMap();
+  });
+}
+element("own").addEventListener("change", (event) => {
+  state.own = event.target.checked;
+  showMap();
+});
+element("more").addEventListener("click", () => {
+  state.all = !state.all;
+  update();
+});
+const opacity = element("opacity");
+opacity.addEventListener("input", () => (canvas.style.opacity = opacity.value / 100));
+canvas.style.opacity = opacity.value / 100;
+
+// The image
+
+const frame = element("frame");
+frame.style.setProperty("--ratio", data.width / data.height);
+element("image").classList.toggle("small", Math.max(data.width, data.height) <= 128);
+element("map-controls").hidden = spatial === 0;
+const [vertical, horizontal] = data.axes.map((axis) => axis.seen.map((edge) => Math.min(Math.max(edge, 0), 1)));
+const seesAll = vertical[1] - vertical[0] === 1 && horizontal[1] - horizontal[0] === 1;
+element("seen").hidden = element("seen-note").hidden = seesAll;
+Object.assign(element("seen").style, {
+  top: `${100 * vertical[0]}%`,
+  height: `${100 * (vertical[1] - vertical[0])}%`,
+  left: `${100 * horizontal[0]}%`,
+  width: `${100 * (horizontal[1] - horizontal[0])}%`,
+});
+state.pinned = ranked().reduce((most, column) => {
+  if (data.concepts[column].stream !== "spatial") return most;
+  return most === null || Math.abs(contribution(column)) > Math.abs(contribution(most)) ? column : most;
+}, null);
+update();

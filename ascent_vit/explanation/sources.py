@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many images to explain: files, or a split of a dataset; each is read when its turn comes."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+
+from .inputs import read_image
+
+
+URL_STARTS = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    One image of a source.
+
+    Args:
+        index (`int`): Its place in the source, from 0.
+        name (`str`): Where its files go, relative and without suffix; no two images of a source share it.
+        file (`str`, *optional*): The file, as it was found.
+        label (`str`, *optional*): Name of its right class.
+        read (`Callable`): Gives the image; ValueError or FileNotFoundError where it cannot be read.
+    """
+
+    index: int
+    name: str
+    file: str | None
+    label: str | None
+    read: Callable[[], Image.Image]
+
+
+def is_image_name(name: str) -> bool:
+    """Whether Pillow reads files of this name's suffix."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return Image.registered_extensions().get(suffix) in Image.OPEN
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names without suffix; where that makes them equal, with it; where they were equal before, numbered."""
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    counts = Counter(stems)
+    chosen: list[str] = []
+    taken: set[str] = set()
+    for name, stem in zip(names, stems, strict=True):
+        wanted = stem if counts[stem] == 1 else name
+        number, free = 1, wanted
+        while free in taken:
+            number += 1
+            free = f"{wanted}-{number}"
+        taken.add(free)
+        chosen.append(free)
+    return chosen
+
+
+class ImageFiles:
+    """
+    Image files, folders of them with their subfolders, and URLs.
+
+    Args:
+        inputs (`Iterable[str]`): What to explain. Of a folder, all files that Pillow can read by their suffix, sorted.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for a folder without images.
+    """
+
+    def __init__(self, inputs: Iterable[str]):
+        self.files: list[str] = []
+        names: list[str] = []
+        for given in inputs:
+            path = Path(given).expanduser()
+            if given.startswith(URL_STARTS):
+                self.files.append(given)
+                names.append(PurePosixPath(unquote(urlsplit(given).path)).name or "image")
+            elif path.is_dir():
+                inside = [found.relative_to(path) for found in path.rglob("*") if found.is_file()]
+                hidden = [any(part.startswith(".") for part in file.parts) for file in inside]
+                inside = sorted(
+                    file for file, skip in zip(inside, hidden, strict=True) if is_image_name(file.name) and not skip
+                )
+                if not inside:
+                    raise ValueError(f"There is no image in the folder {given}.")
+                self.files += [str(path / file) for file in inside]
+                names += [file.as_posix() for file in inside]
+            elif path.is_file():
+                self.files.append(str(path))
+                names.append(path.name)
+            else:
+                raise FileNotFoundError(f"Image {given} does not exist: give the path of an image file or a folder.")
+        self.names = distinct(names)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        """Those from `start` to before `stop`."""
+        for index in range(len(self.files))[start:stop]:
+            file = self.files[index]
+            yield Item(index, self.names[index], file, None, partial(read_image, file))
+
+
+class DatasetImages:
+    """
+    The images of one split of a concept dataset, also of a stream.
+
+    Args:
+        split (`datasets.Dataset` or `datasets.IterableDataset`): With the columns `image` and `label`.
+    """
+
+    def __init__(self, split: Any):
+        self.feature = split.features["image"]
+        self.labels = getattr(split.features["label"], "names", None)
+        # Decoded one by one below, where a damaged image can be told from a damaged dataset.
+        undecoded = type(self.feature)(decode=False)
+        self.split = split.select_columns(["image", "label"]).cast_column("image", undecoded)
+        self.streams = not hasattr(split, "__len__")
+
+    def __len__(self) -> int:
+        if self.streams:
+            raise TypeError("A stream has no length.")
+        return len(self.split)
+
+    def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        """Those from `start` to before `stop`; of a stream, all."""
+        rows = self.split if self.streams else self.split.select(range(len(self.split))[start:stop])
+        for index, row in enumerate(rows, start):
+            label = row["label"]
+            if label is not None:
+                label = self.labels[label] if self.labels and 0 <= label < len(self.labels) else str(label)
+            file = (row["image"] or {}).get("path")
+            yield Item(index, f"{index:06d}", file, label, partial(self._read, row, index))
+
+    def _read(self, row: dict[str, Any], index: int) -> Image.Image:
+        try:
+            if row["image"] is None:
+                raise ValueError("it is null")
+            return read_image(self.feature.decode_example(row["image"]))
+        except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
+            raise ValueError(f"The image of row {index} cannot be read ({error}).") from error
+
+
+__all__ = ["DatasetImages", "ImageFiles", "Item", "is_image_name"]

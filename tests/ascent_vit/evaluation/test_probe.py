@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeded subsets and orders, and means over images."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ascent_vit.evaluation.probe import average_over_images, choose_subset, descending_ranks, random_ranks
+
+
+def test_subset_is_seeded_sorted_and_never_larger_than_asked_for():
+    chosen = choose_subset(50, 10, seed=3)
+    assert chosen == sorted(set(chosen)) and len(chosen) == 10 and max(chosen) < 50
+    assert chosen == choose_subset(50, 10, seed=3) != choose_subset(50, 10, seed=4)
+    assert choose_subset(4, 10, seed=0) == [0, 1, 2, 3]
+
+
+def test_random_order_of_an_image_is_the_same_in_any_batch():
+    images = torch.randn(5, 3, 4, 4)
+    ranks = random_ranks(images, 9, seed=0)
+    assert torch.equal(ranks.sort(-1).values, torch.arange(9).expand(5, -1))
+    assert torch.equal(random_ranks(images[3:], 9, seed=0), ranks[3:])
+    assert len({tuple(row) for row in ranks.tolist()}) == 5
+    assert not torch.equal(random_ranks(images, 9, seed=1), ranks)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.randoms())
+def test_ranks_descend_and_ties_go_by_the_other_order(scores, random):
+    ties = list(range(len(scores)))
+    random.shuffle(ties)
+    ranks = descending_ranks(torch.tensor([scores]).float(), torch.tensor([ties]))[0].tolist()
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], ties[i]))
+    assert [ranks[i] for i in order] == list(range(len(scores)))
+
+
+def test_means_leave_out_what_cannot_be_judged():
+    model = torch.nn.Linear(1, 1).train()
+    rows = torch.tensor([[1.0, torch.nan], [3.0, torch.nan], [torch.nan, torch.nan]])
+    batches = [{"pixel_values": rows[:1]}, {"pixel_values": rows[1:]}]
+
+    def measure(given_model, pixels, batch):
+        assert given_model is model and not model.training and not torch.is_grad_enabled()
+        return pixels
+
+    (first, second), counts = average_over_images(model, batches, measure, 2, None, False, "")
+    assert first == 2.0 and second != second and counts == [2, 0]
+    assert model.training
+    with pytest.raises(ValueError, match="no images"):
+        average_over_images(model, [], measure, 2, None, False, "")

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of classes and concepts, found or suggested."""
+
+import numpy as np
+import pytest
+
+from ascent_vit.explanation.names import class_index, find_concept, suggest
+
+
+LABELS = ["Black Tern", "Painted Bunting", "Indigo Bunting"]
+
+
+@pytest.mark.parametrize("class_id", ["Painted Bunting", 1, np.int64(1)])
+def test_classes_by_name_and_index(class_id):
+    assert class_index(class_id, LABELS) == 1
+
+
+@pytest.mark.parametrize("class_id", [1.5, None, b"Black Tern"])
+def test_other_things_are_no_classes(class_id):
+    with pytest.raises(ValueError, match="given by its name or index; got"):
+        class_index(class_id, LABELS)
+
+
+def test_nearest_names_are_suggested_whatever_their_case():
+    assert suggest("BLACK TERNS", LABELS) == "did you mean 'Black Tern'?"
+    assert suggest("zzz", LABELS) == f"the first are {', '.join(LABELS)}."
+
+
+def test_concepts_of_a_stream():
+    names = {"global": ["red"], "spatial": ["beak", "red"], "unsupervised": []}
+    assert find_concept("beak", names) == ("spatial", 0)
+    assert find_concept("red", names, "spatial") == ("spatial", 1)
+    with pytest.raises(ValueError, match="no concept 'beak' among its 1"):
+        find_concept("beak", names, "global")
