@@ -12,8 +12,14 @@ import typer
 from ascent_vit import __version__
 
 from .annotate import annotate
+from .convert import convert
 from .demo import demo
+from .evaluate import evaluate
+from .explain import explain
+from .export import export
 from .prepare import prepare
+from .publish import publish
+from .space import space
 from .train import train
 
 
@@ -45,8 +51,14 @@ def ascent_vit(
 
 
 app.command("annotate")(annotate)
+app.command("convert")(convert)
 app.command("demo")(demo)
+app.command("evaluate")(evaluate)
+app.command("explain")(explain)
+app.command("export")(export)
 app.command("prepare")(prepare)
+app.command("publish")(publish)
+app.command("space")(space)
 app.command("train")(train)
 
 

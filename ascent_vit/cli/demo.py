@@ -105,7 +105,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
         raise
 
 
-def run_demo(folder: Path, seed: int | None) -> dict[str, float]:
+def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
     """Trains, measures, explains and checks in a folder; leaves `RESULTS` there, and what they were made from."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -148,14 +148,17 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, float]:
         settings=card_settings(recipe),
     )
     write_model_card(model_dir, content)
-    metrics |= {
+    facts: dict[str, Any] = {
+        "split": result.split,
+        "recipe": recipe.name,
+        "dataset": recipe.dataset,
         "seed": seed,
         "train_seconds": round(train_seconds, 1),
         "total_seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mib": round(peak_memory_mib()),
     }
-    write_json(folder / "metrics.json", metrics)
-    return metrics
+    write_json(folder / "metrics.json", metrics | facts)
+    return metrics | facts
 
 
 def card_settings(recipe: "Recipe") -> dict[str, Any]:

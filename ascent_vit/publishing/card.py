@@ -5,7 +5,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,10 @@ METRIC_MEANINGS = {
     "deletion_auc": "class probability as patches are hidden in the order of their contribution; low is good",
     "deletion_auc_random": "the same in random order",
     "intervention_auc": "accuracy as concepts are corrected in the order of their uncertainty",
+    "intervention_auc_random": "the same in random order",
+    "randomisation_head": "agreement of maps with those of a model whose concept head is random; low is good",
+    "randomisation_fusion": "the same with a random fusion and pyramid too",
+    "randomisation_backbone": "the same with everything random",
     "robustness_flip": "agreement of maps of an image and its mirror image, mapped back",
     "robustness_rotation": "agreement of maps of an image and its rotation, mapped back",
     "robustness_scale": "agreement of maps of an image and its rescaling, mapped back",
@@ -47,6 +52,19 @@ METRIC_MEANINGS = {
 
 # Names that the Hub knows, for metrics that have another one here.
 HUB_METRICS = {"macro_f1": "f1"}
+
+# Names that the Hub takes as the licence of a repository.
+_LICENSE_NAMES = """\
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0
+cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0
+cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0
+gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc intel-research lppl-1.3c ms-pl apple-ascl mpl-2.0
+odc-by odbl openmdw-1.0 ofl-1.1 osl-3.0 postgresql ncsa unlicense zlib pddl deepfloyd-if-license
+fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma unknown other
+"""
+LICENSES = frozenset(_LICENSE_NAMES.split())
 
 
 @dataclass
@@ -61,19 +79,24 @@ class ModelCardContent:
         dataset_name (`str`): What the model was trained and measured on, for people.
         num_unsupervised_concepts (`int`, *optional*, defaults to 0): Concepts learned without targets.
         none_concept (`bool`, *optional*, defaults to `False`): Whether attention may go to "none of these".
-        annotation_coverage (`float`, *optional*, defaults to 0.5): Share of a patch that an annotation had to cover.
+        annotation_coverage (`float`, *optional*, defaults to 0.5): Share of a patch that an annotation had to cover;
+            None where nobody knows how the targets were made.
         unannotated (`"ignore"` or `"none"`, *optional*, defaults to `"ignore"`): What other patches meant.
         repo_id (`str`, *optional*, defaults to the model's name): Hub id or folder in the code to copy.
+        revision (`str`, *optional*): Revision of `repo_id` that the code to copy pins, for example a tag.
         license (`str`, *optional*, defaults to `"apache-2.0"`): License of the weights, by the Hub's name.
         dataset_id (`str`, *optional*): Hub id of the dataset, where it has one.
         base_model (`str`, *optional*): Hub id of the backbone that the model was fine-tuned from.
         metrics (`dict[str, float]`, *optional*): Measured figures by the names of `ascent_vit.evaluation`.
         split (`str`, *optional*, defaults to `"test"`): Split that they were measured on.
         seed (`int`, *optional*): Seed of the run.
+        other_runs (`list[dict]`, *optional*): Metrics of runs that differ in their seed only, each with its "seed".
+            They give the spread, together with `metrics`.
         command (`str`, *optional*): Command that gives the model and its figures.
         training_data (`str`, *optional*): Where the data comes from, and its licence; Markdown.
         concept_source (`str`, *optional*): Where the concepts' annotations come from; Markdown.
         settings (`dict`, *optional*): Settings of the training, name to value.
+        pictures (`str`, *optional*): File beside the card with explanations of some images.
     """
 
     model_name: str
@@ -83,19 +106,22 @@ class ModelCardContent:
     dataset_name: str
     num_unsupervised_concepts: int = 0
     none_concept: bool = False
-    annotation_coverage: float = 0.5
+    annotation_coverage: float | None = 0.5
     unannotated: str = "ignore"
     repo_id: str | None = None
+    revision: str | None = None
     license: str = "apache-2.0"
     dataset_id: str | None = None
     base_model: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     split: str = "test"
     seed: int | None = None
+    other_runs: Sequence[Mapping[str, Any]] = ()
     command: str | None = None
     training_data: str | None = None
     concept_source: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pictures: str | None = None
 
     @classmethod
     def from_model_dir(cls, model_dir: str | os.PathLike, **kwargs) -> "ModelCardContent":
@@ -138,6 +164,37 @@ def format_value(value: float) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
+def format_spread(values: Sequence[float | None]) -> str:
+    """Mean and sample standard deviation of several runs, where each has the value."""
+    measured = [value for value in values if value is not None]
+    if len(measured) < max(2, len(values)):
+        return "not measured in all"
+    return f"{format_value(statistics.mean(measured))} ± {format_value(statistics.stdev(measured))}"
+
+
+def source_code(repo: str, revision: str | None) -> str:
+    """Arguments that name a repository in Python code."""
+    pinned = f", revision={json.dumps(revision, ensure_ascii=False)}" if revision else ""
+    return json.dumps(repo, ensure_ascii=False) + pinned
+
+
+def pin_examples(card: str, repo: str, revision: str) -> str:
+    """
+    A card whose Python examples load a repository at a revision, and are otherwise the same.
+
+    Args:
+        card: the whole card.
+        repo: Hub id.
+        revision: a tag, for example.
+    """
+    source = r"(?P<call>\bfrom_pretrained\(|\bmodel=)\"(?:[^\"\\\n]|\\.)*\"(?:,\s*revision=\"[^\"\n]*\")?"
+
+    def pin(block: re.Match[str]) -> str:
+        return re.sub(source, lambda match: match["call"] + source_code(repo, revision), block[0])
+
+    return re.sub(r"^```python\n.*?^```", pin, card, flags=re.M | re.S)
+
+
 def card_metadata(content: ModelCardContent) -> "ModelCardData":
     """The card's YAML header, with the figures as evaluation results."""
     from huggingface_hub import EvalResult, ModelCardData
@@ -173,7 +230,8 @@ def model_card(content: ModelCardContent) -> "ModelCard":
     The model card of a content.
 
     Raises:
-        ValueError: for a metric that is not a finite number or has an unknown name, or a model without any concept.
+        ValueError: for a metric that is not a finite number or has an unknown name, several runs without a seed each,
+            a licence that the Hub does not know, or a model without any concept.
     """
     from huggingface_hub import ModelCard
 
@@ -184,8 +242,18 @@ def model_card(content: ModelCardContent) -> "ModelCard":
             raise ValueError(f"Unknown metric {name!r} in a model card; it may have {', '.join(METRIC_MEANINGS)}.")
         if not math.isfinite(value):
             raise ValueError(f"Metric {name} must be a finite number in a model card; got {value}. Leave it out.")
+    if content.license not in LICENSES:
+        raise ValueError(f"The Hub knows no licence {content.license!r}: give its name there, or other.")
+    runs = [{**content.metrics, "seed": content.seed}, *content.other_runs]
+    if len(runs) > 1 and len({run.get("seed") for run in runs} - {None}) < len(runs):
+        raise ValueError("Runs in one model card must differ in their seed, and each needs one.")
     figures = [
-        {"name": f"`{name}`", "value": format_value(content.metrics[name]), "meaning": meaning}
+        {
+            "name": f"`{name}`",
+            "value": format_value(content.metrics[name]),
+            "spread": format_spread([run.get(name) for run in runs]),
+            "meaning": meaning,
+        }
         for name, meaning in METRIC_MEANINGS.items()
         if name in content.metrics
     ]
@@ -198,10 +266,15 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         spatial_concepts=[escape_markdown(name) for name in content.spatial_concepts],
         num_unsupervised_concepts=content.num_unsupervised_concepts,
         none_concept=content.none_concept,
-        annotation_coverage=f"{content.annotation_coverage:.0%}",
+        annotation_coverage=content.annotation_coverage and f"{content.annotation_coverage:.0%}",
         unannotated=content.unannotated,
-        repo=json.dumps(content.repo_id or content.model_name, ensure_ascii=False),
+        source=source_code(content.repo_id or content.model_name, content.revision),
+        revision=content.revision,
+        pictures=content.pictures,
         figures=figures,
+        other_runs=bool(content.other_runs),
+        num_runs=len(runs),
+        seeds=[run.get("seed") for run in runs],
         split=escape_markdown(content.split),
         dataset_name=escape_markdown(content.dataset_name),
         seed=content.seed,
@@ -210,6 +283,33 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         concept_source=content.concept_source,
         settings={escape_markdown(name): escape_markdown(value) for name, value in content.settings.items()},
     )
+
+
+def check_card(card: str) -> None:
+    """
+    Checks a whole card by rules that the Hub has too, as far as they can be told here.
+
+    Raises:
+        ValueError: for a header that is not valid, an unknown licence, an empty section or a place left to fill in.
+    """
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(card).data.to_dict()
+    except Exception as error:
+        raise ValueError(f"The header of the model card is not valid: {error}") from error
+    licences = data.get("license")
+    for name in licences if isinstance(licences, list) else [licences]:
+        if name not in LICENSES:
+            raise ValueError(f"The model card has the licence {name!r}, which the Hub does not know.")
+    task = data.get("pipeline_tag")
+    if task != "image-classification":
+        raise ValueError(f"The model card must have pipeline_tag: image-classification; it has {task!r}.")
+    if re.search(r"more information needed", card, flags=re.IGNORECASE):
+        raise ValueError('The model card says "More information needed": fill that in, or take the section out.')
+    empty = re.search(r"^(#+) (.*)\n+(?:(?!\1#)#|\Z)", re.sub(r"^```.*?^```", "code", card, flags=re.M | re.S), re.M)
+    if empty:
+        raise ValueError(f"The section {empty[2]!r} of the model card is empty: fill it in, or take it out.")
 
 
 def write_model_card(model_dir: str | os.PathLike, content: ModelCardContent) -> Path:
@@ -235,4 +335,4 @@ def write_model_card(model_dir: str | os.PathLike, content: ModelCardContent) ->
     return path
 
 
-__all__ = ["ModelCardContent", "model_card", "write_model_card"]
+__all__ = ["LICENSES", "ModelCardContent", "check_card", "model_card", "pin_examples", "write_model_card"]

@@ -3,6 +3,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 import ascent_vit.cli.demo
+import modeling_ascent_vit
 from ascent_vit import explain
 from ascent_vit.cli.app import run
 from ascent_vit.cli.demo import RESULTS, check_pipeline, whole_or_nothing
@@ -115,13 +117,15 @@ def test_whole_demo(short_recipe, tmp_path, capsys):
     assert run(["demo", "--output", str(output), "--seed", "5"]) == 0
     assert sorted(path.name for path in output.iterdir()) == sorted(RESULTS)
     files = {path.name for path in (output / "model").iterdir()}
-    assert files == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    code = {path.name for path in Path(modeling_ascent_vit.__file__).parent.glob("*_ascent_vit.py")}
+    assert files == code | {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["seed"] == 5 and metrics["additivity_error"] < 1e-5
     assert 0 < metrics["train_seconds"] <= metrics["total_seconds"] and metrics["peak_memory_mib"] > 100
     assert {"accuracy", "global_concept_accuracy", "pixel_tpr", "alignment_error"} <= metrics.keys()
-    assert all(isinstance(value, int | float) for value in metrics.values())
+    texts = {key: value for key, value in metrics.items() if not isinstance(value, int | float)}
+    assert texts == {"split": "test", "recipe": "digits", "dataset": "digits"}
 
     card = ModelCard.load(output / "model" / "README.md")
     measured = {result.metric_name: result.metric_value for result in card.data.eval_results}

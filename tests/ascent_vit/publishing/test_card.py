@@ -162,10 +162,11 @@ def test_code_of_the_card_runs(model_dir, tmp_path):
     path = write_model_card(model_dir, dataclasses.replace(content, metrics=METRICS))
     assert path == model_dir / "README.md"
     blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HUB_OFFLINE": "1"}
+    source = str(Path(__file__).parents[3])
+    environment = os.environ | {"PYTHONPATH": source, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     for block in blocks:
         process = subprocess.run(
             [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True

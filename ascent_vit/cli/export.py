@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ascent-vit export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, or a folder with model and processor.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino, torch-export or aotinductor.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; new or empty.")],
+    quantize: Annotated[
+        str, typer.Option(help="none; int8 (onnx); bf16 (torch-export, aotinductor). The concept head stays float32.")
+    ] = "none",
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A Hub id, a local folder or digits, to measure what changed in classes and maps."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass on the dataset.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random pixels of the check.")] = 0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="An option of the dataset's loading, as in columns='{label: species}' or, of digits, seed=1; "
+            "repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model for another runtime, with preprocessing and an example; checked against PyTorch."""
+    from ascent_vit.conversion import export_model
+    from ascent_vit.conversion.export import check_output
+    from ascent_vit.conversion.export_formats import check_format
+
+    from .evaluate import load_model, read_dataset_options
+
+    check_format(to, quantize)
+    check_output(output)
+    if dataset is None and options:
+        raise ValueError("--option is of a dataset: name one with --dataset, or leave it out.")
+    classifier, processor = load_model(model)
+    batches = None
+    if dataset is not None:
+        from torch.utils.data import DataLoader
+
+        from ascent_vit.data import ConceptCollator, load_concept_dataset
+        from ascent_vit.data.loading import COLUMNS
+        from ascent_vit.evaluation.dataset import check_names
+
+        dataset_options = read_dataset_options(options or ())
+        splits = load_concept_dataset(dataset, **dataset_options)
+        if split not in splits:
+            raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
+        check_names(classifier.config, splits[split].features, dataset_options.get("spatial_concepts"))
+        chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
+        batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor))
+    name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
+    report = export_model(
+        classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True
+    )
+    for key, value in report["max_differences"].items():
+        print(f"{key}: {'' if key == 'additivity_error' else 'differs by '}at most {value:.2g}")
+    for key, value in report.get("measured", {}).items():
+        print(f"{key} on {split}: {value:.6g}")
+    print(f"Size: {report['bytes'] / 2**20:.1f} MiB")
+    print(f"Exported: {output}")

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends a model to the Hub, in one commit."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .stage import EVAL_RESULTS, PICTURES, RECORDS, PublishOptions, StagedFile, stage
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+# Files of an earlier publication that a later one may not have: more shards, pictures that may no longer be shown.
+OWN_FILES = (PICTURES, "model.safetensors.index.json")
+OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/")
+SPACE_FOLDERS = ("ascent_vit/", "modeling_ascent_vit/", "examples/")
+
+
+class PublishError(RuntimeError):
+    """The Hub did not take what was sent."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """
+    What is on the Hub now.
+
+    Args:
+        url: of the repository.
+        commit: its commit.
+        tag: that names the commit.
+        files: of the commit.
+    """
+
+    url: str
+    commit: str
+    tag: str
+    files: list[StagedFile]
+
+
+def explain_failure(error: BaseException) -> str:
+    """What went wrong between here and the Hub, and what to do, without the full stop."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        # The client's, around what happened to one file.
+        return explain_failure(error.__cause__)
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if status == 401:
+        return "the Hub knows no valid token of yours (401): log in with hf auth login"
+    if status == 403:
+        return "your token may not write there (403): log in with one that may"
+    if status == 404:
+        return "the Hub has no such repository for you (404): check --repo-id and your token"
+    if status in (409, 412):
+        return f"somebody else changed the repository meanwhile ({status})"
+    if status is not None:
+        reason = str(getattr(error, "server_message", "") or "").strip(" .")
+        return f"the Hub answered with an error ({status}{f': {reason}' if reason else ''})"
+    return f"the connection to the Hub failed ({type(error).__name__}: {' '.join(str(error).split()).rstrip('.')})"
+
+
+def is_same(path: Path, entry: "RepoFile") -> bool:
+    """Whether a file is what the Hub has: it knows large files by their sha256, others by git's id."""
+    with path.open("rb") as file:
+        if entry.lfs is not None:
+            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+        data = file.read()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == entry.blob_id
+
+
+def is_own(path: str, repo_type: str = "model") -> bool:
+    """Whether a file of the repository is one that publishing writes, and so may take away."""
+    if repo_type == "space":
+        return path.startswith(SPACE_FOLDERS)
+    return path in OWN_FILES or path.startswith(OWN_FOLDERS) or ("/" not in path and path.endswith(".safetensors"))
+
+
+def commit_folder(
+    api: "HfApi",
+    folder: Path,
+    files: list[StagedFile],
+    repo_id: str,
+    tag: str,
+    private: bool,
+    repo_type: str = "model",
+) -> str:
+    """
+    Makes a folder the content of a repository, as far as publishing writes it, in one commit with a tag.
+
+    Args:
+        repo_type: `"model"`, or `"space"` for one whose app is made with Gradio.
+
+    Returns:
+        The commit.
+
+    Raises:
+        ValueError: where the repository has the tag already, on other files.
+        PublishError: where the Hub does not take it.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import HfHubHTTPError, httpx
+
+    # RuntimeError is what the client makes of a file that did not arrive.
+    faults = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
+    sdk = "gradio" if repo_type == "space" else None
+    again = "Run the same command again when that is mended: what has arrived is not sent again"
+    try:
+        api.create_repo(repo_id, private=private or None, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
+        before = api.repo_info(repo_id, repo_type=repo_type).sha
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=repo_type).tags}
+        entries = api.list_repo_tree(repo_id, recursive=True, repo_type=repo_type)
+        there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    except faults as error:
+        raise PublishError(f"Nothing was sent to {repo_id}: {explain_failure(error)}. {again}.") from error
+    same = all(file.path in there and is_same(folder / file.path, there[file.path]) for file in files)
+    if tag in tags:
+        if same and tags[tag] == before:
+            return tags[tag]
+        raise ValueError(f"{repo_id} has the tag {tag} on other files: give a new one, --tag NAME.")
+    sent = {file.path for file in files}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=folder / file.path) for file in files
+    ]
+    gone = [path for path in there if is_own(path, repo_type) and path not in sent]
+    operations += [CommitOperationDelete(path_in_repo=path) for path in gone]
+    message = f"Publish {tag}, by ascent-vit"
+    try:
+        commit = api.create_commit(
+            repo_id, operations, commit_message=message, parent_commit=before, repo_type=repo_type
+        )
+    except faults as error:
+        state = "is as it was" if unchanged(api, repo_id, before, repo_type) else "may have changed: look at it first"
+        cause = explain_failure(error)
+        raise PublishError(f"The upload failed, and {repo_id} {state}: {cause}. {again}.") from error
+    try:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid, repo_type=repo_type)
+    except faults as error:
+        cause = explain_failure(error)
+        raise PublishError(f"{repo_id} has the new files, but not yet the tag {tag}: {cause}. {again}.") from error
+    return commit.oid
+
+
+def unchanged(api: "HfApi", repo_id: str, commit: str | None, repo_type: str = "model") -> bool:
+    """Whether a repository is known to be at a commit."""
+    from huggingface_hub.utils import httpx
+
+    try:
+        return api.repo_info(repo_id, repo_type=repo_type).sha == commit
+    except (httpx.HTTPError, OSError):
+        return False
+
+
+def publish(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool = False,
+    options: PublishOptions | None = None,
+    token: str | None = None,
+) -> PublishedModel:
+    """
+    Sends a run or a model to the Hub: what [`stage`] writes, in one commit, with a tag that the card's examples pin.
+
+    Files of an earlier publication are replaced, those that it had and this one has not are removed, and other files
+    of the repository stay. An upload that fails leaves the repository as it was.
+
+    Args:
+        folder: of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
+        repo_id: `USER/NAME`; made where it does not exist.
+        private: whether a repository that is made is private.
+        options: what else to say, and to send.
+        token: of the Hub; the one that is logged in by default.
+
+    Returns:
+        Where it is now, and the files.
+
+    Raises:
+        FileNotFoundError: for a folder without a model.
+        ValueError: for what must not or cannot be published, or a tag that is taken.
+        PublishError: where the Hub does not take it.
+
+    Example:
+
+    ```python
+    >>> from ascent_vit.publishing import publish
+    >>> publish("runs/birds", "ann/birds").url
+    'https://huggingface.co/ann/birds'
+    ```
+    """
+    from huggingface_hub import HfApi
+
+    options = options or PublishOptions()
+    check_repo_id(repo_id)
+    api = HfApi(token=token, library_name="ascent-vit")
+    with tempfile.TemporaryDirectory() as temporary:
+        files = stage(folder, temporary, repo_id, options)
+        commit = commit_folder(api, Path(temporary), files, repo_id, options.tag, private)
+    return PublishedModel(f"{api.endpoint}/{repo_id}", commit, options.tag, files)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """ValueError for an id that is not USER/NAME."""
+    from huggingface_hub.utils import validate_repo_id
+
+    if repo_id.count("/") != 1:
+        raise ValueError(f"--repo-id must be USER/NAME; got {repo_id!r}.")
+    validate_repo_id(repo_id)
+
+
+__all__ = ["PublishError", "PublishedModel", "check_repo_id", "publish"]

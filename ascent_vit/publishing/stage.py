@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that is published: made anew from a run or a model, so that nothing else of them goes out."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ascent_vit.files import write_json, write_text
+
+from .card import METRIC_MEANINGS, ModelCardContent, check_card, model_card, pin_examples, read_json
+from .privacy import check_secrets, strip_paths, strip_values
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CARD, PICTURES, RECORDS, EVAL_RESULTS = "README.md", "explanations.png", "training", ".eval_results"
+RECORD_NAMES = ("recipe.json", "recipe.yaml", "metrics.json", "report.json")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+# Datasets that come with the package, and licences under which anybody may be shown images.
+PACKAGED_DATASETS = {"digits": "cc-by-4.0"}
+_OPEN_NAMES = """\
+apache-2.0 mit bsd bsd-2-clause bsd-3-clause cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0
+cdla-permissive-1.0 cdla-permissive-2.0 pddl odc-by odbl unlicense
+"""
+OPEN_LICENSES = frozenset(_OPEN_NAMES.split())
+
+# What a reader of the card wants to know of the recipe.
+CARD_SETTINGS = (
+    "backbone",
+    "learning_rate",
+    "weight_decay",
+    "num_train_epochs",
+    "max_steps",
+    "warmup_epochs",
+    "head_only_epochs",
+    "lr_scheduler_type",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_grad_norm",
+    "mixed_precision",
+    "ema_decay",
+    "metric_for_best_model",
+)
+OFF = (None, 0, -1)
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """
+    What to say of a model that its folder does not.
+
+    Args:
+        tag: tag that the published commit gets and the card's examples pin.
+        license: of the weights, by the Hub's name; "apache-2.0" by default.
+        dataset_id: Hub id of the dataset that the figures were measured on.
+        dataset_name: what people call it.
+        data_license: its licence, by the Hub's name.
+        other_metrics: files of metrics of runs that differ in their seed only, for the spread.
+        include_images: whether to send pictures of images although no licence is known that allows it.
+    """
+
+    tag: str = "v1"
+    license: str | None = None
+    dataset_id: str | None = None
+    dataset_name: str | None = None
+    data_license: str | None = None
+    other_metrics: Sequence[str | os.PathLike] = ()
+    include_images: bool = False
+
+    def __post_init__(self):
+        from huggingface_hub.utils import validate_repo_id
+
+        if not self.tag or any(c in " ~^:?*[\\'\"" or not c.isprintable() for c in self.tag) or ".." in self.tag:
+            raise ValueError(f"--tag must be the name of a git tag, for example v1; got {self.tag!r}.")
+        if self.dataset_id is not None:
+            validate_repo_id(self.dataset_id)
+            if "/" not in self.dataset_id:
+                raise ValueError(f"--dataset-id must be USER/NAME; got {self.dataset_id!r}.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder to publish: where its model, records and pictures are."""
+
+    model_dir: Path
+    records: Mapping[str, Path]
+    pictures: Path | None
+    card: Path | None
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file that is published: its path in the repository, and its size in bytes."""
+
+    path: str
+    size: int
+
+
+def check_source(folder: Path, files: Sequence[Path]) -> None:
+    """ValueError for pickled weights, and for links that leave the folder."""
+    root = folder.resolve()
+    for path in files:
+        if not path.resolve().is_relative_to(root):
+            raise ValueError(f"{path} is a link that leaves {folder}: put the file itself there.")
+        if path.suffix in PICKLED:
+            raise ValueError(
+                f"{path} holds pickled data, which can run code: publish sends safetensors alone. Remove it from the "
+                "folder."
+            )
+
+
+def find_source(folder: str | os.PathLike) -> Source:
+    """
+    The parts of a run (`model/`, `metrics.json`, ...) or of a model's folder.
+
+    Raises:
+        FileNotFoundError: for a folder that is missing or has no model.
+        ValueError: for another model, pickled weights, or links that leave the folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}: give that of a run or of a saved model.")
+    run = (folder / "model" / "config.json").is_file()
+    model_dir, records_dir = (folder / "model", folder) if run else (folder, folder / RECORDS)
+    if not (model_dir / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no model: neither config.json nor model/config.json is there.")
+    records = {name: records_dir / name for name in RECORD_NAMES if (records_dir / name).is_file()}
+    pictures = folder / PICTURES if (folder / PICTURES).is_file() else None
+    card = model_dir / CARD if (model_dir / CARD).is_file() else None
+    check_source(folder, [*model_dir.iterdir(), *records.values(), *([pictures] if pictures else [])])
+    model_type = read_json(model_dir / "config.json").get("model_type")
+    if model_type != "ascent_vit":
+        raise ValueError(f"{model_dir} holds a model of type {model_type!r}; publish sends ascent_vit.")
+    return Source(model_dir, records, pictures, card)
+
+
+def load_whole(model_dir: Path) -> "PreTrainedModel":
+    """
+    A model whose folder has each of its weights and no other, all finite.
+
+    Raises:
+        ValueError: where that is not so.
+        OSError: where there are no weights as safetensors.
+    """
+    from transformers import AutoModelForImageClassification
+
+    import ascent_vit  # noqa: F401  (makes the model known to transformers)
+
+    model, report = AutoModelForImageClassification.from_pretrained(model_dir, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report.get(kind):
+            names = ", ".join(sorted(map(str, report[kind]))[:3])
+            raise ValueError(
+                f"The weights in {model_dir} do not fit its config.json: {kind.replace('_', ' ')} {names}."
+            )
+    for name, parameter in model.state_dict().items():
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise ValueError(f"The weight {name} in {model_dir} has values that are not finite numbers.")
+    return model
+
+
+def stage_model(source: Source, target: Path) -> None:
+    """Weights, configuration, image processor and code, written anew into the folder `target`."""
+    import torch
+    from transformers import AutoImageProcessor
+
+    model = load_whole(source.model_dir)
+    model.save_pretrained(target)
+    AutoImageProcessor.from_pretrained(source.model_dir).save_pretrained(target)
+    AutoImageProcessor.from_pretrained(target)
+    before, after = model.state_dict(), load_whole(target).state_dict()
+    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+        raise RuntimeError("The weights that were written are not those that were read: please report this.")
+
+
+def read_records(source: Source) -> dict[str, Any]:
+    """Metrics, report and recipe of a run, as far as they are there, without what tells of this machine."""
+    import yaml
+
+    records: dict[str, Any] = {}
+    for name, path in source.records.items():
+        text = path.read_text(encoding="utf-8")
+        try:
+            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path} cannot be read: {error}.") from error
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} must hold names and values; got {type(data).__name__}.")
+        records[name] = strip_values(data)
+    if "recipe.json" in records:
+        recipe = records.pop("recipe.json")
+        recipe.pop("steps", None)
+        records["recipe.yaml"] = recipe
+    return records
+
+
+def dataset_path(source: Source) -> str | None:
+    """The dataset as the run was given it, a path or a name."""
+    for name in ("recipe.json", "metrics.json"):
+        if name in source.records:
+            dataset = read_json(source.records[name]).get("dataset")
+            if isinstance(dataset, str):
+                return dataset
+    return None
+
+
+def find_data_license(dataset: str | None, options: PublishOptions) -> str | None:
+    """The licence of a dataset: as given, as known, or as the card in its folder or on the Hub says."""
+    from huggingface_hub import DatasetCard
+
+    if options.data_license is not None:
+        return options.data_license
+    if dataset in PACKAGED_DATASETS:
+        return PACKAGED_DATASETS[dataset]
+    try:
+        if dataset is not None and Path(dataset, CARD).is_file():
+            licence = DatasetCard.load(Path(dataset, CARD)).data.get("license")
+        elif options.dataset_id is not None:
+            licence = DatasetCard.load(options.dataset_id).data.get("license")
+        else:
+            return None
+    # A card that cannot be had says nothing of the licence: pictures then stay here.
+    except (OSError, ValueError):
+        return None
+    return licence if isinstance(licence, str) else None
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a metrics file that a card can show."""
+    return {
+        name: float(metrics[name])
+        for name in METRIC_MEANINGS
+        if isinstance(metrics.get(name), int | float) and math.isfinite(metrics[name])
+    }
+
+
+def base_model(model_dir: Path) -> str | None:
+    """Hub id of the backbone, where the model was built on one."""
+    name = read_json(model_dir / "config.json")["backbone_config"].get("_name_or_path") or ""
+    return name if name.count("/") == 1 and not name.startswith(("/", ".", "~")) else None
+
+
+def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known: Any) -> ModelCardContent:
+    """What a card says of a run, from its records; `known` are the other fields of the content."""
+    metrics, recipe = records.get("metrics.json", {}), records.get("recipe.yaml", {})
+    dataset = recipe.get("dataset") or metrics.get("dataset")
+    command = None
+    if recipe:
+        # What is not the package's must be given again, by its place on the reader's machine or its id.
+        given = "" if dataset in PACKAGED_DATASETS else f" --dataset {known.get('dataset_id') or 'ID_OR_DIR'}"
+        command = f"ascent-vit train --recipe {RECORDS}/recipe.yaml{given} --output DIR"
+    settings = {name: recipe[name] for name in CARD_SETTINGS if recipe.get(name) not in OFF}
+    return ModelCardContent.from_model_dir(
+        target,
+        model_name=repo_id.partition("/")[2],
+        repo_id=repo_id,
+        metrics=numbers(metrics),
+        split=metrics.get("split") or "test",
+        seed=metrics.get("seed"),
+        command=command,
+        settings=settings,
+        base_model=base_model(target),
+        **known,
+    )
+
+
+def make_card(
+    target: Path, repo_id: str, records: Mapping[str, Any], dataset: str | None, options: PublishOptions
+) -> str:
+    """The card of a model that has none."""
+    name = options.dataset_name or options.dataset_id or (Path(dataset).name if dataset else None)
+    if name is None:
+        raise ValueError("Nothing says what the model was trained on: give --dataset-name, for the card.")
+    licence = find_data_license(dataset, options)
+    place = f"[{name}](https://huggingface.co/datasets/{options.dataset_id})" if options.dataset_id else name
+    runs = [read_json(Path(path)) for path in options.other_metrics]
+    if runs and not records.get("metrics.json"):
+        raise ValueError("--metrics gives figures of further runs, but the folder has no metrics.json of its own.")
+    content = card_content(
+        target,
+        repo_id,
+        records,
+        revision=options.tag,
+        license=options.license or "apache-2.0",
+        dataset_name=name,
+        dataset_id=options.dataset_id,
+        other_runs=[numbers(run) | {"seed": run.get("seed")} for run in runs],
+        training_data=f"Trained on {place}, "
+        + (f"whose licence is {licence}." if licence else "under the licence of its source."),
+        pictures=PICTURES if (target / PICTURES).is_file() else None,
+    )
+    return str(model_card(content)).rstrip("\n") + "\n"
+
+
+def stage_pictures(source: Source, target: Path, dataset: str | None, options: PublishOptions) -> bool:
+    """Copies pictures where that is allowed, their pixels alone; whether it was."""
+    from PIL import Image
+
+    if source.pictures is None:
+        return False
+    if not options.include_images and find_data_license(dataset, options) not in OPEN_LICENSES:
+        return False
+    with Image.open(source.pictures) as image:
+        image.convert("RGB").save(target / PICTURES)
+    return True
+
+
+def eval_results(records: Mapping[str, Any], dataset_id: str) -> str:
+    """The figures of the weights as the Hub's evaluation results, YAML."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    metrics = records["metrics.json"]
+    notes = ", ".join(f"{key} {metrics[key]}" for key in ("split", "seed") if metrics.get(key) is not None)
+    entries = [
+        EvalResultEntry(dataset_id=dataset_id, task_id=name, value=value, notes=notes or None)
+        for name, value in numbers(metrics).items()
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+def stage(
+    folder: str | os.PathLike, target: str | os.PathLike, repo_id: str, options: PublishOptions | None = None
+) -> list[StagedFile]:
+    """
+    Writes what is published of a run or a model into an empty folder, and checks it.
+
+    That is weights as safetensors, configuration, image processor, the code that they need, the card `README.md`, the
+    recipe, metrics and report of the run in `training/`, figures in `.eval_results/` where the dataset is one of the
+    Hub, and `explanations.png` where the licence of the images allows it. A card that is there already is kept; its
+    examples load the repository at the tag. Absolute paths are cut to their last part.
+
+    Args:
+        folder: of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
+        target: an empty folder that exists.
+        repo_id: Hub id that the card names.
+        options: what else to say, and to send.
+
+    Returns:
+        The files, by path.
+
+    Raises:
+        FileNotFoundError: for a folder without a model.
+        ValueError: for what must not or cannot be published; it says what and why.
+    """
+    import yaml
+    from huggingface_hub import ModelCard
+
+    options = options or PublishOptions()
+    source, target = find_source(folder), Path(target)
+    records, dataset = read_records(source), dataset_path(source)
+    card = None
+    if source.card is not None:
+        given = [name for name in ("license", "dataset_name") if getattr(options, name) is not None]
+        if given or options.other_metrics:
+            raise ValueError(
+                f"{source.card} is the card already: change it, or remove it to have one made with these options."
+            )
+        card = strip_paths(pin_examples(source.card.read_text(encoding="utf-8"), repo_id, options.tag))
+        named = ModelCard(card).data.get("datasets") or []
+        if options.dataset_id is None and len(named) == 1:
+            options = dataclasses.replace(options, dataset_id=named[0])
+    stage_model(source, target)
+    stage_pictures(source, target, dataset, options)
+    for name, data in records.items():
+        if name.endswith(".json"):
+            write_json(target / RECORDS / name, data)
+        else:
+            write_text(target / RECORDS / name, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    card = card or make_card(target, repo_id, records, dataset, options)
+    check_card(card)
+    write_text(target / CARD, card)
+    if options.dataset_id is not None and numbers(records.get("metrics.json", {})):
+        path = target / EVAL_RESULTS / f"{options.dataset_id.rpartition('/')[2]}.yaml"
+        write_text(path, eval_results(records, options.dataset_id))
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    for path in files:
+        if path.suffix in (".json", ".yaml", ".md"):
+            check_secrets(path.read_text(encoding="utf-8"), str(path.relative_to(target)))
+    return [StagedFile(path.relative_to(target).as_posix(), path.stat().st_size) for path in files]
+
+
+__all__ = ["PublishOptions", "StagedFile", "stage"]

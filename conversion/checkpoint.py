@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint of another layout to a folder as the Hub has it: weights, configuration, image processor and card."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from ascent_vit.files import replace_folder, write_json, write_text
+
+from .reading import read_settings, read_state_dict
+from .rules import setting
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Layout = Literal["authors", "timm"]
+
+# The Hub's name for a licence that nobody stated.
+UNKNOWN_LICENSE = "unknown"
+
+BACKBONE_CARD = """
+# {title}
+
+A {model_type} backbone in the layout of transformers, without any head. Converted from weights in timm's layout, of
+which it computes the same features.
+
+```python
+from ascent_vit import AscentViTForImageClassification
+
+model = AscentViTForImageClassification.from_backbone(
+    {repo}, spatial_concepts=["beak", "wing", "tail"], num_labels=200
+)
+```
+
+`transformers.AutoModel.from_pretrained({repo})` loads it alone.
+"""
+
+
+@dataclass
+class ConversionReport:
+    """
+    What a conversion did; `conversion.json` in the output folder.
+
+    Args:
+        source (`str`): Name of the checkpoint file.
+        sha256 (`str`): Of that file, so that it can be told from another one of the same name.
+        layout (`"authors"` or `"timm"`): Layout of the checkpoint.
+        model_type (`str`): What was written: `"ascent_vit"`, or the type of a backbone.
+        dropped (`list[str]`): Names in the checkpoint that no output depends on, which were left out.
+        assumed (`dict`): What neither the checkpoint's shapes nor the settings told, name to value.
+        notes (`list[str]`): What else is to be known.
+        seed (`int`, *optional*): Seed of the new concept head, where there is one.
+    """
+
+    source: str
+    sha256: str
+    layout: str
+    model_type: str
+    dropped: list[str]
+    assumed: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    seed: int | None = None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _normalisation(
+    settings: Mapping[str, Any], usual: Mapping[str, list[float]], channels: int, assumed: dict[str, Any]
+) -> dict[str, list[float]]:
+    chosen = {name: setting(settings, name, value, assumed) for name, value in usual.items()}
+    for name, values in chosen.items():
+        if name in settings and len(values) != channels:
+            raise ValueError(f"{name} in --config must have {channels} numbers, one per channel; got {len(values)}.")
+    return chosen
+
+
+def _write_backbone(
+    folder: Path, backbone: "PreTrainedModel", normalisation: dict[str, Any], title: str, license: str
+) -> None:
+    from huggingface_hub import ModelCardData
+    from transformers import ViTImageProcessorPil
+
+    from ascent_vit.publishing.card import escape_markdown
+
+    size = backbone.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    processor = ViTImageProcessorPil(size={"height": height, "width": width}, **normalisation)
+    backbone.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    metadata = ModelCardData(
+        library_name="transformers", license=license, pipeline_tag="image-feature-extraction", model_name=title
+    )
+    repo = json.dumps(title, ensure_ascii=False)
+    text = BACKBONE_CARD.format(title=escape_markdown(title), model_type=backbone.config.model_type, repo=repo)
+    write_text(folder / "README.md", f"---\n{metadata.to_yaml()}\n---\n{text}")
+
+
+def _write_model(
+    folder: Path, model: "PreTrainedModel", normalisation: dict[str, Any], title: str, license: str, origin: str
+) -> None:
+    from ascent_vit.publishing import ModelCardContent, write_model_card
+    from modeling_ascent_vit import AscentViTImageProcessorPil
+
+    model.save_pretrained(folder)
+    AscentViTImageProcessorPil.from_model_config(model.config, **normalisation).save_pretrained(folder)
+    content = ModelCardContent.from_model_dir(
+        folder, model_name=title, dataset_name="unknown", license=license, training_data=origin
+    )
+    # What the targets of its training were is in no checkpoint.
+    content.annotation_coverage = None
+    write_model_card(folder, content)
+
+
+def convert(
+    source: str | os.PathLike,
+    layout: Layout,
+    output: str | os.PathLike,
+    config: str | os.PathLike | None = None,
+    seed: int = 0,
+) -> ConversionReport:
+    """
+    Writes the folder of a model, ready for the Hub, that computes what a checkpoint of another layout computes.
+
+    From the authors' layout it is an ASCENT-ViT. From timm's it is a backbone for
+    [`~AscentViTForImageClassification.from_backbone`], or where the settings have concepts and classes, an ASCENT-ViT
+    with an untrained concept head. Nothing in the file is run, and timm is not needed.
+
+    Args:
+        source: a Lightning checkpoint, a bare state dict of `torch.save`, or safetensors.
+        layout: `"authors"` or `"timm"`.
+        output: the folder to write; new or empty. It is written whole or not at all.
+        config: a JSON file with what shapes cannot tell, see `docs/conversion.md`.
+        seed: of an untrained concept head.
+
+    Returns:
+        `ConversionReport`, which is in the folder too.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        FileExistsError: for an output folder that is not empty.
+        ValueError: for a file that cannot be read without running code, names or shapes that are not those of the
+            layout (each is listed), or settings that contradict the checkpoint.
+
+    Example:
+
+    ```python
+    >>> from ascent_vit.conversion import convert
+    >>> report = convert("cub.ckpt", "authors", "cub-ascent-vit", config="cub.json")
+    >>> model = AutoModelForImageClassification.from_pretrained("cub-ascent-vit")
+    ```
+    """
+    if layout not in get_args(Layout):
+        raise ValueError(f"The layout must be one of {', '.join(get_args(Layout))}; got {layout!r}.")
+    source, output = Path(source), Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already and not an empty folder: name another one.")
+    settings = read_settings(config)
+    checkpoint = read_state_dict(source)
+    assumed: dict[str, Any] = {}
+    notes: list[str] = []
+    used_seed = None
+    model: PreTrainedModel
+    if layout == "authors":
+        from .authors import model_from_authors
+
+        model, usual, dropped = model_from_authors(checkpoint, settings, assumed)
+        origin = "Converted from a checkpoint of the authors' code. What it was trained on is not recorded in it."
+        if any(length % 32 for length in model.config.image_size):
+            notes.append(
+                "The image size is no multiple of 32: the pyramid's last row and column then lie outside the image "
+                "here, and not in the authors' code, so that outputs differ."
+            )
+    else:
+        from .timm_checkpoint import backbone_from_timm, model_on_backbone
+
+        backbone, usual, dropped = backbone_from_timm(checkpoint, settings, assumed)
+        with_head = model_on_backbone(backbone, settings, seed)
+        model = backbone if with_head is None else with_head
+        origin = "The backbone is converted from weights in timm's layout. **The concept head is not trained yet.**"
+        if with_head is not None:
+            used_seed = seed
+            notes.append("The concept head is new and not trained: fine-tune the model before it is used.")
+    normalisation = _normalisation(settings, usual, getattr(model.config, "num_channels", 3), assumed)
+    report = ConversionReport(
+        source=source.name,
+        sha256=_sha256(source),
+        layout=layout,
+        model_type=model.config.model_type,
+        dropped=dropped,
+        assumed=assumed,
+        notes=notes,
+        seed=used_seed,
+    )
+    title = settings.get("model_name", output.resolve().name)
+    license = settings.get("license", UNKNOWN_LICENSE)
+    with replace_folder(output) as folder:
+        if report.model_type == "ascent_vit":
+            _write_model(folder, model, normalisation, title, license, origin)
+        else:
+            _write_backbone(folder, model, normalisation, title, license)
+        write_json(folder / "conversion.json", asdict(report))
+    return report
+
+
+__all__ = ["ConversionReport", "Layout", "convert"]

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Classifies images with an exported ASCENT-ViT, and says which concepts made the class score.
+
+    python example.py IMAGE [IMAGE ...]
+
+Needs numpy, pillow and the runtime of the exported file, which lies in this folder: onnxruntime for `model.onnx`,
+openvino for `model.xml`, torch for `model.pt2`.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image in RGB, transparency over white, as it is stored: the orientation in its EXIF data is not applied."""
+    image: Image.Image = Image.open(path)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+    return image.convert("RGB")
+
+
+def prepare(image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
+    """Pixels for the model, (3, height, width) float32: resized, cropped, rescaled, normalised."""
+    size = settings["resize"]
+    if size is not None:
+        width, height = image.size
+        if "shortest_edge" in size:
+            short, edge = min(width, height), size["shortest_edge"]
+            # The shorter edge exactly, the longer one rounded down.
+            target = (edge, int(edge * height / short)) if width <= height else (int(edge * width / short), edge)
+        else:
+            target = (size["width"], size["height"])
+        image = image.resize(target, Image.Resampling(settings["resample"]))
+    pixels = np.asarray(image).transpose(2, 0, 1)
+    if settings["crop"] is not None:
+        for axis, length in ((1, settings["crop"]["height"]), (2, settings["crop"]["width"])):
+            missing = max(length - pixels.shape[axis], 0)
+            margins = [(0, 0)] * 3
+            margins[axis] = (missing // 2, missing - missing // 2)
+            pixels = np.pad(pixels, margins)
+            start = (pixels.shape[axis] - length) // 2
+            pixels = np.take(pixels, range(start, start + length), axis)
+    values = pixels.astype(np.float32)
+    if settings["rescale_factor"] is not None:
+        values = (values * settings["rescale_factor"]).astype(np.float32)
+    if settings["mean"] is not None:
+        mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+        values = (values - mean) / std
+    return values
+
+
+def load(folder: str | Path, threads: int = 0) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """
+    A function from pixels, (batch, 3, height, width) float32, to the model's outputs by name.
+
+    Args:
+        folder: what was exported.
+        threads: for onnxruntime and openvino; 0 leaves the number to them. Torch has a setting of its own.
+    """
+    folder = Path(folder)
+    if (folder / "model.onnx").exists():
+        import onnxruntime
+
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(
+            folder / "model.onnx", session_options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        return lambda pixels: dict(zip(names, session.run(names, {"pixel_values": pixels}), strict=True))
+    if (folder / "model.xml").exists():
+        import openvino
+
+        # Some processors would compute in bfloat16 by default.
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
+        names = [output.any_name for output in compiled.outputs]
+
+        def run(pixels: np.ndarray) -> dict[str, np.ndarray]:
+            outputs = compiled({"pixel_values": pixels})
+            return {name: outputs[name].copy() for name in names}
+
+        return run
+
+    import torch
+
+    model: Any
+    if json.loads((folder / "export.json").read_text(encoding="utf-8"))["format"] == "aotinductor":
+        model = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
+    else:
+        model = torch.export.load(folder / "model.pt2").module()
+
+    def run_torch(pixels: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            outputs = model(pixel_values=torch.from_numpy(pixels))
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return run_torch
+
+
+def contribution_maps(
+    outputs: dict[str, np.ndarray], tables: dict[str, np.ndarray], class_ids: np.ndarray
+) -> np.ndarray:
+    """What each spatial concept added to the score of a class of each image, where: (batch, concepts, h, w)."""
+    heads = outputs["spatial_concept_attention_heads"]
+    table = tables["spatial_contributions"][:, :, class_ids]
+    maps = np.einsum("bans,asb->bsn", heads, table) / heads.shape[2]
+    return maps.reshape(*maps.shape[:2], *outputs["patch_grid"][0])
+
+
+def explain(outputs: dict[str, np.ndarray], facts: dict[str, Any], tables: dict[str, np.ndarray], top: int = 5) -> str:
+    """The class of the first image and the concepts that moved its score most."""
+    logits = outputs["logits"][0]
+    label = int(logits.argmax())
+    scores = np.exp(logits - logits.max())
+    contributions = outputs["concept_contributions"][0, :, label]
+    bias = tables["class_bias"][label]
+    lines = [f"{facts['classes'][label]}: probability {scores[label] / scores.sum():.4f}, score {logits[label]:+.6f}"]
+    for index in np.argsort(-np.abs(contributions), kind="stable")[:top]:
+        concept = facts["concepts"][index]
+        lines.append(f"  {contributions[index]:+.6f}  {concept['name']} ({concept['stream']})")
+    total = contributions.sum() + bias
+    lines.append(f"  {total:+.6f}  sum of all {len(contributions)} concepts and the bias {bias:+.6f}")
+    if "spatial_concept_attention_heads" in outputs:
+        maps = contribution_maps(outputs, tables, np.array([label]))[0]
+        concept_id, row, column = np.unravel_index(maps.argmax(), maps.shape)
+        spatial = [concept["name"] for concept in facts["concepts"] if concept["stream"] == "spatial"]
+        lines.append(f"  most of one place: {spatial[concept_id]}, patch {row}, {column} (row, column)")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        sys.exit("Usage: python example.py IMAGE [IMAGE ...]")
+    folder = Path(__file__).resolve().parent
+    facts = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
+    with np.load(folder / "tables.npz") as file:
+        tables = dict(file)
+    run = load(folder)
+    for path in sys.argv[1:]:
+        pixels = prepare(read_image(path), facts["image"])
+        print(path, explain(run(pixels[None]), facts, tables), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints and their settings, read without running any code that a file may hold."""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+# What training scripts keep beside the weights and reading cannot abuse: both hold plain values and run nothing.
+HARMLESS_TYPES: list[Any] = [argparse.Namespace, pathlib.PosixPath]
+
+# Where checkpoints of Lightning and timm, and released files, keep their state dict.
+STATE_DICT_KEYS = ("state_dict", "model")
+
+# How torch names what it refuses to make.
+REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
+
+NUMBER = (int, float)
+BACKBONE_KEYS: dict[str, Any] = {
+    "layout": str,
+    "image_size": (int, list),
+    "patch_size": (int, list),
+    "embed_dim": int,
+    "depth": int,
+    "num_heads": int,
+    "mlp_ratio": NUMBER,
+    "layer_norm_eps": NUMBER,
+}
+KEYS: dict[str, Any] = {
+    "backbone": dict,
+    "num_classes": int,
+    "num_global_concepts": int,
+    "num_spatial_concepts": int,
+    "num_unsupervised_concepts": int,
+    "concept_attention_heads": int,
+    "fusion_heads": int,
+    "fusion_points": int,
+    "fusion_levels": int,
+    "psi": NUMBER,
+    "labels": list,
+    "global_concepts": list,
+    "spatial_concepts": list,
+    "image_mean": list,
+    "image_std": list,
+    "model_name": str,
+    "license": str,
+}
+
+
+def _check_settings(settings: Any, keys: dict[str, Any], place: str) -> None:
+    if not isinstance(settings, dict):
+        raise ValueError(f"{place} must be a JSON object; got {type(settings).__name__}.")
+    unknown = sorted(set(settings) - set(keys))
+    if unknown:
+        raise ValueError(f"{place} has unknown keys: {', '.join(unknown)}. It may have {', '.join(keys)}.")
+    for name, value in settings.items():
+        if not isinstance(value, keys[name]) or isinstance(value, bool):
+            types = keys[name] if isinstance(keys[name], tuple) else (keys[name],)
+            raise ValueError(
+                f"{place}: {name} must be of type {' or '.join(t.__name__ for t in types)}; got {json.dumps(value)}."
+            )
+        if isinstance(value, NUMBER) and not math.isfinite(value):
+            raise ValueError(f"{place}: {name} must be a finite number; got {value}.")
+        member = {"labels": str, "global_concepts": str, "spatial_concepts": str}.get(name, NUMBER)
+        if isinstance(value, list) and not all(isinstance(x, member) and not isinstance(x, bool) for x in value):
+            raise ValueError(f"{place}: {name} must be a list of {'names' if member is str else 'numbers'}.")
+
+
+def read_settings(path: str | os.PathLike | None) -> dict[str, Any]:
+    """
+    What a checkpoint's shapes cannot tell, from a JSON file; `{}` for `None`.
+
+    Args:
+        path: a file with any of `KEYS`, `backbone` with any of `BACKBONE_KEYS`.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: for a file that is no JSON object, an unknown key or a value of a wrong type.
+    """
+    if path is None:
+        return {}
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: give a JSON file as --config.")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    _check_settings(settings, KEYS, str(path))
+    _check_settings(settings.get("backbone", {}), BACKBONE_KEYS, f"{path}, backbone")
+    for name in ("image_mean", "image_std"):
+        if not all(math.isfinite(x) and (name == "image_mean" or x > 0) for x in settings.get(name, ())):
+            raise ValueError(f"{path}: {name} must hold finite numbers{' above 0' * (name == 'image_std')}.")
+    return settings
+
+
+def _load_pickle(path: pathlib.Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(HARMLESS_TYPES):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        held = REFUSED_TYPE.search(str(error))
+        if held:
+            raise ValueError(
+                f"{path} holds {held[1]} beside tensors, and reading that could run code: if you trust whoever made "
+                "the file, save its state dict alone, with safetensors.torch.save_file, and convert that."
+            ) from error
+        raise ValueError(
+            f"{path} cannot be read as a PyTorch checkpoint of tensors and plain values: give a whole file that "
+            "torch.save or safetensors wrote."
+        ) from error
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a checkpoint: a Lightning checkpoint, a bare state dict or safetensors.
+
+    Nothing of the file is run: what `torch.load(weights_only=True)` refuses is refused here, but for namespaces and
+    paths, which training scripts keep beside the weights.
+
+    Args:
+        path: a file; the ending `.safetensors` says what it is, every other ending is read as PyTorch's.
+
+    Raises:
+        FileNotFoundError: for a file that does not exist.
+        ValueError: for a file that is damaged, needs code to be read, or holds something else than tensors.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the checkpoint file in it.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    content = _load_pickle(path)
+    for key in STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no state dict: give a file that maps names to tensors.")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ValueError(
+            f"{path} holds no state dict: {', '.join(others[:10])}{', ...' * (len(others) > 10)} "
+            "are no tensors. Save the state dict alone, and convert that."
+        )
+    return {str(name): value for name, value in content.items()}
+
+
+__all__ = ["read_settings", "read_state_dict"]

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that is published: what is in it, what never is, and what is refused."""
+
+import json
+import os
+import pickle
+import re
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub._eval_results import parse_eval_result_entries
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ascent_vit.publishing import ModelCardContent, PublishOptions, stage, write_model_card
+from ascent_vit.training.recipe import load_recipe
+
+
+CODE = {
+    "concept_targets_ascent_vit.py",
+    "configuration_ascent_vit.py",
+    "image_processing_ascent_vit.py",
+    "image_processing_pil_ascent_vit.py",
+    "modeling_ascent_vit.py",
+}
+MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+RECORDS = {"training/metrics.json", "training/recipe.yaml", "training/report.json"}
+
+
+def staged(folder, tmp_path, repo_id="ann/birds", name="staged", **options):
+    target = tmp_path / name
+    target.mkdir()
+    files = stage(folder, target, repo_id, PublishOptions(**options))
+    assert {file.path: file.size for file in files} == {
+        path.relative_to(target).as_posix(): path.stat().st_size for path in target.rglob("*") if path.is_file()
+    }
+    return target, {file.path for file in files}
+
+
+def test_everything_that_is_needed_and_nothing_else(run_folder, tmp_path):
+    target, files = staged(run_folder, tmp_path)
+    assert files == CODE | MODEL | RECORDS | {"explanations.png"}
+    before, after = (load_file(folder / "model.safetensors") for folder in (run_folder / "model", target))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    config = json.loads((target / "config.json").read_text())
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForImageClassification"}
+    processor = json.loads((target / "preprocessor_config.json").read_text())
+    assert set(processor["auto_map"]["AutoImageProcessor"]) == {"torchvision", "pil"}
+
+
+def test_nothing_tells_of_the_user(run_folder, tmp_path):
+    target, files = staged(run_folder, tmp_path)
+    for name in files:
+        data = (target / name).read_bytes()
+        for private in (b"ann.private", b"secret project", b"secret_project", str(tmp_path).encode(), b"/tmp/"):
+            assert private not in data, (name, private)
+    report = json.loads((target / "training" / "report.json").read_text())
+    assert report["log"] == "read birds and y.png" and report["metrics"]["accuracy"] == 0.75
+
+
+def test_the_recipe_is_one_to_train_by(run_folder, tmp_path):
+    target, _ = staged(run_folder, tmp_path)
+    recipe = load_recipe(target / "training" / "recipe.yaml")
+    assert recipe.learning_rate == 1e-3 and recipe.dataset == "digits" and recipe.name == "birds"
+    assert "ascent-vit train --recipe training/recipe.yaml --output DIR\n" in (target / "README.md").read_text()
+
+
+def test_the_card_pins_its_examples(run_folder, tmp_path):
+    target, _ = staged(run_folder, tmp_path, tag="v7")
+    card = ModelCard.load(target / "README.md")
+    assert card.text.count('"ann/birds", revision="v7"') == 5 and card.text.count('"ann/birds"') == 5
+    assert {result.metric_name: result.metric_value for result in card.data.eval_results}["accuracy"] == 0.75
+    assert "(explanations.png)" in card.text and "cc-by-4.0" in card.text and "<b>" not in card.text
+    assert "competition between concepts" in card.text
+
+
+def test_spread_over_seeds(run_folder, tmp_path):
+    for seed, accuracy in ((1, 0.85), (2, 0.95)):
+        metrics = {"accuracy": accuracy, "pixel_tpr": 0.25, "seed": seed}
+        (tmp_path / f"{seed}.json").write_text(json.dumps(metrics))
+    target, _ = staged(run_folder, tmp_path, other_metrics=[tmp_path / "1.json", tmp_path / "2.json"])
+    text = (target / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \| [^|]+ \|$", text, flags=re.M))
+    # Mean 0.85 and standard deviation 0.1 of 0.75, 0.85, 0.95.
+    assert rows["accuracy"] == "0.7500 | 0.8500 ± 0.1000" and rows["pixel_tpr"] == "0.2500 | 0.2500 ± 0.0000"
+    assert rows["macro_f1"] == "0.5000 | not measured in all"
+    assert "3 runs that differ in their seed (0, 1, 2)" in " ".join(text.split())
+    with pytest.raises(ValueError, match="differ in their seed"):
+        staged(run_folder, tmp_path, name="again", other_metrics=[tmp_path / "1.json", tmp_path / "1.json"])
+
+
+def test_evaluation_results_of_a_dataset_of_the_hub(run_folder, tmp_path):
+    target, files = staged(run_folder, tmp_path, dataset_id="ann/bird-concepts", data_license="mit")
+    assert ".eval_results/bird-concepts.yaml" in files
+    data = yaml.safe_load((target / ".eval_results" / "bird-concepts.yaml").read_text())
+    entries = {entry.task_id: entry for entry in parse_eval_result_entries(data)}
+    assert entries["accuracy"].value == 0.75 and entries["accuracy"].dataset_id == "ann/bird-concepts"
+    assert entries["accuracy"].notes == "split test, seed 0"
+    card = ModelCard.load(target / "README.md")
+    assert card.data.datasets == ["ann/bird-concepts"] and "whose licence is mit" in card.text
+
+
+@pytest.mark.parametrize(
+    ("licence", "options", "sent"),
+    [
+        (None, {}, False),
+        ("other", {}, False),
+        ("cc-by-nc-sa-4.0", {}, False),
+        ("cc0-1.0", {}, True),
+        ("other", {"include_images": True}, True),
+        (None, {"data_license": "mit"}, True),
+    ],
+)
+def test_pictures_where_the_licence_allows(write_run, tmp_path, licence, options, sent):
+    data = tmp_path / "data" / "birds"
+    data.mkdir(parents=True)
+    if licence is not None:
+        (data / "README.md").write_text(f"---\nlicense: {licence}\n---\n# Birds\n")
+    run = write_run(tmp_path / "run", dataset=str(data))
+    target, files = staged(run, tmp_path, **options)
+    assert ("explanations.png" in files) == sent == ("explanations.png" in (target / "README.md").read_text())
+    if sent:
+        with Image.open(target / "explanations.png") as image, Image.open(run / "explanations.png") as before:
+            assert image.tobytes() == before.tobytes() and image.info == {} and before.info
+
+
+def test_a_card_that_is_there_is_kept(run_folder, tmp_path):
+    content = ModelCardContent.from_model_dir(
+        run_folder / "model", model_name="Birds of Ann", dataset_name="Birds", repo_id="PATH/TO/model"
+    )
+    path = write_model_card(run_folder / "model", content)
+    path.write_text(path.read_text().replace("## Limits", "From /home/ann.private/notes.\n\n## Limits"))
+    target, _ = staged(run_folder, tmp_path)
+    text = (target / "README.md").read_text()
+    assert text.count('"ann/birds", revision="v1"') == 5 and "PATH/TO/model" not in text
+    assert "# Birds of Ann" in text and "From notes." in text
+    with pytest.raises(ValueError, match="is the card already"):
+        staged(run_folder, tmp_path, name="again", license="mit")
+
+
+def test_what_was_published_can_be_published_again(run_folder, tmp_path):
+    first, files = staged(run_folder, tmp_path)
+    second, again = staged(first, tmp_path, repo_id="bob/birds", name="second", include_images=True, tag="v2")
+    assert again == files
+    for name in files - {"README.md"}:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    text = (second / "README.md").read_text()
+    assert text == (first / "README.md").read_text().replace(
+        '"ann/birds", revision="v1"', '"bob/birds", revision="v2"'
+    )
+
+
+class Malicious:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickled_weights_are_refused(run_folder, tmp_path):
+    weights = run_folder / "model" / "pytorch_model.bin"
+    weights.write_bytes(pickle.dumps(Malicious(tmp_path / "ran")))
+    with pytest.raises(ValueError, match="pytorch_model.bin holds pickled data"):
+        staged(run_folder, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_links_that_leave_the_folder_are_refused(run_folder, tmp_path):
+    outside = tmp_path / "outside.json"
+    (run_folder / "report.json").rename(outside)
+    (run_folder / "report.json").symlink_to(outside)
+    with pytest.raises(ValueError, match="report.json is a link that leaves"):
+        staged(run_folder, tmp_path)
+
+
+def spoil_type(run):
+    path = run / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "vit"}))
+
+
+def spoil_weights(run, change):
+    path = run / "model" / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (spoil_type, ValueError, "a model of type 'vit'"),
+        (lambda run: (run / "model" / "config.json").unlink(), FileNotFoundError, "has no model"),
+        (lambda run: (run / "model" / "model.safetensors").unlink(), OSError, "has no model.safetensors"),
+        (
+            lambda run: spoil_weights(run, lambda w: w.popitem()),
+            ValueError,
+            "do not fit its config.json: missing keys",
+        ),
+        (
+            lambda run: spoil_weights(run, lambda w: w["spatial_stream.concepts"].fill_(float("nan"))),
+            ValueError,
+            "spatial_stream.concepts .* not finite",
+        ),
+        (lambda run: (run / "metrics.json").write_text("{"), ValueError, "metrics.json cannot be read"),
+        (
+            lambda run: (run / "report.json").write_text(json.dumps({"log": "hf_" + "a1B2" * 8})),
+            ValueError,
+            "training/report.json holds what looks like a token",
+        ),
+    ],
+)
+def test_what_must_not_go_out_is_refused(run_folder, tmp_path, spoil, error, message):
+    spoil(run_folder)
+    with pytest.raises(error, match=message):
+        staged(run_folder, tmp_path)
+
+
+def test_a_bare_model_needs_a_name_for_its_data(run_folder, tmp_path):
+    with pytest.raises(ValueError, match="give --dataset-name"):
+        staged(run_folder / "model", tmp_path)
+    target, files = staged(run_folder / "model", tmp_path, name="named", dataset_name="My birds", license="mit")
+    assert files == CODE | MODEL
+    card = ModelCard.load(target / "README.md")
+    assert card.data.license == "mit" and card.data.eval_results is None and "## Figures" not in card.text
+
+
+@pytest.mark.parametrize("options", [{"tag": "a b"}, {"tag": ""}, {"dataset_id": "birds"}])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match="--tag must be|--dataset-id must be"):
+        PublishOptions(**options)
