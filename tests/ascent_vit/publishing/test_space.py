@@ -95,7 +95,9 @@ def test_stage_writes_a_whole_repository(model_dir, images, tmp_path):
     paths = {path.relative_to(target).as_posix(): path.stat().st_size for path in target.rglob("*") if path.is_file()}
     assert paths == {file.path: file.size for file in files}
     assert {"app.py", "requirements.txt", "README.md", "examples/01.png"} <= set(paths)
-    assert not [path for path in paths if path.startswith(("ascent_vit/cli", "ascent_vit/data", "ascent_vit/training"))]
+    assert not [
+        path for path in paths if path.startswith(("ascent_vit/cli", "ascent_vit/data", "ascent_vit/training"))
+    ]
 
     header, text = (target / "README.md").read_text().split("---\n", 2)[1:]
     settings = yaml.safe_load(header)
@@ -103,7 +105,9 @@ def test_stage_writes_a_whole_repository(model_dir, images, tmp_path):
     assert settings["models"] == ["ann/birds"] and settings["app_file"] == "app.py"
     assert isinstance(settings["python_version"], str)
     assert "competition between concepts, not the probability" in text and "images of Birds, licence cc-by-4.0" in text
-    constants = [node.value for node in ast.walk(ast.parse((target / "app.py").read_text())) if type(node) is ast.Constant]
+    constants = [
+        node.value for node in ast.walk(ast.parse((target / "app.py").read_text())) if type(node) is ast.Constant
+    ]
     assert "ann/birds" in constants and "v3" in constants
     with Image.open(target / "examples" / "01.png") as example:
         assert example.size == (512, 384) and not example.getexif() and set(example.info) == set()

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Space of a model: a repository whose app explains images, and the same app on this machine."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ascent_vit
+import modeling_ascent_vit
+from ascent_vit.files import replace_folder, write_text
+
+from .privacy import check_secrets
+from .publish import PublishedModel, check_repo_id, commit_folder
+from .stage import (
+    OPEN_LICENSES,
+    PublishOptions,
+    Source,
+    StagedFile,
+    dataset_path,
+    find_data_license,
+    find_source,
+    read_records,
+)
+
+
+README = Path(__file__).with_name("space_readme.md")
+PYTHON_VERSION = "3.11"
+SDK_VERSION = "6.31.0"
+
+# What the app needs of what the package needs.
+REQUIREMENTS = (
+    "gradio >= 6.31",
+    "huggingface_hub >= 2.4",
+    "matplotlib >= 3.11",
+    "numpy >= 2.4",
+    "pillow >= 12.3",
+    "safetensors >= 0.8",
+    "torch >= 2.13",
+    "transformers >= 5.23",
+)
+
+# The rooms of the package that the app needs, beside its single files.
+ROOMS = ("explanation", "publishing")
+CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
+
+EXAMPLES = "examples"
+MAX_EXAMPLES = 24
+EXAMPLE_SIDE = 512  # pixels
+DIGITS = 8
+DIGITS_SOURCE = (
+    'the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998, CC BY 4.0), placed at random'
+)
+
+APP = """\
+# SPDX-License-Identifier: Apache-2.0
+\"\"\"The app of this Space.\"\"\"
+
+from pathlib import Path
+
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from ascent_vit.publishing.space_app import build_app, launch_app
+
+
+MODEL, REVISION = {model}, {revision}
+
+if __name__ == "__main__":
+    model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
+    processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
+    examples = sorted(Path(__file__).parent.glob("examples/*.png"))
+    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples))
+"""
+
+
+def digit_examples(source: Source) -> list[Any]:
+    """Held-out digits of a run of the demo, as PIL images; none where what makes them is not installed."""
+    recipe = read_records(source).get("recipe.yaml", {})
+    given = recipe.get("dataset_options") or {}
+    try:
+        from ascent_vit.data import load_digits_dataset
+
+        kept = {name: given[name] for name in ("seed", "canvas") if name in given}
+        test = load_digits_dataset(copies=1, **kept)["test"]
+    # They belong to the extra "train", without which the app works too.
+    except ImportError:
+        return []
+    return [test[i]["image"].convert("RGB") for i in range(DIGITS)]
+
+
+def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> list[Any]:
+    """
+    The images that a visitor can choose, as RGB PIL images of at most 512 pixels a side.
+
+    Args:
+        source: Of the model: one that learned the demo's digits has digits without being given any.
+        paths: Image files, or folders of them.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for a folder without images, a file that is none, or more than 24.
+    """
+    from ascent_vit.explanation.sources import ImageFiles
+
+    if not paths:
+        return digit_examples(source) if dataset_path(source) == "digits" else []
+    files = ImageFiles([os.fspath(path) for path in paths])
+    if len(files) > MAX_EXAMPLES:
+        raise ValueError(f"A Space shows at most {MAX_EXAMPLES} examples; got {len(files)}: choose some.")
+    images = [item.read() for item in files.items()]
+    for image in images:
+        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
+    return images
+
+
+def write_examples(images: Sequence[Any], folder: Path) -> list[Path]:
+    """Writes images as numbered PNG files, their pixels alone."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i:02d}.png" for i in range(1, len(images) + 1)]
+    for image, path in zip(images, paths, strict=True):
+        bare = Image.new("RGB", image.size)
+        bare.paste(image)
+        bare.save(path)
+    return paths
+
+
+def check_space_options(source: Source, options: PublishOptions, examples: Sequence[str | os.PathLike]) -> None:
+    """
+    Checks examples before anything is sent.
+
+    Raises:
+        FileNotFoundError: for one that does not exist.
+        ValueError: for one that cannot be read, or where no licence is known that lets anybody show the images and it
+            is not asked for.
+    """
+    if not examples:
+        return
+    example_images(source, examples)
+    if not options.include_images and find_data_license(dataset_path(source), options) not in OPEN_LICENSES:
+        raise ValueError(
+            "--examples sends images, and no licence is known that allows it: give --data-license or --include-images."
+        )
+
+
+def copy_code(target: Path) -> None:
+    """Copies the code that the app needs: the model's package, and of this one the explanations and the app."""
+    package, model = Path(ascent_vit.__file__).parent, Path(modeling_ascent_vit.__file__).parent
+    folders = {package: package.name, model: model.name}
+    folders |= {package / room: f"{package.name}/{room}" for room in ROOMS}
+    for folder, name in folders.items():
+        (target / name).mkdir()
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and file.suffix in CODE_ENDINGS:
+                shutil.copyfile(file, target / name / file.name)
+
+
+def about_examples(dataset: str | None, number: int, given: bool, options: PublishOptions) -> str:
+    """Where the examples come from, for the Space's README."""
+    if not number:
+        return ""
+    if not given:
+        return f"\nThe example images are digits of {DIGITS_SOURCE}.\n"
+    licence = find_data_license(dataset, options)
+    name = options.dataset_name or options.dataset_id
+    origin = f" of {name}" if name else ""
+    return f"\nThe example images are images{origin}" + (f", licence {licence}.\n" if licence else ".\n")
+
+
+def stage_space(
+    folder: str | os.PathLike,
+    target: str | os.PathLike,
+    model_repo_id: str,
+    options: PublishOptions | None = None,
+    examples: Sequence[str | os.PathLike] = (),
+) -> list[StagedFile]:
+    """
+    Writes the repository of a Space for a model that is on the Hub, whole or not at all.
+
+    That is `app.py`, `requirements.txt`, `README.md` with the Space's settings, examples, and copies of the code that
+    the app needs, so that neither the package need be installed nor code of the model's repository runs. The weights
+    stay in the model's repository, which the app loads at the tag.
+
+    Args:
+        folder: Of the run (`ascent-vit train`, `ascent-vit demo`) or the model that is published.
+        target: Folder to write; new or empty.
+        model_repo_id: The model's Hub id, `USER/NAME`.
+        options: Of the model's publication: the tag, and what allows to send images.
+        examples: Image files or folders of them to show; digits for a model that learned the demo's, else none.
+
+    Returns:
+        The files, by path.
+
+    Raises:
+        FileNotFoundError: for a folder without a model, or an example that does not exist.
+        FileExistsError: for a target that is not empty.
+        ValueError: for examples that cannot be read or must not be sent, or an id that is none.
+    """
+    options = options or PublishOptions()
+    check_repo_id(model_repo_id)
+    source, target = find_source(folder), Path(target)
+    if target.is_dir() and any(target.iterdir()):
+        raise FileExistsError(f"The folder {target} is not empty: name another one.")
+    dataset = dataset_path(source)
+    check_space_options(source, options, examples)
+    images = example_images(source, examples)
+    name = model_repo_id.rpartition("/")[2]
+    readme = README.read_text(encoding="utf-8").format(
+        title=json.dumps(name),
+        name=name,
+        sdk_version=SDK_VERSION,
+        python_version=PYTHON_VERSION,
+        repo_id=model_repo_id,
+        revision=options.tag,
+        examples=about_examples(dataset, len(images), bool(examples), options),
+    )
+    with replace_folder(target) as partial:
+        copy_code(partial)
+        if images:
+            write_examples(images, partial / EXAMPLES)
+        made = {
+            "app.py": APP.format(model=json.dumps(model_repo_id), revision=json.dumps(options.tag)),
+            "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
+            "README.md": readme.rstrip("\n") + "\n",
+        }
+        for file, text in made.items():
+            check_secrets(text, file)
+            write_text(partial / file, text)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        return [StagedFile(path.relative_to(partial).as_posix(), path.stat().st_size) for path in files]
+
+
+def publish_space(
+    folder: str | os.PathLike,
+    repo_id: str,
+    private: bool = False,
+    options: PublishOptions | None = None,
+    examples: Sequence[str | os.PathLike] = (),
+    token: str | None = None,
+) -> PublishedModel:
+    """
+    Sends the Space of a published model to the Hub: what [`stage_space`] writes, in one commit, with the model's tag.
+
+    Args:
+        folder: Of the run or the model that is published.
+        repo_id: `USER/NAME` of the model, and of the Space, which is made where it does not exist.
+        private: Whether a Space that is made is private.
+        options: Of the model's publication.
+        examples: Image files or folders of them to show.
+        token: Of the Hub; the one that is logged in by default.
+
+    Returns:
+        Where it is now, and the files.
+
+    Raises:
+        FileNotFoundError: for a folder without a model, or an example that does not exist.
+        ValueError: for what must not or cannot be published, or a tag that is taken.
+        PublishError: where the Hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    options = options or PublishOptions()
+    api = HfApi(token=token, library_name="ascent-vit")
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary, "space")
+        files = stage_space(folder, target, repo_id, options, examples)
+        commit = commit_folder(api, target, files, repo_id, options.tag, private, "space")
+    return PublishedModel(f"{api.endpoint}/spaces/{repo_id}", commit, options.tag, files)
+
+
+def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequence[str | os.PathLike] = ()) -> None:
+    """
+    Runs the app of a model's Space on this machine, until it is interrupted.
+
+    Args:
+        folder: Of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
+        port: Port to listen on; the first free one from 7860 by default.
+        examples: Image files or folders of them to show; digits for a model that learned the demo's, else none.
+
+    Raises:
+        FileNotFoundError: for a folder without a model, or an example that does not exist.
+        ValueError: for another kind of model, examples that cannot be read, or a port that is taken.
+        ImportError: without Gradio.
+    """
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    source = find_source(folder)
+    images = example_images(source, examples)
+    try:
+        from .space_app import build_app, launch_app
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ImportError("The app needs Gradio: pip install 'ascent-vit[space]'.") from error
+    model = AutoModelForImageClassification.from_pretrained(source.model_dir)
+    processor = AutoImageProcessor.from_pretrained(source.model_dir)
+    title = Path(folder).resolve().name
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = write_examples(images, Path(temporary, EXAMPLES))
+        launch_app(build_app(model, processor, title, paths), port)
+
+
+__all__ = ["publish_space", "run_space", "stage_space"]

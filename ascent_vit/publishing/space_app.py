@@ -1,0 +1,435 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The app of a Space: what a model sees in an image, and what it would say had it seen something else."""
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import numpy as np
+
+from ascent_vit.explanation import ConceptContribution, Contrast, Explanation, Intervention, explain, intervene
+from ascent_vit.explanation.explain import check_model_and_processor
+from ascent_vit.explanation.inputs import read_image
+from ascent_vit.explanation.intervention import Concept, Correction
+from ascent_vit.explanation.plot import ATTENTION_COLORS, CONTRIBUTION_COLORS, add_scale, draw_maps, top_of, wrapped
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Concepts with a bar of their own; classes with a probability.
+BARS, CLASSES = 10, 5
+MAP_SIZE = 3.2  # inches
+# Of the class to explain, the class to compare with and the concept to map.
+AUTOMATIC = -1
+
+MAX_FILE_SIZE = "20mb"
+FONTS = ["system-ui", "sans-serif"]
+MONOSPACE_FONTS = ["ui-monospace", "monospace"]
+
+HELP = (
+    "Choose an image. The model says what it is, and its score is the sum of what each of its concepts contributed. "
+    "Set concepts by hand to see what the model would say then."
+)
+COMPETITION = (
+    "Attention is a competition between concepts for each place in the image: it adds up to 1, or to less where "
+    "&ldquo;none of them&rdquo; takes part. It is not the probability that a concept is present."
+)
+SET_BY_HAND = (
+    "Present: the chosen concepts share all the attention of their kind, everywhere in the image. Absent: they get "
+    "none. All others are left to the model."
+)
+MAP_MEANING = (
+    "Left: attention of each place to the concept. Right: what the concept added to the score there; purple speaks "
+    "for the class, orange against it."
+)
+
+CSS = """
+/* An image of few pixels fills its frame too. */
+#image .image-frame, #image .image-frame img { width: 100%; height: 100%; object-fit: contain; }
+.ascent h1 { margin: 0; font-size: 1.6rem; overflow-wrap: anywhere; }
+.ascent p { margin: .25rem 0; overflow-wrap: anywhere; }
+.ascent [role="alert"] { border-left: 3px solid #e66101; padding-left: .6rem; }
+.ascent .soft, .ascent thead th { font-size: .875rem;
+  color: color-mix(in srgb, var(--body-text-color) 75%, transparent); }
+.ascent table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.ascent caption { text-align: left; padding: .25rem 0 .5rem; font-weight: 600; overflow-wrap: anywhere; }
+.ascent table, .ascent table tr, .ascent table th, .ascent table td { border: 0; }
+.ascent th, .ascent td { padding: .2rem .4rem; text-align: left; font-weight: 400; }
+.ascent table .number { text-align: right; white-space: nowrap; }
+.ascent tbody th { overflow-wrap: anywhere; }
+.ascent table tfoot tr:first-child > * { border-top: 1px solid var(--body-text-color-subdued); }
+.ascent table tfoot tr:last-child > * { border-top: 1px solid var(--body-text-color-subdued); font-weight: 600; }
+.ascent .bars { width: 35%; min-width: 5rem; }
+.ascent .track { position: relative; height: 1.1rem; }
+.ascent .bar { position: absolute; top: 0; bottom: 0; min-width: 1px; background: #5e3c99; }
+.ascent .bar.negative { background: #e66101; }
+.dark .ascent .bar { background: #b2abd2; }
+.dark .ascent .bar.negative { background: #fdb863; }
+.ascent .zero { position: absolute; top: -.2rem; bottom: -.2rem; width: 1px;
+  background: var(--body-text-color-subdued); }
+"""
+
+
+@dataclass(frozen=True)
+class ModelConcept:
+    """A concept that a visitor can choose: its name, its stream, its place in the stream."""
+
+    name: str
+    stream: str
+    index: int
+
+    @property
+    def title(self) -> str:
+        """What tells it from one of another stream that has the same name."""
+        return f"{self.name} ({self.stream})"
+
+
+def model_concepts(config: Any) -> list[ModelConcept]:
+    """The global and the spatial concepts of a model: those that can be set by hand."""
+    names = list(config.concepts)
+    number = config.num_global_concepts
+    streams = (("global", names[:number]), ("spatial", names[number : number + config.num_spatial_concepts]))
+    return [ModelConcept(name, stream, i) for stream, known in streams for i, name in enumerate(known)]
+
+
+def make_corrections(
+    concepts: Sequence[ModelConcept], present: Sequence[int], absent: Sequence[int]
+) -> dict[Concept, Correction]:
+    """
+    Corrections for [`~ascent_vit.explanation.intervene`] from the places of concepts in a list.
+
+    Raises:
+        ValueError: for a concept that is both present and absent.
+    """
+    both = [concepts[i].title for i in present if i in absent]
+    if both:
+        raise ValueError(f"{both[0]} is set to both present and absent: take it out of one.")
+    chosen = [(i, "present") for i in present] + [(i, "absent") for i in absent]
+    return {(concepts[i].stream, concepts[i].name): correction for i, correction in chosen}
+
+
+def explain_both(
+    model: Any, processor: Any, path: str | os.PathLike, corrections: Mapping[Concept, Correction]
+) -> Intervention:
+    """
+    An image's explanation without and with concepts set by hand; without any, the same one twice.
+
+    Raises:
+        ValueError: for a file that cannot be read as an image.
+    """
+    try:
+        image = read_image(path)
+    # Pillow and the reading of its modes raise many kinds of errors; their texts name files of the server.
+    except Exception as error:
+        raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error
+    if corrections:
+        return intervene(model, processor, image, corrections)
+    explanation = explain(model, processor, image)
+    return Intervention(explanation, explanation, {})
+
+
+def choose_explanations(intervention: Intervention, label_id: int, other_id: int) -> tuple[Explanation, Explanation]:
+    """
+    The explanations before and after of one class, or of one class compared with another.
+
+    Args:
+        intervention: Of the image.
+        label_id: The class, or `AUTOMATIC` for the one that is predicted after the corrections.
+        other_id: The class to compare with, or `AUTOMATIC` for none.
+
+    Raises:
+        ValueError: for the same class twice.
+    """
+    label_id = intervention.after.predicted_id if label_id == AUTOMATIC else label_id
+    before, after = (explanation.for_class(label_id) for explanation in (intervention.before, intervention.after))
+    if other_id == AUTOMATIC:
+        return before, after
+    return before.contrast(label_id, other_id), after.contrast(label_id, other_id)
+
+
+def scores(explanation: Explanation) -> dict[str, float]:
+    """The probability of each class by its name."""
+    return dict(zip(explanation.labels, explanation.probabilities.tolist(), strict=True))
+
+
+def outcome(intervention: Intervention) -> str:
+    """What the corrections did to the prediction, as HTML."""
+    if not intervention.corrections:
+        return ""
+    before, after = intervention.before, intervention.after
+    names = [html.escape(explanation.predicted_label) for explanation in (before, after)]
+    if intervention.changes_prediction:
+        text = f"The prediction changes from <b>{names[0]}</b> to <b>{names[1]}</b>."
+    else:
+        text = f"The prediction stays <b>{names[0]}</b>."
+    probability = float(after.probabilities[before.predicted_id])
+    text += f" The probability of {names[0]} goes from {before.predicted_score:.1%} to {probability:.1%}."
+    return f"<p>{text}</p>"
+
+
+def alert(error: ValueError) -> str:
+    """What is wrong with what a visitor chose, as HTML."""
+    return f'<p role="alert">{html.escape(str(error))}</p>'
+
+
+def bar(value: float, low: float, high: float) -> str:
+    """A signed bar on a scale from `low` to `high`, which holds 0, as HTML."""
+    span = (high - low) or 1.0
+    zero, start, width = (100 * part / span for part in (-low, min(value, 0) - low, abs(value)))
+    sign = "bar negative" if value < 0 else "bar"
+    drawn = f'<div class="{sign}" style="left:{start:.2f}%;width:{width:.2f}%"></div>'
+    axis = f'<div class="zero" style="left:{zero:.2f}%"></div>'
+    return f'<div class="track" aria-hidden="true">{drawn}{axis}</div>'
+
+
+def row(name: str, values: Sequence[float], drawn: str = "") -> str:
+    """A line of the table; `name` and `drawn` are HTML."""
+    # Adding 0 turns -0 into 0.
+    numbers = "".join(f'<td class="number">{round(value, 3) + 0:+.3f}</td>' for value in values)
+    return f'<tr><th scope="row">{name}</th><td class="bars">{drawn}</td>{numbers}</tr>'
+
+
+def contributions_table(before: Explanation, after: Explanation, changed: bool) -> str:
+    """
+    The concepts that moved the score most, the rest, the bias and their sum, as an HTML table.
+
+    Args:
+        before: Explanation of the class without corrections.
+        after: Explanation of the same class with them, which bars and order are of.
+        changed: Whether there are corrections: then what each contributed before stands beside.
+    """
+    was = {(concept.stream, concept.index): concept.contribution for concept in before.concepts}
+
+    def size(concept: ConceptContribution) -> float:
+        return max(abs(concept.contribution), abs(was[concept.stream, concept.index]))
+
+    chosen = sorted(after.concepts, key=size, reverse=True)[:BARS]
+    shown = sorted(chosen, key=lambda concept: -concept.contribution)
+    values = [concept.contribution for concept in shown]
+    low, high = min([0.0, *values]), max([0.0, *values])
+
+    def numbers(now: float, then: float) -> list[float]:
+        return [now, then] if changed else [now]
+
+    rows = []
+    for concept in shown:
+        name = f'{html.escape(concept.name)} <span class="soft">{concept.stream}</span>'
+        then = was[concept.stream, concept.index]
+        rows.append(row(name, numbers(concept.contribution, then), bar(concept.contribution, low, high)))
+    sums = []
+    others = len(after.concepts) - len(shown)
+    if others:
+        keys = {(concept.stream, concept.index) for concept in shown}
+        rest = [
+            sum(c.contribution for c in explanation.concepts if (c.stream, c.index) not in keys)
+            for explanation in (after, before)
+        ]
+        sums.append(row(f"{others} other concept{'s' if others > 1 else ''}", numbers(rest[0], rest[1])))
+    label = html.escape(after.label)
+    if isinstance(after, Contrast):
+        other = html.escape(after.other_label)
+        caption, bias, total = f"Why {label} and not {other}", "difference of biases", "= difference of logits"
+    else:
+        caption, bias, total = f"What speaks for {label}", "bias of the class", "= logit of the class"
+    sums.append(row(bias, numbers(after.class_bias, before.class_bias)))
+    sums.append(row(total, numbers(after.logit, before.logit)))
+    heads = ["contribution", "before"] if changed else ["contribution"]
+    head = "".join(f'<th scope="col" class="number">{name}</th>' for name in heads)
+    return (
+        f'<table><caption>{caption}</caption><thead><tr><th scope="col">concept</th><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody><tfoot>{''.join(sums)}</tfoot></table>"
+    )
+
+
+def concept_maps(explanation: Explanation, index: int) -> "Figure | None":
+    """
+    Attention to a spatial concept and its contribution at each place, over the image in grey.
+
+    Args:
+        explanation: Of the class, or of two classes compared.
+        index: Place of the concept in its stream, or `AUTOMATIC` for the one that moved the score most.
+
+    Returns:
+        The figure, or None where the model has no spatial concepts.
+    """
+    from matplotlib.figure import Figure
+
+    strongest = explanation.top(1, stream="spatial")
+    if not strongest:
+        return None
+    chosen = strongest[0].index if index == AUTOMATIC else index
+    attention, added = explanation.patch_attention[chosen], explanation.patch_contributions[chosen]
+    width, height = explanation.image.size
+    figure = Figure(figsize=(2 * MAP_SIZE, MAP_SIZE * float(np.clip(height / width, 0.4, 1.5))), layout="constrained")
+    axes = figure.subplots(1, 2)
+    limit = top_of(added)
+    unit = "difference of contributions" if isinstance(explanation, Contrast) else "contribution"
+    scales = (
+        ("attention", attention, ATTENTION_COLORS, 0.0, top_of(attention)),
+        (unit, added, CONTRIBUTION_COLORS, -limit, limit),
+    )
+    for ax, (title, values, colors, low, high) in zip(axes, scales, strict=True):
+        drawn = draw_maps([ax], explanation, values[None], colors, low, high)
+        add_scale(figure, drawn, [ax], title)
+    name = wrapped(explanation.concept_names["spatial"][chosen], 60)
+    figure.suptitle(name, fontsize=11, parse_math=False)
+    return figure
+
+
+def uploaded_path(payload: Any) -> str | None:
+    """The file as it was uploaded: Gradio's own reading tells nothing of what it cannot read."""
+    return None if payload is None else payload.path
+
+
+def choices(first: str, names: Sequence[str]) -> list[tuple[str, int]]:
+    """Names for a list to choose from, by their places, after what is automatic."""
+    return [(first, AUTOMATIC), *((name, i) for i, name in enumerate(names))]
+
+
+def build_app(model: Any, processor: Any, title: str, examples: Sequence[str | os.PathLike] = ()) -> gr.Blocks:
+    """
+    The app, not yet started.
+
+    Args:
+        model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
+        processor (`AscentViTImageProcessor`): The model's image processor.
+        title: What the app is called, usually the model's name.
+        examples: Image files that a visitor can choose.
+
+    Raises:
+        ValueError: for another kind of model.
+    """
+    check_model_and_processor(model, processor)
+    config = model.config
+    concepts = model_concepts(config)
+    spatial = [concept.name for concept in concepts if concept.stream == "spatial"]
+    labels = [config.id2label[i] for i in range(config.num_labels)]
+    settable = [(concept.title, i) for i, concept in enumerate(concepts)]
+
+    def run(path: str | None, present: list[int], absent: list[int]) -> tuple[Intervention | None, Any, Any, str]:
+        if path is None:
+            return None, None, gr.Label(visible=False), ""
+        try:
+            intervention = explain_both(model, processor, path, make_corrections(concepts, present, absent))
+        except ValueError as error:
+            return None, None, gr.Label(visible=False), alert(error)
+        after = gr.Label(scores(intervention.after), visible=bool(intervention.corrections))
+        return intervention, scores(intervention.before), after, outcome(intervention)
+
+    def show(
+        intervention: Intervention | None, label_id: int, other_id: int, index: int
+    ) -> tuple[str, "Figure | None"]:
+        if intervention is None:
+            return "", None
+        try:
+            before, after = choose_explanations(intervention, label_id, other_id)
+        except ValueError as error:
+            return alert(error), None
+        return contributions_table(before, after, bool(intervention.corrections)), concept_maps(after, index)
+
+    with gr.Blocks(title=title, analytics_enabled=False) as app:
+        state = gr.State(None)
+        gr.HTML(f"<h1>{html.escape(title)}</h1><p>{HELP}</p>", elem_classes="ascent")
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=320, elem_id="image")
+                # A subclass would do, but Gradio writes a file beside the code of each.
+                image.preprocess = uploaded_path  # type: ignore[method-assign,assignment]
+                if examples:
+                    gr.Examples([str(path) for path in examples], image, label="Examples", api_visibility="private")
+            with gr.Column():
+                with gr.Row():
+                    before = gr.Label(label="Prediction", num_top_classes=CLASSES, elem_id="before", min_width=200)
+                    after = gr.Label(
+                        label="With your changes",
+                        num_top_classes=CLASSES,
+                        elem_id="after",
+                        min_width=200,
+                        visible=False,
+                    )
+                changes = gr.HTML(elem_id="outcome", elem_classes="ascent")
+                present, absent = (
+                    gr.Dropdown(settable, value=[], multiselect=True, label=name, elem_id=name.lower())
+                    for name in ("Present", "Absent")
+                )
+                gr.HTML(f'<p class="soft">{SET_BY_HAND}</p>', elem_classes="ascent")
+        with gr.Row():
+            with gr.Column():
+                with gr.Row():
+                    label = gr.Dropdown(
+                        choices("the predicted class", labels), value=AUTOMATIC, label="Explain", elem_id="label"
+                    )
+                    other = gr.Dropdown(
+                        choices("no other class", labels), value=AUTOMATIC, label="Compare with", elem_id="other"
+                    )
+                table = gr.HTML(elem_id="contributions", elem_classes="ascent")
+            with gr.Column(visible=bool(spatial)):
+                concept = gr.Dropdown(
+                    choices("the concept that moves the score most", spatial),
+                    value=AUTOMATIC,
+                    label="Where in the image",
+                    elem_id="concept",
+                )
+                maps = gr.Plot(show_label=False, elem_id="maps", format="png")
+                gr.HTML(f'<p class="soft">{MAP_MEANING}</p>', elem_classes="ascent")
+        gr.HTML(f'<p class="soft">{COMPETITION}</p>', elem_classes="ascent")
+
+        given, chosen = [image, present, absent], [state, label, other, concept]
+        given_changes = [image.change, present.change, absent.change]
+        chosen_changes = [label.change, other.change, concept.change]
+        quiet: dict[str, Any] = {
+            "trigger_mode": "always_last",
+            "show_progress": "minimal",
+            "api_visibility": "private",
+        }
+        ran = gr.on(given_changes, run, given, [state, before, after, changes], **quiet)
+        ran.then(show, chosen, [table, maps], show_progress="hidden", api_visibility="private")
+        gr.on(chosen_changes, show, chosen, [table, maps], **quiet)
+    return app
+
+
+def launch_app(app: gr.Blocks, port: int | None = None, wait: bool = True) -> str:
+    """
+    Starts the app, for this machine alone unless a Space or the environment variable GRADIO_SERVER_NAME says more.
+
+    Args:
+        app: Made by [`build_app`].
+        port: Port to listen on; the first free one from 7860 by default.
+        wait: Whether to return only when the app ends.
+
+    Returns:
+        The app's local address.
+
+    Raises:
+        ValueError: for a port that is taken.
+    """
+    try:
+        _, address, _ = app.launch(
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            max_file_size=MAX_FILE_SIZE,
+            theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACE_FONTS),
+            css=CSS,
+        )
+    except OSError as error:
+        if port is None:
+            raise
+        raise ValueError(f"The port {port} cannot be used: another program may have it. Give another.") from error
+    print(f"The app runs at {address}. End it with Ctrl-C.", flush=True)
+    if wait:
+        app.block_thread()
+    return address
+
+
+__all__ = ["build_app", "launch_app"]
