@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CARD, PICTURES, RECORDS, EVAL_RESULTS = "README.md", "explanations.png", "training", ".eval_results"
-RECORD_NAMES = ("recipe.json", "recipe.yaml", "metrics.json", "report.json")
+RECORD_NAMES = ("recipe.json", "recipe.yaml", "metrics.json", "evaluation.json", "report.json")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 # Datasets that come with the package, and licences under which anybody may be shown images.
@@ -241,6 +241,18 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def run_figures(metrics: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a run: those of its training, and over them those of `ascent-vit evaluate`."""
+    return numbers(metrics) | numbers(evaluation)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Figures and seed of a run from its metrics file, and `evaluation.json` beside it where there is one."""
+    metrics, beside = read_json(path), path.with_name("evaluation.json")
+    evaluation = read_json(beside) if beside.is_file() else {}
+    return run_figures(metrics, evaluation) | {"seed": metrics.get("seed")}
+
+
 def base_model(model_dir: Path) -> str | None:
     """Hub id of the backbone, where the model was built on one."""
     name = read_json(model_dir / "config.json")["backbone_config"].get("_name_or_path") or ""
@@ -261,7 +273,7 @@ def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known
         target,
         model_name=repo_id.partition("/")[2],
         repo_id=repo_id,
-        metrics=numbers(metrics),
+        metrics=run_figures(metrics, records.get("evaluation.json", {})),
         split=metrics.get("split") or "test",
         seed=metrics.get("seed"),
         command=command,
@@ -280,7 +292,7 @@ def make_card(
         raise ValueError("Nothing says what the model was trained on: give --dataset-name, for the card.")
     licence = find_data_license(dataset, options)
     place = f"[{name}](https://huggingface.co/datasets/{options.dataset_id})" if options.dataset_id else name
-    runs = [read_json(Path(path)) for path in options.other_metrics]
+    runs = [read_run(Path(path)) for path in options.other_metrics]
     if runs and not records.get("metrics.json"):
         raise ValueError("--metrics gives figures of further runs, but the folder has no metrics.json of its own.")
     content = card_content(
@@ -291,7 +303,7 @@ def make_card(
         license=options.license or "apache-2.0",
         dataset_name=name,
         dataset_id=options.dataset_id,
-        other_runs=[numbers(run) | {"seed": run.get("seed")} for run in runs],
+        other_runs=runs,
         training_data=f"Trained on {place}, "
         + (f"whose licence is {licence}." if licence else "under the licence of its source."),
         pictures=PICTURES if (target / PICTURES).is_file() else None,
@@ -321,7 +333,7 @@ def eval_results(records: Mapping[str, Any], dataset_id: str) -> str:
     notes = ", ".join(f"{key} {metrics[key]}" for key in ("split", "seed") if metrics.get(key) is not None)
     entries = [
         EvalResultEntry(dataset_id=dataset_id, task_id=name, value=value, notes=notes or None)
-        for name, value in numbers(metrics).items()
+        for name, value in run_figures(metrics, records.get("evaluation.json", {})).items()
     ]
     return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
 

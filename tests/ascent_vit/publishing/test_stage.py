@@ -76,6 +76,17 @@ def test_the_card_pins_its_examples(run_folder, tmp_path):
     assert "competition between concepts" in card.text
 
 
+def test_figures_of_an_evaluation_stand_over_those_of_training(run_folder, tmp_path):
+    (run_folder / "evaluation.json").write_text(json.dumps({"accuracy": 0.5, "insertion_auc": 0.875, "seed": 9}))
+    (tmp_path / "other").mkdir()
+    for name, record in (("metrics", {"accuracy": 0.1, "seed": 1}), ("evaluation", {"accuracy": 0.7, "seed": 9})):
+        (tmp_path / "other" / f"{name}.json").write_text(json.dumps(record))
+    target, files = staged(run_folder, tmp_path, other_metrics=[tmp_path / "other" / "metrics.json"])
+    card = (target / "README.md").read_text()
+    assert "| `accuracy` | 0.5000 | 0.6000 ± 0.1414 |" in card and "| `insertion_auc` | 0.8750 |" in card
+    assert "seed (0, 1)" in card and "training/evaluation.json" in files
+
+
 def test_spread_over_seeds(run_folder, tmp_path):
     for seed, accuracy in ((1, 0.85), (2, 0.95)):
         metrics = {"accuracy": accuracy, "pixel_tpr": 0.25, "seed": seed}
