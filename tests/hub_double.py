@@ -97,7 +97,7 @@ def card_errors(content: str) -> list[str]:
         if name in data and not isinstance(data[name], str):
             errors.append(f'"{name}" must be a string')
     for model in data.get("model-index", []):
-        if not isinstance(model.get("name"), str) or not model.get("results"):
+        if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
             errors.append('"model-index" needs "name" and "results"')
             continue
         for result in model["results"]:

@@ -2,6 +2,7 @@
 """`ascent-vit train`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +24,18 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a model by a recipe: writes checkpoints, model/, metrics.json and report.json."""
+    """Train a model by a recipe: writes checkpoints, model/, metrics.json and a report."""
     from ascent_vit.training import load_recipe
     from ascent_vit.training import train as train_by_recipe
 
     # First, as its options are those of the changes.
     overrides = [f"dataset={json.dumps(dataset)}"] if dataset is not None else []
-    result = train_by_recipe(load_recipe(recipe, [*overrides, *(changes or ())]), output, resume=resume, seed=seed)
+    values = load_recipe(recipe, [*overrides, *(changes or ())])
+    try:
+        result = train_by_recipe(values, output, resume=resume, seed=seed)
+    except KeyboardInterrupt:
+        print("The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        raise
     for name, value in result.metrics.items():
         print(f"{name}: {value:.4f}")
     print(f"Model: {result.model_dir}")

@@ -3,6 +3,7 @@
 
 from .recipe import Recipe, load_recipe
 from .train import TrainingError, TrainingResult, train
+from .trainer import ConceptMetrics
 
 
-__all__ = ["Recipe", "TrainingError", "TrainingResult", "load_recipe", "train"]
+__all__ = ["ConceptMetrics", "Recipe", "TrainingError", "TrainingResult", "load_recipe", "train"]

@@ -11,17 +11,17 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes, concepts_from_features
 from ascent_vit.data.augmentation import (
     AugmentedConceptDataset,
-    AugmentedConceptStream,
     ConceptAugmenter,
     EpochSampler,
 )
-from ascent_vit.data.loading import COLUMNS
+from ascent_vit.data.loading import COLUMNS, GROUP_COLUMN, check_groups
 
 from .recipe import Recipe, augmentation_of, model_fields, processor_fields
+from .stream import ShuffledStream, StreamLoader
 
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict, Features
+    from datasets import Dataset, DatasetDict, Features
 
     from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessorPil
 
@@ -29,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Share of train that becomes the validation split of a dataset without one.
 VALIDATION_SHARE = 0.1
-
-# Images of a stream that are held to be drawn from at random.
-SHUFFLE_BUFFER = 1000
 
 
 def config_fields(
@@ -93,28 +90,54 @@ def build_model(
     return model.train(), AscentViTImageProcessor.from_model_config(model.config, **processor_fields(recipe))
 
 
-def split_dataset(dataset: "DatasetDict", seed: int) -> tuple[Any, Any, Any | None]:
-    """
-    Train, validation and test of a dataset, test being None where there is none.
+def _cut_by_group(train: "Dataset", seed: int) -> tuple["Dataset", "Dataset | None"]:
+    """Train without a share of its groups, and those; rows without a group are one each."""
+    from sklearn.model_selection import GroupShuffleSplit
 
-    A missing validation split is cut from train by the seed, stratified by class where every class has two images;
-    never from test.
+    names = train[GROUP_COLUMN][:]
+    numbers = {name: i for i, name in enumerate(sorted(set(names) - {None}))}
+    groups = [len(numbers) + i if name is None else numbers[name] for i, name in enumerate(names)]
+    if len(set(groups)) == 1:
+        logger.warning(
+            "No validation split: all rows of train are of one %s, %r, which must not be in two splits. The weights "
+            "of the last epoch are kept.",
+            *(GROUP_COLUMN, names[0]),
+        )
+        return train, None
+    splitter = GroupShuffleSplit(n_splits=1, test_size=VALIDATION_SHARE, random_state=seed)
+    kept, cut = next(splitter.split(groups, groups=groups))
+    return train.select(kept), train.select(cut)
+
+
+def split_dataset(dataset: "DatasetDict", seed: int) -> tuple[Any, Any | None, Any | None]:
+    """
+    Train, validation and test of a dataset, None where there is none.
+
+    A missing validation split is cut from train by the seed, never from test: by group where the dataset has a
+    `group_id`, so that no group is in two splits, else by image, stratified by class where every class has two. There
+    is none where all rows of train are one group, which a warning says.
 
     Raises:
-        ValueError: for a dataset without train split, or a stream without validation split.
+        ValueError: for a dataset without train split, a stream without validation split, or a group in two splits.
     """
     if "train" not in dataset:
         raise ValueError(f"The dataset has no train split; it has {', '.join(dataset)}.")
+    if not isinstance(dataset["train"], IterableDataset):
+        check_groups(dataset)
     train, validation, test = (dataset.get(name) for name in ("train", "validation", "test"))
     if validation is None:
         if isinstance(train, IterableDataset):
             raise ValueError("A streamed dataset needs a validation split: it cannot be cut from a stream.")
-        try:
-            parts = train.train_test_split(test_size=VALIDATION_SHARE, seed=seed, stratify_by_column="label")
-        except ValueError:
-            parts = train.train_test_split(test_size=VALIDATION_SHARE, seed=seed)
-        train, validation = parts["train"], parts["test"]
-        logger.info("No validation split: %d images cut from train by seed %d.", len(validation), seed)
+        if GROUP_COLUMN in train.features:
+            train, validation = _cut_by_group(train, seed)
+        else:
+            try:
+                parts = train.train_test_split(test_size=VALIDATION_SHARE, seed=seed, stratify_by_column="label")
+            except ValueError:
+                parts = train.train_test_split(test_size=VALIDATION_SHARE, seed=seed)
+            train, validation = parts["train"], parts["test"]
+        if validation is not None:
+            logger.info("No validation split: %d images cut from train by seed %d.", len(validation), seed)
     return train, validation, test
 
 
@@ -150,7 +173,9 @@ def make_loader(
     batch_size: int,
     num_shuffled: int | None = None,
     progress: bool = False,
-) -> DataLoader:
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> "DataLoader | StreamLoader":
     """
     Batches of a split for the model, from memory where the split fits the recipe's `cache_mebibytes`.
 
@@ -162,6 +187,8 @@ def make_loader(
         num_shuffled: images of an epoch of training, drawn at random; None for all, in their order and as they are. A
             stream is then shuffled and never ends.
         progress: whether to show a progress bar while a split is read into memory.
+        process_index: of this process, for a stream to train on, of which each process reads its own share.
+        num_processes: that share it.
     """
     training = num_shuffled is not None
     augmenter = build_augmenter(recipe, split.features, processor) if training else None
@@ -171,11 +198,9 @@ def make_loader(
     memory = recipe.cache_mebibytes * 2**20
     if isinstance(split, IterableDataset):
         if training:
-            stream: Any = split
-            split = stream.shuffle(seed=recipe.seed, buffer_size=SHUFFLE_BUFFER).repeat(None)
-        if augmenter is not None:
-            split = AugmentedConceptStream(split, augmenter, recipe.seed)
-        return DataLoader(split, batch_size, collate_fn=collate, drop_last=training, num_workers=workers)
+            stream = ShuffledStream(split, recipe.seed, augmenter, process_index, num_processes)
+            return StreamLoader(stream, batch_size, collate, workers)
+        return DataLoader(split, batch_size, collate_fn=collate, num_workers=workers)
     sampler: Any = None
     if augmenter is not None:
         assert num_shuffled is not None

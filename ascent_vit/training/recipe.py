@@ -16,9 +16,10 @@ from typing import Any, Literal
 import yaml
 
 from ascent_vit.data.augmentation import Augmentation
+from ascent_vit.evaluation import GREATER_IS_BETTER
 
 
-# Metrics of an evaluation that can choose the best epoch, and those of them that are better when smaller.
+# Metrics of an evaluation that can choose the best epoch.
 METRICS = (
     "accuracy",
     "top5_accuracy",
@@ -32,7 +33,6 @@ METRICS = (
     "pixel_tpr",
     "relevance_mass",
 )
-LOWER_IS_BETTER = ("ece", "alignment_error")
 
 SCHEDULES = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
@@ -128,7 +128,7 @@ class Recipe:
         """Whether the best epoch is that with the greatest metric."""
         if self.greater_is_better is not None:
             return self.greater_is_better
-        return self.metric_for_best_model not in LOWER_IS_BETTER
+        return GREATER_IS_BETTER[self.metric_for_best_model]
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Recipe)}

@@ -9,9 +9,9 @@ import logging
 import math
 import os
 import platform
-import shutil
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,12 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     ProjectConfiguration,
+    broadcast_object_list,
+    load,
+    send_to_device,
     set_seed,
 )
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
@@ -32,8 +36,14 @@ from ascent_vit.evaluation import evaluate
 from ascent_vit.files import replace_folder, write_json
 
 from .build import build_model, make_loader, split_dataset
+from .checkpoints import last_whole_checkpoint, leftovers, new_checkpoint, remove_leftovers
+from .errors import TrainingError, writing
 from .optimisation import Freezer, StepPlan, moving_average, parameter_groups, plan_steps
 from .recipe import FREE_KEYS, Recipe
+from .report import LOSSES, write_report
+from .sharding import check_sharding, is_sharded, whole_model
+from .stream import StreamLoader
+from .watch import Watcher, broken_term, check_tracker, diverged
 
 
 if TYPE_CHECKING:
@@ -41,12 +51,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOSSES = ("loss", "class_loss", "alignment_loss", "entropy_loss")
+# A batch by its epoch and place in it, and, of a stream, the places of its rows.
+TakenBatch = tuple[int, int, list[list[int]]]
+
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, though its input was valid."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +65,33 @@ class TrainingResult:
     Args:
         model_dir: folder with the best weights, their configuration and image processor, as the Hub holds them.
         metrics: of the best weights on `split`, as in `metrics.json`.
-        split: "test", or "validation" where the dataset has no test split.
-        best_epoch: the epoch whose weights were the best on the validation split, counted from 1.
+        split: "test", or "validation" where the dataset has no test split; None, without metrics, for neither.
+        best_epoch: the epoch whose weights were the best on the validation split, counted from 1; the last one where
+            there is none.
         steps: optimiser steps made.
     """
 
     model_dir: Path
     metrics: dict[str, float]
-    split: str
+    split: str | None
     best_epoch: int
     steps: int
 
 
 class Progress:
-    """How far a run has come; saved in every checkpoint."""
+    """How far a run has come; saved in every checkpoint, as plain values."""
 
     def __init__(self):
         self.step = 0
         self.best_value: float | None = None
         self.best_epoch = 0
+        self.best_step = 0
         self.train_seconds = 0.0
+        self.first_loss: float | None = None
         self.sums = dict.fromkeys(LOSSES, 0.0)
         self.num_batches = 0
+        # Of HISTORY, every `logging_steps` steps.
+        self.history: list[list[float | None]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -103,6 +116,8 @@ def check_output(output: Path, resume: bool) -> None:
         raise ValueError(f"The output {output} is a file: name a folder.")
     if not output.exists() or not any(output.iterdir()):
         return
+    if resume and set(output.iterdir()) <= set(leftovers(output)):
+        return
     if not resume:
         raise ValueError(f"The output folder {output} is not empty: name another one, or resume the run in it.")
     if not (output / "recipe.json").is_file():
@@ -119,18 +134,6 @@ def check_resumed(output: Path, record: dict[str, Any]) -> None:
     if changed:
         differences = ", ".join(f"{key} was {before.get(key)!r}, now {after[key]!r}" for key in changed)
         raise ValueError(f"The run in {output} cannot be resumed with another recipe: {differences}.")
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted((output / "checkpoints").glob("checkpoint_*"))
-
-
-def check_tracker(report_to: str) -> None:
-    """ValueError where the package of a tracker is missing."""
-    package = {"none": "torch"}.get(report_to, report_to)
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f"report_to: {report_to} needs a package that is not installed: pip install {package}.")
 
 
 class Run:
@@ -167,11 +170,13 @@ class Run:
                 f"{started} processes were started, but Accelerate has {accelerator.num_processes}: start them with "
                 "torchrun, and with ACCELERATE_USE_CPU=true where they are to share a CPU."
             )
+        check_sharding(recipe, accelerator)
         self.dataset_name = recipe.dataset or "given in Python"
         if dataset is None:
             with accelerator.main_process_first():
                 dataset = load_concept_dataset(self.dataset_name, **recipe.dataset_options)
         train, validation, test = split_dataset(dataset, recipe.seed)
+        self.validation_is_cut = validation is not None and "validation" not in dataset
         names = concepts_from_features(train.features, recipe.dataset_options.get("spatial_concepts"))
 
         self.num_images = len(train) if hasattr(train, "__len__") else None
@@ -186,6 +191,7 @@ class Run:
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(accelerator.device)
+        self.model_class = type(model)
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self.freezer = Freezer(model.ascent_vit.backbone)
         self.average = moving_average(model, recipe.ema_decay) if recipe.ema_decay is not None else None
@@ -204,23 +210,22 @@ class Run:
         images_per_micro_step = recipe.per_device_train_batch_size * accelerator.num_processes
         images_per_epoch = self.plan.steps_per_epoch * recipe.gradient_accumulation_steps * images_per_micro_step
         loader = self.make_loader(train, recipe.per_device_train_batch_size, images_per_epoch)
-        self.model, self.optimizer, self.scheduler, self.loader = accelerator.prepare(
-            model, optimizer, scheduler, loader
-        )
+        self.model, self.optimizer, self.scheduler = accelerator.prepare(model, optimizer, scheduler)
+        self.loader = loader if isinstance(loader, StreamLoader) else accelerator.prepare(loader)
         self.validation_loader = self.evaluation_loader(validation)
-        self.test_loader = self.evaluation_loader(test) if test is not None else None
+        self.test_loader = self.evaluation_loader(test)
         self.progress = Progress()
-        accelerator.register_for_checkpointing(self.progress)
-        if self.average is not None:
-            accelerator.register_for_checkpointing(self.average)
+        # The batches of the step that is being made, and the gradient of the last one with its step and batches.
+        self.taken: list[TakenBatch] = []
+        self.gradient: tuple[torch.Tensor, int, list[TakenBatch]] | None = None
+        self.watcher = Watcher(accelerator, recipe, output, train if validation is None else validation)
         # From here on, processes differ in what they draw, for example in dropout.
         set_seed(recipe.seed, device_specific=True)
         self.load_last_checkpoint(resume)
-        if accelerator.is_main_process:
-            write_json(output / "recipe.json", record)
-        if recipe.report_to != "none":
-            numbers = {key: value for key, value in record.items() if isinstance(value, int | float | str)}
-            accelerator.init_trackers(recipe.name, config=numbers)
+        with writing("The recipe", output):
+            if accelerator.is_main_process:
+                write_json(output / "recipe.json", record)
+            self.watcher.start(record, self.progress.step)
         self.setup_seconds = time.perf_counter() - start
         self.evaluation_seconds = 0.0
 
@@ -240,43 +245,86 @@ class Run:
         return plan
 
     def make_loader(self, split: Any, batch_size: int, num_shuffled: int | None = None) -> Any:
-        progress = self.accelerator.is_main_process
-        return make_loader(split, self.processor, self.recipe, batch_size, num_shuffled, progress)
+        accelerator = self.accelerator
+        parts = {"process_index": accelerator.process_index, "num_processes": accelerator.num_processes}
+        show = accelerator.is_main_process
+        return make_loader(split, self.processor, self.recipe, batch_size, num_shuffled, show, **parts)
 
-    def evaluation_loader(self, split: Any) -> Any:
+    def evaluation_loader(self, split: Any | None) -> Any | None:
+        if split is None:
+            return None
         loader = self.make_loader(split, self.recipe.per_device_eval_batch_size)
         return self.accelerator.prepare_data_loader(loader)
 
     def load_last_checkpoint(self, resume: bool) -> None:
-        found = checkpoints(self.output)
+        """Goes on from the newest checkpoint that is whole; from the start if there is none."""
+        accelerator, progress = self.accelerator, self.progress
+        self.finished = False
         if not resume:
             return
-        if found:
-            self.accelerator.load_state(str(found[-1]))
-        if self.accelerator.is_main_process:
-            logger.info("Resuming at step %d of %d.", self.progress.step, self.plan.total_steps)
+        found: list[Path | None] = [None]
+        if accelerator.is_main_process:
+            remove_leftovers(self.output)
+            found = [last_whole_checkpoint(self.output)]
+        folder = broadcast_object_list(found)[0]
+        if folder is not None:
+            self.load_checkpoint(folder)
+        self.finished = progress.step == self.plan.total_steps and (self.output / "metrics.json").is_file()
+        # What an interruption between a checkpoint and its model left out.
+        if folder is not None and progress.best_step == progress.step and not self.finished:
+            self.save_model()
+        if accelerator.is_main_process:
+            logger.info("Resuming at step %d of %d.", progress.step, self.plan.total_steps)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        accelerator = self.accelerator
+        saved = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        if saved["num_processes"] != accelerator.num_processes:
+            raise ValueError(
+                f"The run in {self.output} has {saved['num_processes']} processes and cannot be resumed with "
+                f"{accelerator.num_processes}: start as many."
+            )
+        accelerator.load_state(str(folder))
+        # Accelerate goes on without a word where it cannot read them.
+        random_states = load(folder / f"random_states_{accelerator.process_index}.pkl")
+        if not torch.equal(random_states["torch_manual_seed"], torch.get_rng_state()):
+            raise TrainingError(f"The random states in {folder} cannot be read by the installed packages.")
+        self.progress.load_state_dict(saved["progress"])
+        if self.average is not None:
+            self.average.load_state_dict(load_file(folder / "average.safetensors"))
+        if isinstance(self.loader, StreamLoader):
+            state = folder / f"stream_{accelerator.process_index}.json"
+            self.loader.load_state_dict(json.loads(state.read_text(encoding="utf-8")))
 
     def save_checkpoint(self) -> None:
-        """Writes a checkpoint beside the others and then gives it its name, so that no incomplete one is resumed."""
-        accelerator = self.accelerator
-        folder = self.output / "checkpoints" / f"checkpoint_{self.progress.step:08d}"
-        partial = folder.with_name(f"partial_{folder.name}")
-        if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-            if self.recipe.save_total_limit is not None:
-                for old in checkpoints(self.output)[: -self.recipe.save_total_limit]:
-                    shutil.rmtree(old)
-        accelerator.wait_for_everyone()
+        """Writes a checkpoint of weights that are finite; Accelerate's part of it and that of each process."""
+        accelerator, progress = self.accelerator, self.progress
+        self.check_gradient()
+        with new_checkpoint(self.output, progress.step, self.recipe.save_total_limit, accelerator) as folder:
+            accelerator.save_state(str(folder))
+            if isinstance(self.loader, StreamLoader):
+                write_json(folder / f"stream_{accelerator.process_index}.json", self.loader.state_dict())
+            if accelerator.is_main_process:
+                if self.average is not None:
+                    save_file(self.average.state_dict(), folder / "average.safetensors")
+                state = {"num_processes": accelerator.num_processes, "progress": progress.state_dict()}
+                write_json(folder / "progress.json", state)
+
+    def save_model(self) -> None:
+        """Writes the weights to evaluate as the run's model."""
+        with writing("The model", self.output):
+            model = self.bare_model
+            if self.accelerator.is_main_process:
+                with replace_folder(self.output / "model") as folder:
+                    model.save_pretrained(folder)
+                    self.processor.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
 
     @property
     def bare_model(self) -> Any:
         """The weights to evaluate and to save: the moving average where there is one."""
+        if is_sharded(self.accelerator):
+            return whole_model(self.model_class, self.model)
         return self.accelerator.unwrap_model(self.model) if self.average is None else self.average.module
 
     def train(self) -> None:
@@ -289,28 +337,36 @@ class Run:
                 self.train_epoch(bar)
                 self.evaluate_epoch()
                 self.save_checkpoint()
+                # After the checkpoint, so that the model is never of a time that the run does not go on from.
+                if progress.best_step == progress.step:
+                    self.save_model()
 
     def train_epoch(self, bar: tqdm) -> None:
         """Steps up to the end of the epoch or of the run."""
         recipe, accelerator, progress, plan = self.recipe, self.accelerator, self.progress, self.plan
         epoch, done = divmod(progress.step, plan.steps_per_epoch)
         end = (epoch + 1) * plan.steps_per_epoch
-        self.loader.set_epoch(epoch)
         skipped = done * recipe.gradient_accumulation_steps
-        batches = skip_first_batches(self.loader, skipped) if skipped else self.loader
+        batches: Any = self.loader
+        if not isinstance(self.loader, StreamLoader):
+            self.loader.set_epoch(epoch)
+            batches = skip_first_batches(self.loader, skipped) if skipped else self.loader
         self.model.train()
         start = time.perf_counter()
-        for batch in batches:
+        for place, batch in enumerate(batches, start=skipped):
+            self.taken.append((epoch, place, getattr(self.loader, "rows", [])))
             with accelerator.accumulate(self.model):
-                losses = self.forward_backward(batch)
+                losses = self.forward_backward(send_to_device(batch, accelerator.device))
                 if accelerator.sync_gradients and recipe.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+                    self.gradient = (norm, progress.step + 1, self.taken)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             if not accelerator.sync_gradients:
                 continue
             self.scheduler.step()
             progress.step += 1
+            self.taken = []
             if self.average is not None:
                 self.average.update_parameters(accelerator.unwrap_model(self.model))
             if progress.step == plan.head_only_steps:
@@ -320,8 +376,9 @@ class Run:
             bar.set_postfix(loss=f"{losses['loss']:.4f}", refresh=False)
             if progress.step % recipe.logging_steps == 0:
                 rate = self.scheduler.get_last_lr()[0]
+                progress.history.append([progress.step, *(losses.get(name) for name in LOSSES), rate])
                 values = {f"train/{name}": value for name, value in losses.items()}
-                accelerator.log(values | {"train/learning_rate": rate}, step=progress.step)
+                self.watcher.log(values | {"train/learning_rate": rate}, progress.step)
             if progress.step == plan.total_steps:
                 break
             if progress.step < end and recipe.save_steps and progress.step % recipe.save_steps == 0:
@@ -333,60 +390,92 @@ class Run:
         outputs = self.model(**batch)
         values = {name: outputs[name].detach().float() for name in LOSSES if outputs.get(name) is not None}
         losses = dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-        broken = [name for name, value in losses.items() if not math.isfinite(value)]
-        if broken:
-            term = next((name for name in broken if name != "loss"), "loss")
-            raise TrainingError(
-                f"Training diverged at step {self.progress.step + 1}: {term} is {losses[term]}. Lower learning_rate "
-                "or max_grad_norm, lengthen warmup_epochs, or use mixed_precision: no."
-            )
+        # Known by now at no cost, as the loss was waited for.
+        self.check_gradient()
+        if self.progress.first_loss is None:
+            self.progress.first_loss = losses["loss"]
+        reason = broken_term(losses, self.progress.first_loss)
+        if reason is not None:
+            raise diverged(self.progress.step + 1, reason, self.name_rows(self.taken[-1:]))
         self.accelerator.backward(outputs.loss)
         for name, value in losses.items():
             self.progress.sums[name] += value
         self.progress.num_batches += 1
         return losses
 
+    def check_gradient(self) -> None:
+        """TrainingError if the last step's gradient was not finite. With fp16 such a step is skipped instead."""
+        if self.gradient is None:
+            return
+        norm, step, batches = self.gradient
+        self.gradient = None
+        if self.recipe.mixed_precision != "fp16" and not math.isfinite(norm):
+            raise diverged(step, f"the gradient is {float(norm)}", self.name_rows(batches))
+
+    def name_rows(self, batches: list[TakenBatch]) -> str:
+        """The rows of batches of this process, in words."""
+        if isinstance(self.loader, StreamLoader):
+            rows = [f"row {row} of shard {shard}" for _, _, places in batches for _, shard, row in places]
+            return f"{', '.join(rows)}, counted from 0, of the streamed train split"
+        indices: list[Any] = []
+        for epoch, place, _ in batches:
+            self.loader.set_epoch(epoch)
+            indices += next(islice(self.loader.batch_sampler, place, None))
+        rows = [str(index[1] if isinstance(index, tuple) else index) for index in indices]
+        cut = ", from which the validation split has been cut" if self.validation_is_cut else ""
+        return f"rows {', '.join(rows)}, counted from 0, of the train split{cut}"
+
     def evaluate_epoch(self) -> None:
-        """Evaluates on the validation split, records the epoch, and keeps the weights if they are the best so far."""
+        """
+        Evaluates on the validation split, records the epoch, and notes whether its weights are the best so far.
+
+        Without a validation split the newest weights are the best.
+        """
         accelerator, progress, recipe = self.accelerator, self.progress, self.recipe
         epoch = math.ceil(progress.step / self.plan.steps_per_epoch)
         start = time.perf_counter()
-        metrics = evaluate(self.bare_model, self.validation_loader, accelerator, progress=True)
+        metrics: dict[str, float] = {}
+        if self.validation_loader is not None:
+            metrics = evaluate(self.bare_model, self.validation_loader, accelerator, progress=True)
         self.evaluation_seconds += time.perf_counter() - start
         name = recipe.metric_for_best_model
-        if name not in metrics:
+        if name not in metrics and self.validation_loader is not None:
             raise ValueError(
                 f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
                 f"{', '.join(metrics)}."
             )
-        value = metrics[name]
+        value = metrics.get(name)
         sums = torch.tensor([progress.sums[loss] / progress.num_batches for loss in LOSSES])
         means = accelerator.reduce(sums.to(accelerator.device), reduction="mean").tolist()
         record = {"epoch": epoch, "step": progress.step, "learning_rate": self.scheduler.get_last_lr()[0]}
         record |= {f"train_{loss}": mean for loss, mean in zip(LOSSES, means, strict=True)}
         progress.sums, progress.num_batches = dict.fromkeys(LOSSES, 0.0), 0
-        if accelerator.is_main_process:
-            write_json(self.output / "metrics" / f"epoch_{epoch:03d}.json", record | metrics)
-            logger.info("Epoch %d: train_loss %.4f, %s %.4f", epoch, means[0], name, value)
-        accelerator.log({f"validation/{key}": item for key, item in metrics.items()}, step=progress.step)
-        best = progress.best_value
-        if best is None or (value > best if recipe.best_is_greatest else value < best):
-            progress.best_value, progress.best_epoch = value, epoch
+        with writing("The metrics", self.output):
             if accelerator.is_main_process:
-                with replace_folder(self.output / "model") as folder:
-                    self.bare_model.save_pretrained(folder)
-                    self.processor.save_pretrained(folder)
-        accelerator.wait_for_everyone()
+                write_json(self.output / "metrics" / f"epoch_{epoch:03d}.json", record | metrics)
+                shown = "" if value is None else f", {name} {value:.4f}"
+                logger.info("Epoch %d: train_loss %.4f%s", epoch, means[0], shown)
+            self.watcher.log({f"validation/{key}": item for key, item in metrics.items()}, progress.step)
+            self.watcher.log_concepts(self.bare_model, self.processor, progress.step)
+        best = progress.best_value
+        if value is None or best is None or (value > best if recipe.best_is_greatest else value < best):
+            progress.best_value, progress.best_epoch, progress.best_step = value, epoch, progress.step
 
     def finish(self) -> TrainingResult:
-        """Evaluates the best weights as they were saved, and writes `metrics.json` and `report.json`."""
+        """Evaluates the best weights as they were saved; writes the report and, last, `metrics.json`."""
         accelerator, recipe, progress = self.accelerator, self.recipe, self.progress
         model_dir = self.output / "model"
-        model = type(self.accelerator.unwrap_model(self.model)).from_pretrained(model_dir).to(accelerator.device)
-        split = "validation" if self.test_loader is None else "test"
-        loader = self.validation_loader if self.test_loader is None else self.test_loader
+        if self.finished:
+            if accelerator.is_main_process:
+                logger.info("The run in %s is finished already.", self.output)
+            report = json.loads((self.output / "report.json").read_text(encoding="utf-8"))
+            accelerator.end_training()
+            return TrainingResult(model_dir, report["metrics"], report["split"], report["best_epoch"], report["steps"])
+        model = self.model_class.from_pretrained(model_dir).to(accelerator.device)
+        loaders = {"test": self.test_loader, "validation": self.validation_loader}
+        split, loader = next((item for item in loaders.items() if item[1] is not None), (None, None))
         start = time.perf_counter()
-        metrics = evaluate(model, loader, accelerator, progress=True)
+        metrics = {} if loader is None else evaluate(model, loader, accelerator, progress=True)
         self.evaluation_seconds += time.perf_counter() - start
         images = progress.step * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
         images *= accelerator.num_processes
@@ -410,7 +499,6 @@ class Run:
             **versions(),
         }
         if accelerator.is_main_process:
-            write_json(self.output / "metrics.json", metrics | facts)
             epochs = sorted((self.output / "metrics").glob("epoch_*.json"))
             history = [json.loads(path.read_text(encoding="utf-8")) for path in epochs]
             report = {
@@ -420,8 +508,11 @@ class Run:
                 "step_plan": dataclasses.asdict(self.plan),
                 "recipe_values": dataclasses.asdict(recipe),
                 "epochs": history,
+                "history": progress.history,
             }
-            write_json(self.output / "report.json", report)
+            with writing("The report", self.output):
+                write_report(self.output, report)
+                write_json(self.output / "metrics.json", metrics | facts)
         accelerator.wait_for_everyone()
         accelerator.end_training()
         return TrainingResult(model_dir, metrics, split, progress.best_epoch, progress.step)
@@ -438,18 +529,19 @@ def train(
     Trains a model by a recipe.
 
     Writes `model/` (the best weights on the validation split, with configuration and image processor), `metrics.json`
-    (their metrics on the test split), `report.json` (everything about the run), `metrics/epoch_NNN.json`,
-    `checkpoints/` and `recipe.json` into the output folder, each file and folder whole or not at all. Runs on one
-    process, or on several started by `torchrun`. An epoch is a number of whole optimiser steps: images that do not
-    fill the last one are left out, others each epoch. With the same seed, versions and number of threads, a run on CPU
-    gives equal weights each time, also when it was resumed.
+    (their metrics on the test split), `report.json` (everything about the run), `report.md` and `curves.png` (the same
+    for people), `metrics/epoch_NNN.json`, `checkpoints/` and `recipe.json` into the output folder, each file and
+    folder whole or not at all. Runs on one process, or on several started by `torchrun`. An epoch is a number of whole
+    optimiser steps: images that do not fill the last one are left out, others each epoch. With the same seed,
+    versions and number of threads, a run on CPU gives equal weights each time, also when it was resumed.
 
     Args:
         recipe: what to train, on what, and how.
         output_dir: an empty or new folder, or, to resume, that of the run.
         dataset: a loaded dataset, or a name to load instead of the recipe's; `dataset_options` for another one are
             then left out.
-        resume: whether to go on from the last checkpoint in `output_dir`, from the start if there is none.
+        resume: whether to go on from the last checkpoint in `output_dir` that is whole, from the start if there is
+            none. A run that is finished is left as it is.
         seed: instead of the recipe's.
 
     Returns:
@@ -458,7 +550,7 @@ def train(
     Raises:
         FileNotFoundError: for a dataset or backbone that does not exist.
         ValueError: for a recipe, dataset or folder that does not serve.
-        TrainingError: when the loss is not finite.
+        TrainingError: for a loss or gradient that is not finite, a loss that explodes, or a disk that takes no more.
 
     Example:
 

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics for transformers' Trainer; its collator is [`~ascent_vit.data.ConceptCollator`]."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ascent_vit.evaluation import AlignmentError, ClassMetrics, GlobalConceptMetrics, SpatialConceptMetrics
+
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+# Targets of each stream, and the model's output that they are compared with, in the order of the model's outputs.
+TARGETS = {
+    "global": ("concept_targets", "global_concept_attention"),
+    "spatial": ("spatial_concept_targets", "spatial_concept_attention"),
+}
+
+
+class ConceptMetrics:
+    """
+    A `compute_metrics` for `Trainer`: the class metrics of [`~ascent_vit.evaluation.evaluate`], and those of the
+    concepts whose targets `label_names` lists.
+
+    `Trainer` holds all that it compares in memory: of spatial concepts, `images x patches x concepts` numbers twice.
+    Leave them out, or set `batch_eval_metrics=True`, with which each batch is judged at once.
+
+    Args:
+        config (`AscentViTConfig`): The model's, also of one loaded as remote code.
+        label_names (`Sequence[str]`, *optional*, defaults to `("labels",)`):
+            The `label_names` of the `TrainingArguments`: `"labels"`, and `"concept_targets"` and
+            `"spatial_concept_targets"` to have those concepts judged. Each batch of evaluation must have all of them,
+            otherwise `Trainer` evaluates nothing.
+
+    Attributes:
+        ignore_keys (`list[str]`):
+            Outputs of the model that are not gathered. With concepts, pass it to
+            `Trainer.train(ignore_keys_for_eval=...)` and to `Trainer.evaluate(ignore_keys=...)`.
+
+    Returns:
+        When called, `dict[str, float]`: metrics under the names that [`~ascent_vit.evaluation.evaluate`] gives them.
+        `alignment_error` is among them if all concepts of the model are judged. What has no target is left out.
+
+    Raises:
+        ValueError: for names that are no targets of the model, a model with fewer than two classes, and predictions
+            that are not what `label_names` and `ignore_keys` ask for.
+
+    Example:
+
+    ```python
+    >>> metrics = ConceptMetrics(model.config, ["labels", "concept_targets"])
+    >>> arguments = TrainingArguments("run", label_names=metrics.label_names, remove_unused_columns=False)
+    >>> trainer = Trainer(model, arguments, data_collator=ConceptCollator(processor), compute_metrics=metrics, ...)
+    >>> trainer.train(ignore_keys_for_eval=metrics.ignore_keys)
+    >>> trainer.evaluate(ignore_keys=metrics.ignore_keys)["eval_concept_map"]
+    ```
+    """
+
+    def __init__(self, config: Any, label_names: Sequence[str] = ("labels",)):
+        self.config = config
+        self.label_names = list(label_names)
+        if config.num_labels < 2:
+            raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {config.num_labels}.")
+        sizes = {"global": config.num_global_concepts, "spatial": config.num_spatial_concepts}
+        known = ["labels", *(TARGETS[stream][0] for stream, size in sizes.items() if size)]
+        unknown = [name for name in self.label_names if name not in known]
+        if unknown or "labels" not in self.label_names or len(set(self.label_names)) < len(self.label_names):
+            raise ValueError(
+                f"label_names must list labels, and may list the targets of the model's concepts, each once: "
+                f"{', '.join(known)}; got {', '.join(self.label_names) or 'nothing'}."
+            )
+        self.streams = [stream for stream, (targets, _) in TARGETS.items() if targets in self.label_names]
+        judged = {TARGETS[stream][1] for stream in self.streams}
+        self.ignore_keys = [name for name in config.keys_to_ignore_at_inference if name not in judged]
+        # What Trainer hands over is that of all processes already.
+        self.class_metrics = ClassMetrics(config.num_labels, sync_on_compute=False)
+        self.concept_metrics: dict[str, Any] = {
+            "global": GlobalConceptMetrics(sync_on_compute=False),
+            "spatial": SpatialConceptMetrics(sync_on_compute=False),
+        }
+        self.alignment_error = AlignmentError(config.none_concept, sync_on_compute=False)
+        self.judges_alignment = bool(self.streams) and len(self.streams) == len(known) - 1
+
+    def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float]:
+        """
+        Args:
+            prediction (`EvalPrediction`): Logits and targets, and the attention to the concepts judged.
+            compute_result (`bool`, *optional*, defaults to `True`):
+                Whether nothing more follows, as `Trainer` says it with `batch_eval_metrics`.
+        """
+        targets, outputs = self.read(prediction)
+        logits = outputs["logits"].double()
+        if not logits.isfinite().all():
+            raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
+        self.class_metrics.update(logits.softmax(-1), targets["labels"])
+        pairs = []
+        for stream in self.streams:
+            wanted, attention = (part[name] for part, name in zip((targets, outputs), TARGETS[stream], strict=True))
+            self.concept_metrics[stream].update(attention, wanted)
+            pairs.append((attention, wanted) if stream == "spatial" else (attention[:, None], wanted[:, None]))
+        if self.judges_alignment:
+            self.alignment_error.update(*pairs)
+        return self.compute() if compute_result else {}
+
+    def read(self, prediction: "EvalPrediction") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Targets and outputs by name; ValueError where they are not those asked for."""
+        targets, outputs = (
+            [torch.as_tensor(part) for part in (parts if isinstance(parts, tuple | list) else [parts])]
+            for parts in (prediction.label_ids, prediction.predictions)
+        )
+        config = self.config
+        ends = {
+            "labels": (),
+            "logits": (config.num_labels,),
+            **dict.fromkeys(TARGETS["global"], (config.num_global_concepts,)),
+            **dict.fromkeys(TARGETS["spatial"], (config.num_spatial_concepts,)),
+        }
+        dimensions = {name: 1 + len(end) for name, end in ends.items()}
+        dimensions |= dict.fromkeys(TARGETS["spatial"], 3)
+
+        def fits(names: list[str], tensors: list[Tensor]) -> bool:
+            return len(names) == len(tensors) and all(
+                tensor.ndim == dimensions[name] and tensor.shape[1:][-1:] == ends[name]
+                for name, tensor in zip(names, tensors, strict=True)
+            )
+
+        if not fits(self.label_names, targets):
+            raise ValueError(
+                f"These metrics judge {', '.join(self.label_names)}, but Trainer handed over targets of the shapes "
+                f"{', '.join(str(tuple(target.shape)) for target in targets)}: pass the same label_names to "
+                "TrainingArguments, and targets made by the model's own image processor."
+            )
+        names = ["logits", *(TARGETS[stream][1] for stream in self.streams)]
+        if not fits(names, outputs):
+            raise ValueError(
+                f"These metrics need {', '.join(names)} of the model, but Trainer handed over outputs of the shapes "
+                f"{', '.join(str(tuple(output.shape)) for output in outputs)}: pass the metrics' ignore_keys to "
+                "Trainer.train as ignore_keys_for_eval, and to Trainer.evaluate as ignore_keys."
+            )
+        return dict(zip(self.label_names, targets, strict=True)), dict(zip(names, outputs, strict=True))
+
+    def compute(self) -> dict[str, float]:
+        """The metrics of all that came since the last time."""
+        judged = [self.class_metrics, *(self.concept_metrics[stream] for stream in self.streams)]
+        values: dict[str, Tensor] = {}
+        for collection in judged:
+            values |= collection.compute()
+            collection.reset()
+        if self.judges_alignment:
+            values["alignment_error"] = self.alignment_error.compute()
+            self.alignment_error.reset()
+        # With finite outputs, a metric is NaN only if the split has no targets for it.
+        return {name: float(value) for name, value in values.items() if not math.isnan(value)}
+
+
+__all__ = ["ConceptMetrics"]
