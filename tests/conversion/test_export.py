@@ -326,7 +326,10 @@ def test_a_missing_compiler_is_named(tmp_path):
         "except RuntimeError as error: print(error)"
     )
     environment = os.environ | {"PATH": str(tmp_path), "CXX": ""}
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    # Not from a clone's root, which has no folder ascent_vit/conversion.
+    shown = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
     assert "found no compiler: install g++ or clang++." in shown.stdout, shown
 
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from ascent_vit import explain
-from modeling_ascent_vit import AscentViTForImageClassification
 
 
 CLASSES = ["Black Tern", "Painted Bunting", "Indigo Bunting", "House Wren", "Winter Wren"]
@@ -284,15 +283,8 @@ print(explanation.additivity_error)
 @pytest.mark.slow
 def test_model_loaded_as_remote_code(make_model, tmp_path):
     model, processor = make_model()
-    AscentViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-    type(model.config).register_for_auto_class("AutoConfig")
-    type(processor).register_for_auto_class("AutoImageProcessor")
-    try:
-        model.save_pretrained(tmp_path / "model")
-        processor.save_pretrained(tmp_path / "model")
-    finally:
-        AscentViTForImageClassification._auto_class = type(model.config)._auto_class = None
-        type(processor)._auto_class = None
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
     environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path / "hf"), "PATH": ""}
     process = subprocess.run(
         [sys.executable, "-c", REMOTE, str(tmp_path / "model")], env=environment, capture_output=True, text=True

@@ -347,7 +347,7 @@ def test_a_visitor_explains_changes_and_compares(model_dir, images, tmp_path, pa
         page.click("#image button[aria-label='Remove Image'], #image button[aria-label='Clear']")
         page.set_input_files("#image input[type=file]", images[2])
         wait_for_text(page, "#outcome", "This file cannot be read as an image")
-        assert page.locator("#contributions table").count() == 0
+        page.wait_for_function("() => !document.querySelector('#contributions table')")
         page.locator(".gallery-item, .thumbnail-item, .gallery button").first.click()
         wait_for_text(page, "#contributions", f"What speaks for {other}")
         assert page.evaluate("window.attacked") is None
