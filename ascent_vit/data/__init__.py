@@ -5,7 +5,6 @@ from .annotate import Annotations, DetectedConcept, annotate_dataset, read_conce
 from .augmentation import (
     Augmentation,
     AugmentedConceptDataset,
-    AugmentedConceptStream,
     ConceptAugmenter,
     EpochSampler,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "read_concepts",
     "Augmentation",
     "AugmentedConceptDataset",
-    "AugmentedConceptStream",
     "ConceptAugmenter",
     "EpochSampler",
     "dataset_card",

@@ -8,7 +8,7 @@ not on the number of workers, nor on where a run was interrupted.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -380,35 +380,9 @@ class EpochSampler(torch.utils.data.Sampler):
         return iter([(self.epoch, index) for index in order[: self.num_samples].tolist()])
 
 
-class AugmentedConceptStream(torch.utils.data.IterableDataset):
-    """
-    A stream whose rows are augmented, by their count in it and, with several workers, by the worker that reads them.
-
-    Args:
-        stream: of a concept dataset, in the order to train in.
-        augmenter: draws the views.
-        seed: of what is drawn.
-    """
-
-    def __init__(self, stream: Iterable[Mapping[str, Any]], augmenter: ConceptAugmenter, seed: int):
-        self.stream, self.augmenter, self.seed, self.epoch = stream, augmenter, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        if hasattr(self.stream, "set_epoch"):
-            self.stream.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        number = 0 if worker is None else worker.id
-        for count, row in enumerate(self.stream):
-            yield self.augmenter(row, np.random.default_rng([self.seed, self.epoch, number, count]))
-
-
 __all__ = [
     "Augmentation",
     "AugmentedConceptDataset",
-    "AugmentedConceptStream",
     "ConceptAugmenter",
     "EpochSampler",
 ]

@@ -15,7 +15,6 @@ from PIL import Image
 from ascent_vit.data import (
     Augmentation,
     AugmentedConceptDataset,
-    AugmentedConceptStream,
     ConceptAugmenter,
     ConceptCollator,
     EpochSampler,
@@ -352,17 +351,3 @@ def test_the_sampler_draws_each_place_once(dataset):
     sampler.set_epoch(2)
     second = list(sampler)
     assert {epoch for epoch, _ in second} == {2} and [i for _, i in first] != [i for _, i in second]
-
-
-def test_a_stream_is_augmented_anew_each_time_it_comes_by(dataset):
-    augmenter = ConceptAugmenter(ALL, GLOBAL, SPATIAL)
-    stream = AugmentedConceptStream(dataset.to_iterable_dataset(num_shards=2).repeat(2), augmenter, seed=3)
-    rows, again = list(stream), list(stream)
-    assert len(rows) == 24
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(rows, again, strict=True))
-    assert not any(torch.equal(a["image"], b["image"]) for a, b in zip(rows[:12], rows[12:], strict=True))
-    loader = torch.utils.data.DataLoader(stream, batch_size=None, num_workers=2, collate_fn=lambda row: row["image"])
-    read, again = list(loader), list(loader)
-    assert len(read) == 24 and all(torch.equal(a, b) for a, b in zip(read, again, strict=True))
-    stream.set_epoch(1)
-    assert not torch.equal(next(iter(stream))["image"], rows[0]["image"])
