@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published models: they load, are small, and are as good as their cards say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from ascent_vit.data import load_concept_dataset
+from ascent_vit.evaluation import evaluate
+from ascent_vit.publishing.card import check_card
+
+
+HUB = Path(__file__).parents[2] / "hub"
+NAMES = ["concept-mnist", "digits"]
+MEBIBYTES, PARAMETERS = 12, 2_000_000
+
+
+def load(name):
+    model = AutoModelForImageClassification.from_pretrained(HUB / name)
+    return model, AutoImageProcessor.from_pretrained(HUB / name)
+
+
+def card_figures(name) -> dict[str, float]:
+    results = ModelCard.load(HUB / name / "README.md").data.eval_results
+    return {result.metric_name: result.metric_value for result in results}
+
+
+def measure(model, processor, images, labels, digits, batch_size=250) -> dict[str, float]:
+    """Accuracy, and the share of images whose most attended global concept is their digit."""
+    right = named = 0
+    for start in range(0, len(images), batch_size):
+        batch = slice(start, start + batch_size)
+        with torch.no_grad():
+            outputs = model(**processor(images[batch], return_tensors="pt"))
+        right += (outputs.logits.argmax(-1) == torch.tensor(labels[batch])).sum().item()
+        named += (outputs.global_concept_attention.argmax(-1) == torch.tensor(digits[batch])).sum().item()
+    return {"accuracy": right / len(images), "global_concept_accuracy": named / len(images)}
+
+
+def test_the_folder_holds_what_is_tested():
+    assert sorted(path.name for path in HUB.iterdir()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_small_and_its_card_is_valid(name):
+    folder = HUB / name
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MEBIBYTES * 2**20
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert sum(weights.get_tensor(key).numel() for key in weights.keys()) < PARAMETERS  # noqa: SIM118
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    check_card(text)
+    assert "runs that differ in their seed (0, 1, 2)" in " ".join(text.split())
+    model, _ = load(name)
+    assert all(concept in text for concept in model.config.concepts)
+
+
+def test_the_digits_are_read_as_well_as_the_card_says():
+    model, processor = load("digits")
+    test = load_concept_dataset("digits", canvas=64, copies=12, seed=0)["test"]
+    digits = [concepts[0] for concepts in test["concepts"]]
+    figures = card_figures("digits")
+    for name, value in measure(model, processor, test["image"][:], test["label"][:], digits).items():
+        # A different processor rounds differently, which may decide an image or two.
+        assert value == pytest.approx(figures[name], abs=2.5 / len(test)), name
+    # The other figures of the same pass.
+    batch = processor(test["image"][:100], return_tensors="pt") | {"labels": torch.tensor(test["label"][:100])}
+    assert evaluate(model, [batch])["additivity_error"] < 1e-5
+
+
+@pytest.mark.slow
+def test_mnist_is_read_as_well_as_the_card_says(shared_folder):
+    import datasets
+
+    path = next((shared_folder / "data" / "mnist").rglob("test-*.parquet"), None)
+    if path is None:
+        pytest.skip("no MNIST in the real data")
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train").cast_column("image", datasets.Image())
+    images = rows["image"][:]
+    digits = rows["label"][:]
+    figures = card_figures("concept-mnist")
+    measured = measure(*load("concept-mnist"), images, [digit % 2 for digit in digits], digits)
+    for name, value in measured.items():
+        assert value == pytest.approx(figures[name], abs=2.5 / len(images)), name
+    assert measured["accuracy"] > 0.995 and measured["global_concept_accuracy"] > 0.993
