@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .inputs import DatasetOptions, read_dataset_options
+
 
 def annotate(
     dataset: Annotated[
@@ -29,29 +31,12 @@ def annotate(
     replace: Annotated[
         bool, typer.Option("--replace", help="Drop the objects, points and mask that the dataset has.")
     ] = False,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="KEY=VALUE",
-            help="An option of the dataset's loading, as in revision=v1 or columns='{label: species}'; repeatable.",
-        ),
-    ] = None,
+    options: DatasetOptions = None,
 ) -> None:
     """Let an open-vocabulary detector mark concepts in a dataset: writes it with objects, a card and review.png."""
-    import yaml
-
     from ascent_vit.data.annotate import annotate_dataset, read_concepts
 
-    dataset_options = {}
-    for option in options or ():
-        key, equals, value = option.partition("=")
-        if not (key and equals):
-            raise ValueError(f"--option takes KEY=VALUE; got {option!r}.")
-        try:
-            dataset_options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"The value of --option {key} cannot be read: {error}") from error
+    dataset_options = read_dataset_options(options or ())
     wanted = read_concepts(concepts, threshold)
     # Folders of this machine say nothing to readers of the card.
     sources = ["DIR" if Path(name).expanduser().is_dir() else name for name in (dataset, detector)]

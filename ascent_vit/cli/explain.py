@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .evaluate import load_model, read_dataset_options
+from .inputs import DatasetOptions, load_model, read_dataset_options
 
 
 if TYPE_CHECKING:
@@ -90,14 +90,7 @@ def explain(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a dataset row by row instead of downloading it first.")
     ] = False,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="KEY=VALUE",
-            help="An option of the dataset's loading, as in columns='{label: species}'; repeatable.",
-        ),
-    ] = None,
+    options: DatasetOptions = None,
 ) -> None:
     """Explain predictions: a picture, a page and JSON per image, or a table for a dataset.
 

@@ -36,7 +36,7 @@ def export(
     from ascent_vit.conversion.export import check_output
     from ascent_vit.conversion.export_formats import check_format
 
-    from .evaluate import load_model, read_dataset_options
+    from .inputs import load_model, read_dataset_options
 
     check_format(to, quantize)
     check_output(output)

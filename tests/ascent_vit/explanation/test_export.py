@@ -10,7 +10,7 @@ from datasets import Image as ImageFeature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascent_vit.cli.evaluate import load_model
+from ascent_vit.cli.inputs import load_model
 from ascent_vit.explanation.export import Export, cut_into_shares, export_explanations
 from ascent_vit.explanation.sources import DatasetImages, ImageFiles
 
