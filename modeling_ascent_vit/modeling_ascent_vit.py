@@ -38,8 +38,9 @@ from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
 
 logger = logging.get_logger(__name__)
 
-# Pixels of the images that the pyramid takes at once at inference on a processor: four images of 224x224.
-PIXELS_AT_ONCE = 4 * 224 * 224
+# Pixels taken at once at inference on a processor: by the pyramid's stem, whose features are as large as a processor's
+# cache, and by the rest of pyramid and fusion, for memory's sake. Two and sixteen images of 224x224.
+STEM_PIXELS_AT_ONCE, PIXELS_AT_ONCE = 2 * 224 * 224, 16 * 224 * 224
 
 # Backbones whose `post_layernorm` no patch token passes.
 NORM_OF_POOLED_TOKEN = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
@@ -220,7 +221,8 @@ def bilinear_weights(distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     if distances.requires_grad:
         # Sampling starts at whole cells, where the absolute value has no slope: the slope ahead is taken.
         first = torch.where(distances < 0, 1 + distances, 1 - distances).relu()
-        return first, torch.where(distances < 1, distances, 2 - distances).clamp_min(0)
+        second = torch.where(distances < 1, distances, 2 - distances)
+        return first, torch.where(second < 0, 0.0, second)
     return distances.abs().neg_().add_(1).relu_(), (distances - 1).abs_().neg_().add_(1).relu_()
 
 
@@ -353,7 +355,7 @@ class DeformableSampling(torch.autograd.Function):
         )
         weights_gradient = (top * near[1] + bottom * far[1]).view(weights.shape)
         near_slope = torch.where(distances < 0, 1.0, -1.0) * (near > 0)
-        far_slope = torch.where(distances < 1, 1.0, -1.0) * ((distances >= 0) & (distances < 2))
+        far_slope = torch.where(distances < 1, 1.0, -1.0) * ((distances >= 0) & (distances <= 2))
         if min(min(shape) for shape in ctx.level_shapes) == 1:
             far_slope *= has_second_cell(ctx.level_shapes, num_heads, weights.shape[-1], weights.device)
         x_gradient = near[1] * (top_left * near_slope[0] + top_right * far_slope[0])
@@ -395,6 +397,13 @@ def multi_scale_deformable_sampling(
         return DeformableSampling.apply(values, level_shapes, locations, weights)
     rows, shares, *_ = sampling_taps(level_shapes, locations, weights)
     return sum_of_rows(values.reshape(-1, values.shape[-1]), rows, shares, values.shape[2])
+
+
+def images_at_once(module: nn.Module, images: torch.Tensor, num_pixels: int) -> int:
+    """How many images a module should take at once: all of them, but `num_pixels` at inference on a processor."""
+    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu":
+        return max(1, images.shape[0])
+    return max(1, num_pixels // images[0, 0].numel())
 
 
 class AscentViTBatchNorm(nn.BatchNorm2d):
@@ -441,7 +450,7 @@ class AscentViTMultiScaleEncoding(nn.Module):
     Convolutional pyramid of the image at 1/8, 1/16 and 1/32 (the paper's section 4.1, MSE; layout of Chen et al.,
     "ViT-Adapter", ICLR 2023).
 
-    `(B, C, H, W) -> (B, sum of H_l * W_l, D)`, and the shape `(H_l, W_l)` of each level.
+    `(B, C, H, W) -> (B, H_l * W_l, D)` for each level, and its shape `(H_l, W_l)`.
     """
 
     def __init__(self, config: AscentViTConfig):
@@ -464,13 +473,15 @@ class AscentViTMultiScaleEncoding(nn.Module):
         )
         self.level_embeddings = nn.Parameter(torch.empty(config.fusion_levels, config.hidden_size))
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
         if len(self.stem) == 1:
             # Whole cells of 4x4 pixels, so that every level is as large as with the other stem.
             pixel_values = nn.functional.pad(
                 pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4)
             )
-        features = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        count = images_at_once(self, pixel_values, STEM_PIXELS_AT_ONCE)
+        features = torch.cat([self.stem(pixels) for pixels in pixel_values.split(count)])
         levels, level_shapes = [], []
         for stage, projection, level_embedding in zip(
             self.stages, self.projections, self.level_embeddings, strict=True
@@ -478,8 +489,10 @@ class AscentViTMultiScaleEncoding(nn.Module):
             features = stage(features)
             level = nn.functional.relu(projection(features), inplace=True)
             level_shapes.append((level.shape[2], level.shape[3]))
-            levels.append(level.flatten(2).transpose(1, 2) + level_embedding)
-        return torch.cat(levels, dim=1), level_shapes
+            level = level.flatten(2).transpose(1, 2)
+            embedding = level_embedding.to(level.dtype)
+            levels.append(level + embedding if torch.is_grad_enabled() else level.add_(embedding))
+        return levels, level_shapes
 
 
 class AscentViTDeformableFusion(nn.Module):
@@ -527,12 +540,12 @@ class AscentViTDeformableFusion(nn.Module):
         self,
         patches: torch.Tensor,
         patch_grid: tuple[int, int],
-        pyramid: torch.Tensor,
+        levels: list[torch.Tensor],
         level_shapes: list[tuple[int, int]],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch_size, num_patches, _ = patches.shape
         queries = self.query_norm(patches)
-        values = self.value_projection(self.pyramid_norm(pyramid))
+        values = torch.cat([self.value_projection(self.pyramid_norm(level)) for level in levels], dim=1)
         offsets = self.sampling_offsets(queries).float()
         offsets = offsets.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points, 2)
         # Every centre for every head and point, since broadcasting over a few of them is slow.
