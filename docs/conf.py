@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Sphinx makes the documentation: python -m sphinx -W docs build/docs"""
+"""How Sphinx makes the documentation: sphinx-build -W docs build/docs"""
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import typer
@@ -12,14 +11,12 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+import ascent_vit
+from ascent_vit.cli.app import app as command_line
+
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(ROOT))
-
-import ascent_vit  # noqa: E402
-from ascent_vit.cli.app import app as command_line  # noqa: E402
-
 
 project = "ASCENT-ViT"
 author = "The ASCENT-ViT project"
@@ -46,7 +43,7 @@ html_math_renderer = "mathml"
 html_copy_source = False
 # Equations and fonts are the browser's own: pages ask no other machine for anything.
 html_static_path = ["style"]
-html_css_files = ["equations.css"]
+html_css_files = ["pages.css"]
 
 # Pages of the repository that are pages of the documentation too, where they exist.
 OUTSIDE = DOCS / "outside"
@@ -166,7 +163,14 @@ class CommandReference(SphinxDirective):
 
     @staticmethod
     def describe(name: str, command: typer.core.TyperCommand) -> list[str]:
-        lines = [f"## {name}", "", command.help or "", "", "| | default | |", "|---|---|---|"]
+        lines = [
+            f"## {name}",
+            "",
+            re.sub(r"(--[a-z-]+)", r"`\1`", command.help or ""),
+            "",
+            "| | default | |",
+            "|---|---|---|",
+        ]
         for parameter in command.params:
             if parameter.name == "help":
                 continue
@@ -175,9 +179,9 @@ class CommandReference(SphinxDirective):
             else:
                 is_flag = getattr(parameter, "is_flag", False)
                 usage = parameter.opts[0] + ("" if is_flag else f" {parameter.metavar or 'VALUE'}")
-            default = "" if parameter.default in (None, False) else f"`{parameter.default}`"
+            default = "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
             default = "required" if parameter.required else default
-            help_text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+            help_text = re.sub(r"(--[a-z-]+)", r"`\1`", getattr(parameter, "help", None) or "").replace("|", "\\|")
             lines.append(f"| `{usage}` | {default} | {help_text} |")
         return [*lines, ""]
 
