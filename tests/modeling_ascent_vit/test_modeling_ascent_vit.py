@@ -592,3 +592,10 @@ def test_model_folder_stands_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_convolutions_of_the_pyramid_start_with_the_variance_of_he(make_config):
+    encoding = AscentViTModel(make_config()).encoding
+    for layer in (*encoding.stem[:3], *encoding.stages):
+        weight = layer.convolution.weight
+        assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.1)
