@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -505,6 +506,7 @@ def test_attention_implementation_reaches_the_backbone(make_config):
     assert len(AscentViTForImageClassification(config)(torch.randn(1, 3, 48, 48)).hidden_states) == 3
 
 
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
 def test_trainer_hands_logits_alone_to_metrics(make_config, tmp_path):
     """Metric functions written for other classifiers take the argmax of `predictions`."""
     config = make_config()
