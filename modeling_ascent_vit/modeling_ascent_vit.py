@@ -752,6 +752,12 @@ class AscentViTPreTrainedModel(PreTrainedModel):
                 state_dict._metadata = metadata
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # In code from outside, transformers leaves modules without parameters of their own to the initialisation of
+        # their children, the backbone's modules too, as it may not use `transformers.initialization`. This code does.
+        return False
+
     def post_init(self):
         super().post_init()
         # FSDP refuses the name of a class that no module of this model has.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -543,6 +544,7 @@ def test_attention_implementation_reaches_the_backbone(make_config):
     assert len(AscentViTForImageClassification(config)(torch.randn(1, 3, 48, 48)).hidden_states) == 3
 
 
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
 def test_trainer_hands_logits_alone_to_metrics(make_config, tmp_path):
     """Metric functions written for other classifiers take the argmax of `predictions`."""
     config = make_config()
@@ -630,3 +632,10 @@ def test_model_folder_stands_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_convolutions_of_the_pyramid_start_with_the_variance_of_he(make_config):
+    encoding = AscentViTModel(make_config()).encoding
+    for layer in (*encoding.stem[:3], *encoding.stages):
+        weight = layer.convolution.weight
+        assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.1)
