@@ -232,6 +232,7 @@ class ImageProcessorTest(MixinTest, image_processing_common.ImageProcessingTestM
             self.skipTest("torchvision is not installed")
         super().test_new_models_require_torchvision_backend()
 
+    @pytest.mark.slow
     def test_pil_can_run_without_torchvision(self):
         """Runs upstream's, whose script imports nothing but transformers, where Python itself imports this package."""
         folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
