@@ -205,3 +205,12 @@ assert "matplotlib.pyplot" not in sys.modules
         text=True,
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_notebooks_show_figures():
+    from IPython.core.formatters import DisplayFormatter
+
+    explanation = make_explanation()
+    for figure in (explanation.plot(), explanation.plot_heads()):
+        shown, _ = DisplayFormatter().format(figure)
+        assert shown["image/png"].startswith(b"\x89PNG")
