@@ -157,6 +157,10 @@ def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[st
     rows = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for i, (row, explanation) in enumerate(zip(rows, explanations, strict=True)):
         draw_row(row, explanation, top, mapped[i], truths[i] if truths else None, attention_limit, contribution_limit)
+    # Room for a high title is measured before its image has shrunk to make it: the second time it is enough.
+    engine = figure.get_layout_engine()
+    if engine is not None and any(ax.get_title().count("\n") > 1 for ax in figure.axes):
+        engine.execute(figure)
     return figure
 
 
