@@ -267,7 +267,9 @@ def draw_bars(ax, explanation: Explanation, top: int):
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
-    title, bias, logit = f'contributions to "{shorten(explanation.label, 24)}"', "bias", "logit"
+    label = shorten(explanation.label, 24)
+    # On one line, a long name would run into the maps beside it.
+    title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
     if isinstance(explanation, Contrast):
         title = f'why "{shorten(explanation.label, 24)}"\nand not "{shorten(explanation.other_label, 24)}"'
         bias, logit = "biases", "logits"
