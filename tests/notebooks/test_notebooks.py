@@ -141,7 +141,6 @@ def test_a_notebook_runs_whole(name, tmp_path, monkeypatch):
         (tmp_path / folder).symlink_to(ROOT / folder, target_is_directory=True)
     # The command is the one that is tested, and nothing comes from the network or from an earlier run.
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
