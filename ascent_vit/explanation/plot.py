@@ -121,12 +121,12 @@ def plot_maps(
     explanation: Explanation, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
 ) -> "Figure":
     """A figure of patch maps from 0, `(rows, columns, h, w)`, on a common scale."""
-    from matplotlib.figure import Figure
+    from .figure import NotebookFigure
 
     rows, columns = maps.shape[:2]
     shape = np.clip(explanation.image.width / explanation.image.height, 0.5, LONGEST_SHAPE)
     size = (MAP_SIZE * columns + 1.2, max(MAP_SIZE / shape * rows + 0.5, 1.5))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = NotebookFigure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     drawn = draw_maps(axes.ravel(), explanation, maps.reshape(-1, *maps.shape[2:]), ATTENTION_COLORS, 0, top_of(maps))
     for i in range(rows):
@@ -140,7 +140,7 @@ def plot_maps(
 
 def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[str] | None) -> "Figure":
     """A figure with one row per explanation, maps on a common scale."""
-    from matplotlib.figure import Figure
+    from .figure import NotebookFigure
 
     if not explanations:
         raise ValueError("There is nothing to draw: give at least one explanation.")
@@ -153,10 +153,14 @@ def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[st
     contribution_limit = largest([e.patch_contributions for e in explanations], mapped)
 
     width, height = ROW_SIZE
-    figure = Figure(figsize=(width, height * len(explanations)), layout="constrained")
+    figure = NotebookFigure(figsize=(width, height * len(explanations)), layout="constrained")
     rows = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for i, (row, explanation) in enumerate(zip(rows, explanations, strict=True)):
         draw_row(row, explanation, top, mapped[i], truths[i] if truths else None, attention_limit, contribution_limit)
+    # Room for a high title is measured before its image has shrunk to make it: the second time it is enough.
+    engine = figure.get_layout_engine()
+    if engine is not None and any(ax.get_title().count("\n") > 1 for ax in figure.axes):
+        engine.execute(figure)
     return figure
 
 
@@ -263,7 +267,9 @@ def draw_bars(ax, explanation: Explanation, top: int):
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
-    title, bias, logit = f'contributions to "{shorten(explanation.label, 24)}"', "bias", "logit"
+    label = shorten(explanation.label, 24)
+    # On one line, a long name would run into the maps beside it.
+    title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
     if isinstance(explanation, Contrast):
         title = f'why "{shorten(explanation.label, 24)}"\nand not "{shorten(explanation.other_label, 24)}"'
         bias, logit = "biases", "logits"

@@ -205,3 +205,20 @@ assert "matplotlib.pyplot" not in sys.modules
         text=True,
     )
     assert process.returncode == 0, process.stderr
+
+
+def test_notebooks_show_figures():
+    from IPython.core.formatters import DisplayFormatter
+
+    explanation = make_explanation()
+    for figure in (explanation.plot(), explanation.plot_heads()):
+        shown, _ = DisplayFormatter().format(figure)
+        assert shown["image/png"].startswith(b"\x89PNG")
+
+
+def test_high_titles_are_whole(tmp_path):
+    contrast = make_explanation(image=Image.new("RGB", (64, 64))).contrast("Wren", "Painted Bunting")
+    figure = contrast.plot()
+    figure.savefig(tmp_path / "figure.png")
+    assert figure.axes[0].get_title().count("\n") > 1
+    assert all(ax.title.get_window_extent().y1 <= figure.bbox.y1 for ax in figure.axes)
