@@ -17,6 +17,8 @@ import base64
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import httpx
@@ -33,6 +35,38 @@ logger = logging.get_logger(__name__)
 MAX_SHOWN = 200
 
 
+@contextmanager
+def opened_image(
+    file: str | os.PathLike | IO[bytes], name: str, advice: str = "give a complete image file."
+) -> Iterator[Image.Image]:
+    """
+    An image file, opened and not decoded yet. Within the context, what Pillow raises becomes one `ValueError`.
+
+    Args:
+        file (`str`, `os.PathLike` or a file object): What Pillow opens.
+        name (`str`): Name of the image in errors.
+        advice (`str`): What to do about a damaged file.
+
+    Raises:
+        ValueError: for what is no image or is damaged, and for an image of more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself refuses the double alone.
+    """
+    try:
+        with Image.open(file) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, as a decompression bomb would: make it smaller, or "
+            "raise PIL.Image.MAX_IMAGE_PIXELS for files that you trust."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name} cannot be read (no format that Pillow knows): {advice}") from error
+    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
+        raise ValueError(f"{name} cannot be read ({error}): {advice}") from error
+
+
 def open_image(file: str | os.PathLike | IO[bytes], name: str) -> Image.Image:
     """
     An image file, read whole, as it is stored: of an animation the first frame, and not turned by its EXIF orientation.
@@ -42,26 +76,10 @@ def open_image(file: str | os.PathLike | IO[bytes], name: str) -> Image.Image:
         name (`str`): Name of the image in errors.
 
     Raises:
-        ValueError: for what is no image or is cut off, and for an image of more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`, which no pixel is decoded of. (Pillow itself refuses twice as many.)
+        ValueError: as [`opened_image`].
     """
-    try:
-        with Image.open(file) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            fits = limit is None or image.width * image.height <= limit
-            if fits:
-                image.load()
-    except Image.DecompressionBombError:
-        fits = False
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read (no format that Pillow knows): give an image file.") from error
-    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
-        raise ValueError(f"{name} cannot be read ({error}): give a complete image file.") from error
-    if not fits:
-        raise ValueError(
-            f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, as a decompression bomb would: make it smaller, or "
-            "raise PIL.Image.MAX_IMAGE_PIXELS for files that you trust."
-        )
+    with opened_image(file, name) as image:
+        image.load()
     return image
 
 
@@ -216,7 +234,7 @@ def rgb_array(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: as [`eight_bit`].
     """
-    return convert_to_rgb(eight_bit(image), return_numpy=True)
+    return np.asarray(convert_to_rgb(eight_bit(image), return_numpy=True))
 
 
-__all__ = ["checked_array", "eight_bit", "flat_images", "load_source", "open_image", "rgb_array", "upright"]
+__all__ = ["checked_array", "eight_bit", "flat_images", "load_source", "open_image", "opened_image", "rgb_array", "upright"]

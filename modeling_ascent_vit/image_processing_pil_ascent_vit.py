@@ -253,8 +253,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         for name in ("num_global_concepts", "num_spatial_concepts"):
             if not is_whole(kwargs[name]) or not 0 <= kwargs[name] <= LARGEST_COUNT:
                 raise ValueError(
-                    f"{name} must be a number of concepts, 0 or more; got {kwargs[name]!r}, and at most {LARGEST_COUNT} "
-                    "are possible."
+                    f"{name} must be a number of concepts, at most {LARGEST_COUNT} and 0 or more; got {kwargs[name]!r}."
                 )
         coverage = kwargs["annotation_coverage"]
         if not isinstance(coverage, int | float) or isinstance(coverage, bool) or not 0 < coverage <= 1:
@@ -287,12 +286,12 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
             raise ValueError("There is no image: give one or more.")
         return flat
 
-    def process_image(self, image: ImageInput, *args, input_data_format=None, **kwargs):
+    def process_image(self, image: Any, *args, input_data_format=None, **kwargs):
         if isinstance(image, Image.Image):
             image = eight_bit(image)
         else:
             image = checked_array(image, kwargs.get("do_rescale"), kwargs.get("rescale_factor"))
-            if self.backend == "pil" and isinstance(image, torch.Tensor):
+            if self.backend == "pil" and isinstance(image, torch.Tensor):  # type: ignore[attr-defined]
                 image = image.detach().cpu().numpy()
             if image.ndim == 2:
                 image, input_data_format = image[None], ChannelDimension.FIRST
