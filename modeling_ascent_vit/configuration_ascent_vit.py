@@ -276,7 +276,12 @@ class AscentViTConfig(PreTrainedConfig):
         """Before the base class makes names of the number, which may be long."""
         if not _is_count(num_labels) or num_labels < 1:
             raise ValueError(f"num_labels must be a number of classes, from 1 to {LARGEST_COUNT}; got {num_labels!r}.")
-        if self.id2label is not None and not isinstance(self.id2label, dict):
+        try:
+            indices = [int(index) for index in (self.id2label or {})]
+            fits = len(indices) <= LARGEST_COUNT and isinstance(self.id2label, dict | None)
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
             raise ValueError(f"id2label must be a dict of the classes' names by index; got {self.id2label!r}.")
 
     @staticmethod

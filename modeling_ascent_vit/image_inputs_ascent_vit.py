@@ -83,6 +83,12 @@ def open_image(file: str | os.PathLike | IO[bytes], name: str) -> Image.Image:
     return image
 
 
+def shown_source(source: str) -> str:
+    """A path, an address or a base64 text as errors show it: on one line, and not too long."""
+    source = source if len(source) <= MAX_SHOWN else f"{source[:MAX_SHOWN]}..."
+    return source if source.strip() and source.isprintable() else repr(source)
+
+
 def load_source(source: str | os.PathLike) -> Image.Image:
     """
     The image of a path, as it is stored, or of an http(s) address or base64 text, upright.
@@ -91,7 +97,7 @@ def load_source(source: str | os.PathLike) -> Image.Image:
         ValueError: for what is none of these, and as [`open_image`].
     """
     source = os.fspath(source)
-    shown = source if len(source) <= MAX_SHOWN else f"{source[:MAX_SHOWN]}..."
+    shown = shown_source(source)
     if os.path.isfile(source):
         return open_image(source, f"The image {shown}")
     if source.startswith(("http://", "https://")):
@@ -101,7 +107,7 @@ def load_source(source: str | os.PathLike) -> Image.Image:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ValueError(f"{name} cannot be loaded ({error}): check the address.") from error
     else:
-        name = f"The image {shown or repr(shown)}, which is no file and so taken for base64 text,"
+        name = f"The image {shown}, which is no file and so taken for base64 text,"
         encoded = source.partition(",")[2] if source.startswith("data:image/") else source
         try:
             content = base64.b64decode("".join(encoded.split()), validate=True)
@@ -181,7 +187,9 @@ def checked_array(
     low, high = (value.item() for value in torch.aminmax(tensor.double()))
     largest = 1 / rescale_factor if do_rescale and rescale_factor else math.inf
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"An image {kind} must hold finite values; got {low:g} to {high:g}: replace NaN and infinity.")
+        raise ValueError(
+            f"An image {kind} must hold finite values; got {low:g} to {high:g}: replace NaN and infinity."
+        )
     if do_rescale and not (low >= 0 and high <= largest * (1 + 1e-6)):
         raise ValueError(
             f"An image {kind} must hold values from 0 to {largest:g}, which are rescaled to [0, 1]; got {low:g} to "
@@ -237,4 +245,14 @@ def rgb_array(image: Image.Image) -> np.ndarray:
     return np.asarray(convert_to_rgb(eight_bit(image), return_numpy=True))
 
 
-__all__ = ["checked_array", "eight_bit", "flat_images", "load_source", "open_image", "opened_image", "rgb_array", "upright"]
+__all__ = [
+    "checked_array",
+    "eight_bit",
+    "flat_images",
+    "load_source",
+    "open_image",
+    "opened_image",
+    "rgb_array",
+    "shown_source",
+    "upright",
+]

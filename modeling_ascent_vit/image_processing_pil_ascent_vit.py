@@ -163,8 +163,12 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
     What both backends of the ASCENT-ViT image processor share: defaults, concept targets, maps.
 
     Images are resized to `size` without crop, rescaled to [0, 1] and normalised to [-1, 1]. Images of any mode become
-    RGB. The EXIF orientation of a file or a PIL image is not applied, as annotations are in stored pixels: turn the
-    image (`PIL.ImageOps.exif_transpose`) where they are not. (`datasets.Image` and pipelines do so when they load.)
+    RGB, transparency over white; of an animation, the first frame is taken. The EXIF orientation of a file or a PIL
+    image is not applied, as annotations are in stored pixels: turn the image (`PIL.ImageOps.exif_transpose`) where they
+    are not. (`datasets.Image` and pipelines do so when they load, and Pillow itself with TIFF files.)
+
+    What is no image is refused with one `ValueError`: files that are damaged or hold more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS`, arrays of another shape or type, NaN, infinity, and values outside of what is rescaled.
 
     See [`AscentViTImageProcessorKwargs`] for the parameters beyond those of every image processor.
     """
@@ -339,7 +343,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
               annotated. What lies outside the crop is dropped.
 
         Raises:
-            ValueError: for another number of annotations than of images, an unknown key, a concept id out of range, a
+            ValueError: for an image that cannot be read, another number of annotations than of images, an unknown key, a concept id out of range, a
                 mask of another size, coordinates that are not finite, a point or a box outside the image, or
                 annotations of a kind that has no concepts.
         """
@@ -367,7 +371,9 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
                 check_resized_size(tuple(image.shape[-2:]), kwargs["size"])
             for name in ("image_mean", "image_std") if kwargs["do_normalize"] else ():
                 if isinstance(kwargs[name], tuple) and len(kwargs[name]) != image.shape[0]:
-                    raise ValueError(f"{name} must have a value for each of {image.shape[0]} channels; got {kwargs[name]}.")
+                    raise ValueError(
+                        f"{name} must have a value for each of {image.shape[0]} channels; got {kwargs[name]}."
+                    )
         if annotations is not None:
             annotations = check_annotations(annotations, len(prepared), num_global_concepts, num_spatial_concepts)
         pixel_values = self._preprocess(prepared, return_tensors=None, **kwargs)["pixel_values"]

@@ -710,7 +710,9 @@ class AscentViTModel(AscentViTPreTrainedModel):
         if pixel_values is None:
             raise ValueError(f"pixel_values is missing: pass images as a float tensor of shape {expected}.")
         if not is_dense(pixel_values):
-            raise ValueError(f"pixel_values must be a dense tensor of shape {expected}; got {type(pixel_values).__name__}.")
+            raise ValueError(
+                f"pixel_values must be a dense tensor of shape {expected}; got {type(pixel_values).__name__}."
+            )
         shape = tuple(pixel_values.shape)
         # Where the batch is a symbol, comparing it would fix it.
         is_empty = not torch.compiler.is_compiling() and pixel_values.numel() == 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modeling_ascent_vit.image_inputs_ascent_vit import MAX_SHOWN, checked_array, load_source, rgb_array, upright
+from modeling_ascent_vit.image_inputs_ascent_vit import checked_array, load_source, rgb_array, shown_source, upright
 
 
 ImageInput = Image.Image | str | os.PathLike | np.ndarray | torch.Tensor
@@ -47,8 +47,7 @@ def open_image(source: str) -> Image.Image:
     is_url = source.startswith(("http://", "https://"))
     if not is_url and not os.path.isfile(source):
         state = "is a folder" if source and os.path.isdir(source) else "does not exist"
-        shown = source if len(source) <= MAX_SHOWN else f"{source[:MAX_SHOWN]}..."
-        raise FileNotFoundError(f"Image {shown} {state}: give the path of an image file.")
+        raise FileNotFoundError(f"Image {shown_source(source)} {state}: give the path of an image file.")
     return load_source(source)
 
 
