@@ -13,14 +13,29 @@
 # limitations under the License.
 """Image processor of ASCENT-ViT on torchvision."""
 
-from transformers.image_processing_backends import TorchvisionBackend
+from typing import Any
 
-from .image_processing_pil_ascent_vit import AscentViTImageProcessorBase
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import PILImageResampling
+
+from .image_processing_pil_ascent_vit import AscentViTImageProcessorBase, resized_size
 
 
 class AscentViTImageProcessor(AscentViTImageProcessorBase, TorchvisionBackend):
     __doc__ = f"""ASCENT-ViT image processor on torchvision.
     {AscentViTImageProcessorBase.__doc__}"""
+
+    def resize(self, image: torch.Tensor, size: Any, resample: Any = None, **kwargs) -> torch.Tensor:
+        if resample in (PILImageResampling.BOX, PILImageResampling.HAMMING):
+            raise ValueError(
+                f"torchvision cannot resize with {PILImageResampling(resample).name}: choose another resample, or load the "
+                'image processor with backend="pil".'
+            )
+        if image.dtype == torch.uint8 and resized_size(tuple(image.shape[-2:]), size) == (1, 1):
+            # torch fails with an assertion of its own on bytes that become one pixel.
+            return super().resize(image.float(), size, resample, **kwargs).round().to(torch.uint8)
+        return super().resize(image, size, resample, **kwargs)
 
 
 __all__ = ["AscentViTImageProcessor"]

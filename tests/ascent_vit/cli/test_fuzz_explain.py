@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ascent-vit explain` on a folder of odd files: each is explained or left out with a sentence, and nothing is torn."""
+"""`ascent-vit explain` on a folder of odd files: each is explained or left out with a sentence."""
 
 import json
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
@@ -25,6 +26,10 @@ def model_folder(tmp_path_factory):
     AscentViTForImageClassification(config).save_pretrained(folder)
     AscentViTImageProcessor.from_model_config(config).save_pretrained(folder)
     return folder
+
+
+def no_such_number(name):
+    pytest.fail(f"{name} is no JSON")
 
 
 @pytest.mark.parametrize("examples", [2, pytest.param(12, marks=pytest.mark.slow)])
@@ -51,11 +56,11 @@ def test_a_folder_of_odd_files(fuzz, model_folder, tmp_path, capsys, examples):
         assert code == (1 if left_out else 0)
         assert all(line.endswith(".") for line in left_out)
         for path in written:
-            json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{path} has {name}"))
+            json.loads(path.read_text(encoding="utf-8"), parse_constant=no_such_number)
 
     damaged = fuzz.damaged_images().filter(lambda odd: odd.kind.startswith("file"))
     contents = st.one_of(
-        damaged.map(lambda odd: open(odd.value, "rb").read()), fuzz.encoded_images().map(lambda image: image[1])
+        damaged.map(lambda odd: Path(odd.value).read_bytes()), fuzz.encoded_images().map(lambda image: image[1])
     )
     bombs = st.sampled_from([fuzz.png_that_claims(60_000, 60_000), fuzz.gif_that_claims(10_000, 10_000), b""])
     files = st.tuples(st.lists(contents, min_size=6, max_size=10), st.lists(bombs, min_size=1, max_size=3))
