@@ -981,7 +981,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         if not values.is_floating_point():
             raise ValueError(f"{name} must be floating point, with NaN for unknown; got {values.dtype}.")
         if not torch.compiler.is_compiling() and (check_anywhere or values.device.type == "cpu"):
-            wrong = (values < 0) | (values > LARGEST_NUMBER)
+            # In float16 the limit would be infinity.
+            wrong = (values < 0) | (values.float() > LARGEST_NUMBER)
             if wrong.any():
                 raise ValueError(
                     f"{name} must be at most {LARGEST_NUMBER:g}, 0 or more, or NaN; got {values[wrong][0].item():g}."
