@@ -18,7 +18,7 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import IO, Any
 
 import httpx
@@ -52,7 +52,11 @@ def opened_image(
             `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself refuses the double alone.
     """
     try:
-        with Image.open(file) as image:
+        # Given a path, Pillow maps some TIFF files into memory, and scrambles those that their EXIF data turns.
+        stream: AbstractContextManager[Any] = (
+            open(file, "rb") if isinstance(file, str | os.PathLike) else nullcontext(file)
+        )
+        with stream as readable, Image.open(readable) as image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             yield image

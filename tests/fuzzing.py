@@ -272,7 +272,7 @@ def image_files(draw) -> Odd:
     given_as = draw(st.sampled_from(["str", "Path", "file that is closed later"]))
     path = in_file(content)
     if given_as == "file that is closed later":
-        return Odd(f"opened {kind}", Image.open(path), stored, upright)
+        return Odd(f"opened {kind}", Image.open(open(path, "rb")), stored, upright)  # noqa: SIM115
     return Odd(f"{given_as} {kind}", Path(path) if given_as == "Path" else path, stored, upright)
 
 
