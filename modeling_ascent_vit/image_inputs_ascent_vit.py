@@ -18,7 +18,8 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import IO, Any
 
 import httpx
@@ -36,9 +37,7 @@ MAX_SHOWN = 200
 
 
 @contextmanager
-def opened_image(
-    file: str | os.PathLike | IO[bytes], name: str, advice: str = "give a complete image file."
-) -> Iterator[Image.Image]:
+def opened_image(file: Any, name: str, advice: str = "give a complete image file.") -> Iterator[Image.Image]:
     """
     An image file, opened and not decoded yet. Within the context, what Pillow raises becomes one `ValueError`.
 
@@ -53,10 +52,8 @@ def opened_image(
     """
     try:
         # Given a path, Pillow maps some TIFF files into memory, and scrambles those that their EXIF data turns.
-        stream: AbstractContextManager[Any] = (
-            open(file, "rb") if isinstance(file, str | os.PathLike) else nullcontext(file)
-        )
-        with stream as readable, Image.open(readable) as image:
+        is_path = isinstance(file, str | os.PathLike)
+        with Path(file).open("rb") if is_path else nullcontext(file) as stream, Image.open(stream) as image:
             if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError
             yield image
