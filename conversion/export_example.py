@@ -10,6 +10,7 @@ openvino for `model.xml`, torch for `model.pt2`.
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ def explain(outputs: dict[str, np.ndarray], facts: dict[str, Any], tables: dict[
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("Usage: python example.py IMAGE [IMAGE ...]")
+    # Pillow by itself refuses twice as many pixels alone.
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
     folder = Path(__file__).resolve().parent
     facts = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     with np.load(folder / "tables.npz") as file:

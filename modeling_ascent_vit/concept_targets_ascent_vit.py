@@ -177,7 +177,7 @@ def read_coordinates(values: Any, names: str, where: str) -> np.ndarray:
     """Coordinates as `(n, len(names))` float64, finite."""
     try:
         coordinates = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         coordinates = np.zeros(())
     length = len(names.split(", "))
     if coordinates.shape == (0,):

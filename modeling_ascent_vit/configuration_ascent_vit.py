@@ -14,12 +14,14 @@
 """ASCENT-ViT model configuration"""
 
 import math
+import numbers
 import os
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
@@ -36,6 +38,14 @@ AUTO_MAP = {
     "AutoModel": "modeling_ascent_vit.AscentViTModel",
     "AutoModelForImageClassification": "modeling_ascent_vit.AscentViTForImageClassification",
 }
+
+# What the fields may be at most: beyond, weights overflow float32, and lists of names and tensors fill the memory.
+LARGEST_NUMBER = 1e6
+LARGEST_COUNT = 1_000_000
+LARGEST_FUSION_POINTS = 1024
+LARGEST_CHANNELS = 8192
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 UNSUITABLE_BACKBONES = {
     "vit_mae": "it drops patches at random",
@@ -64,6 +74,17 @@ FIXED_SIZE_BACKBONES = ("aimv2_vision_model", "timm_wrapper")
 
 def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool) and 0 <= number <= LARGEST_COUNT
+
+
+def _check_sides(name: str, size: Any):
+    """Raises one `ValueError` where a size is not one positive whole number or two."""
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"backbone_config.{name} must be a positive int or two, height first; got {size!r}.")
 
 
 def _total_stride(config: PreTrainedConfig) -> tuple[int, int] | None:
@@ -162,7 +183,8 @@ class AscentViTConfig(PreTrainedConfig):
 
     Raises:
         ValueError: for a backbone that cannot work, a head count that does not divide the hidden size, a stream with
-            one concept and no "none", repeated names, or no stream at all.
+            one concept and no "none", repeated names, no stream at all, or a number out of range.
+        huggingface_hub.errors.StrictDataclassFieldValidationError: for a field of another type.
 
     Example:
 
@@ -225,6 +247,14 @@ class AscentViTConfig(PreTrainedConfig):
             raise ValueError(
                 'backbone_config has no "model_type": add it, for example {"model_type": "vit", "hidden_size": 192, ...}.'
             )
+        if isinstance(self.backbone_config, dict):
+            model_type = self.backbone_config["model_type"]
+            if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config has the model_type {model_type!r}, which transformers does not know: name a "
+                    "vision transformer's, for example vit, deit, dinov2 or siglip_vision_model."
+                )
+        self._check_labels(kwargs.get("num_labels", 2))
         if not isinstance(self.backbone_config, PreTrainedConfig):
             if (self.backbone_config or {}).get("model_type") == "timm_wrapper":
                 # Its configuration cannot be read without.
@@ -251,10 +281,25 @@ class AscentViTConfig(PreTrainedConfig):
         self.validate_losses()
         self.validate_concepts()
 
+    def _check_labels(self, num_labels: Any):
+        """Before the base class makes names of the number, which may be long."""
+        if not _is_count(num_labels) or num_labels < 1:
+            raise ValueError(f"num_labels must be a number of classes, from 1 to {LARGEST_COUNT}; got {num_labels!r}.")
+        try:
+            indices = [int(index) for index in (self.id2label or {})]
+            fits = len(indices) <= LARGEST_COUNT and isinstance(self.id2label, dict | None)
+        except (TypeError, ValueError, OverflowError):
+            fits = False
+        if not fits:
+            raise ValueError(f"id2label must be a dict of the classes' names by index; got {self.id2label!r}.")
+
     @staticmethod
     def _resolve_concepts(stream: str, names: list[str] | None, number: int | None) -> list[str]:
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 0):
-            raise ValueError(f"num_{stream}_concepts must be a number of concepts, 0 or more; got {number!r}.")
+        if number is not None and not _is_count(number):
+            raise ValueError(
+                f"num_{stream}_concepts must be a number of concepts, at most {LARGEST_COUNT} and 0 or more; "
+                f"got {number!r}."
+            )
         if names is None:
             return [f"{stream.upper()}_CONCEPT_{i}" for i in range(number or 0)]
         if number is not None and number != len(names):
@@ -365,7 +410,20 @@ class AscentViTConfig(PreTrainedConfig):
                 f"{backbone_type} cannot be the backbone: its configuration has no {' and no '.join(missing)}. "
                 "Use a vision transformer with one token per patch, for example vit, deit, dinov2 or siglip_vision_model."
             )
+        for name in needed:
+            if name != "hidden_size":
+                _check_sides(name, getattr(self.backbone_config, name))
+        if self.hidden_size < 1 or self.num_channels < 1:
+            raise ValueError(
+                f"backbone_config must have a hidden size and a number of channels of 1 or more; got {self.hidden_size} "
+                f"and {self.num_channels}."
+            )
         (height, width), patch = self.image_size, self.patch_size
+        if height < patch[0] or width < patch[1]:
+            raise ValueError(
+                f"{backbone_type} needs an image_size of at least one patch, {patch[0]}x{patch[1]} pixels; got "
+                f"{height}x{width}."
+            )
         if backbone_type in SQUARE_BACKBONES and height != width:
             raise ValueError(
                 f"{backbone_type} takes a square image_size; got {height}x{width}. Give one number, and pass images of "
@@ -391,24 +449,40 @@ class AscentViTConfig(PreTrainedConfig):
         """The pyramid has the levels that the fusion asks for."""
         if not 0 <= self.fusion_levels <= len(PYRAMID_STRIDES):
             raise ValueError(f"fusion_levels must be from 0 to {len(PYRAMID_STRIDES)}; got {self.fusion_levels}.")
-        if self.fusion_levels and self.fusion_points < 1:
-            raise ValueError(f"fusion_points must be 1 or more; got {self.fusion_points}.")
-        channels = self.pyramid_channels
-        if len(channels) != 1 + len(PYRAMID_STRIDES) or min(channels) < 1:
+        if self.fusion_levels and not 1 <= self.fusion_points <= LARGEST_FUSION_POINTS:
             raise ValueError(
-                f"pyramid_channels must be {1 + len(PYRAMID_STRIDES)} numbers, of the stem and of each level; got {channels}."
+                f"fusion_points must be at most {LARGEST_FUSION_POINTS} and 1 or more; got {self.fusion_points}."
+            )
+        if not abs(self.psi) <= LARGEST_NUMBER:
+            raise ValueError(f"psi must be a finite number of at most {LARGEST_NUMBER:g}; got {self.psi}.")
+        channels = self.pyramid_channels
+        if len(channels) != 1 + len(PYRAMID_STRIDES) or not all(1 <= number <= LARGEST_CHANNELS for number in channels):
+            raise ValueError(
+                f"pyramid_channels must be {1 + len(PYRAMID_STRIDES)} numbers from 1 to {LARGEST_CHANNELS}, of the stem and "
+                f"of each level; got {channels}."
             )
 
     def validate_losses(self):
-        """Loss weights are not negative."""
+        """Weights of the loss and of initialisation are in range, and the kind of class loss is known."""
         for name in ("concept_loss_weight", "entropy_loss_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) <= LARGEST_NUMBER:
+                raise ValueError(
+                    f"{name} must be at most {LARGEST_NUMBER:g} and 0 or more; got {getattr(self, name)}."
+                )
+        if not 0 < self.initializer_range <= LARGEST_NUMBER:
+            raise ValueError(
+                f"initializer_range must be above 0 and at most {LARGEST_NUMBER:g}; got {self.initializer_range}."
+            )
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {self.problem_type!r}.")
 
     def validate_concepts(self):
         """At least one stream, each able to learn, with names that tell its concepts apart."""
-        if self.num_unsupervised_concepts < 0:
-            raise ValueError(f"num_unsupervised_concepts must be 0 or more; got {self.num_unsupervised_concepts}.")
+        if not _is_count(self.num_unsupervised_concepts):
+            raise ValueError(
+                f"num_unsupervised_concepts must be at most {LARGEST_COUNT} and 0 or more; "
+                f"got {self.num_unsupervised_concepts}."
+            )
         sizes = {
             "global": self.num_global_concepts,
             "spatial": self.num_spatial_concepts,
@@ -425,7 +499,7 @@ class AscentViTConfig(PreTrainedConfig):
                 )
         for stream in ("global", "spatial"):
             names = getattr(self, f"{stream}_concepts")
-            repeated = sorted({name for name in names if names.count(name) > 1})
+            repeated = sorted(name for name, times in Counter(names).items() if times > 1)
             if repeated:
                 raise ValueError(f"{stream}_concepts must differ from each other; repeated: {', '.join(repeated)}.")
 

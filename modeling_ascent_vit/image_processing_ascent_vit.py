@@ -13,14 +13,33 @@
 # limitations under the License.
 """Image processor of ASCENT-ViT on torchvision."""
 
-from transformers.image_processing_backends import TorchvisionBackend
+from typing import Any
 
-from .image_processing_pil_ascent_vit import AscentViTImageProcessorBase, AscentViTImageProcessorKwargs
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import PILImageResampling
+
+from .image_processing_pil_ascent_vit import (
+    AscentViTImageProcessorBase,
+    AscentViTImageProcessorKwargs,
+    resized_size,
+)
 
 
 class AscentViTImageProcessor(AscentViTImageProcessorBase, TorchvisionBackend):
     __doc__ = f"""ASCENT-ViT image processor on torchvision.
     {AscentViTImageProcessorBase.__doc__}"""
+
+    def resize(self, image: Any, size: Any, resample: Any = None, **kwargs) -> Any:  # type: ignore[override]
+        if resample in (PILImageResampling.BOX, PILImageResampling.HAMMING):
+            raise ValueError(
+                f"torchvision cannot resize with {PILImageResampling(resample).name}: choose another resample, or load the "
+                'image processor with backend="pil".'
+            )
+        if image.dtype == torch.uint8 and resized_size((image.shape[-2], image.shape[-1]), size) == (1, 1):
+            # torch fails with an assertion of its own on bytes that become one pixel.
+            return super().resize(image.float(), size, resample, **kwargs).round().to(torch.uint8)
+        return super().resize(image, size, resample, **kwargs)
 
 
 __all__ = ["AscentViTImageProcessor", "AscentViTImageProcessorKwargs"]

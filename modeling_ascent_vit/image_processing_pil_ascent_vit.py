@@ -13,11 +13,13 @@
 # limitations under the License.
 """Image processor of ASCENT-ViT: what both backends share, and the PIL backend."""
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
@@ -40,6 +42,7 @@ from .concept_targets_ascent_vit import (
     global_concept_targets,
     spatial_concept_targets,
 )
+from .image_inputs_ascent_vit import checked_array, eight_bit, flat_images, load_source
 
 
 if TYPE_CHECKING:
@@ -69,6 +72,15 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
     unannotated: str
 
 
+# Limits of what pixels are multiplied with or divided by, and of numbers of concepts.
+TINY, LARGE = 1e-9, 1e9
+LARGEST_COUNT = 1_000_000
+
+
+def is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 def pair(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     return (patch_size, patch_size) if isinstance(patch_size, int) else (patch_size[0], patch_size[1])
 
@@ -91,32 +103,59 @@ def resized_size(original: tuple[int, int], size: SizeDict) -> tuple[int, int]:
     return height_width(size)
 
 
+def check_resized_size(original: tuple[int, int], size: SizeDict):
+    """Raises one `ValueError` where an image so long and narrow becomes larger than an image file may be."""
+    height, width = resized_size(original, size)
+    if height < 1 or width < 1 or (Image.MAX_IMAGE_PIXELS and height * width > Image.MAX_IMAGE_PIXELS):
+        raise ValueError(
+            f"An image of {original[0]}x{original[1]} pixels would be resized to {height}x{width} by size="
+            f"{dict(size)}: crop it to a shape that is less long and narrow, or give a height and a width."
+        )
+
+
 def crop_start(length: int, crop: int) -> int:
     """First pixel of a center crop; negative where the image is smaller than the crop and gets a margin."""
     return (length - crop) // 2 if crop <= length else -((crop - length) // 2)
 
 
-def eight_bit(image: ImageInput) -> ImageInput:
-    """PIL images of more than 8 bits in a form that converts to RGB without being clipped at 255."""
-    if not isinstance(image, Image.Image):
-        return image
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        low, high = np.asarray(image).min(), np.asarray(image).max()
-        if low < 0 or high > 255:
-            raise ValueError(
-                f'An image of mode "{image.mode}" must have values from 0 to 255; got {low} to {high}. '
-                "Convert it to 8 bits first."
-            )
-    return image
+SIZE_KEYS = {
+    "size": (
+        {"height", "width"},
+        {"shortest_edge"},
+        {"shortest_edge", "longest_edge"},
+        {"max_height", "max_width"},
+    ),
+    "crop_size": ({"height", "width"},),
+    "pad_size": ({"height", "width"},),
+}
+
+
+def check_size(name: str, size: SizeDict):
+    """Raises one `ValueError` for a size of other keys, of sides below 1, or larger than an image file may be."""
+    sides = {key: side for key, side in dict(size).items() if side is not None}
+    if set(sides) not in SIZE_KEYS[name]:
+        known = ", or ".join(" and ".join(sorted(keys)) for keys in SIZE_KEYS[name])
+        raise ValueError(f"{name} must have {known}; got {sides}.")
+    if not all(is_whole(side) and side > 0 for side in sides.values()):
+        raise ValueError(f"{name} must be whole numbers of pixels, 1 or more; got {sides}.")
+    if Image.MAX_IMAGE_PIXELS and math.prod(sides.values()) > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{name} must be at most {Image.MAX_IMAGE_PIXELS} pixels in all; got {sides}.")
+
+
+def check_numbers(name: str, values: float | tuple[float, ...], above_zero: bool = False):
+    """Raises one `ValueError` for values with which pixels would be NaN, infinite or beyond float32."""
+    for value in values if isinstance(values, tuple) else (values,):
+        in_range = TINY <= value <= LARGE if above_zero else -LARGE <= value <= LARGE
+        if isinstance(value, bool) or not in_range:
+            limits = f"from {TINY:g} to {LARGE:g}" if above_zero else f"from {-LARGE:g} to {LARGE:g}"
+            raise ValueError(f"{name} must be a number {limits}, or one for each channel; got {values}.")
 
 
 def has_unreadable_source(images: Any) -> bool:
     """Whether there is a string among the images that is not the path of a file."""
     if isinstance(images, list | tuple):
         return any(has_unreadable_source(image) for image in images)
-    return isinstance(images, str) and not os.path.isfile(images)
+    return isinstance(images, str | os.PathLike) and not os.path.isfile(images)
 
 
 class AscentViTImageProcessorBase(BaseImageProcessor):
@@ -124,8 +163,12 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
     What both backends of the ASCENT-ViT image processor share: defaults, concept targets, maps.
 
     Images are resized to `size` without crop, rescaled to [0, 1] and normalised to [-1, 1]. Images of any mode become
-    RGB. The EXIF orientation of a file or a PIL image is not applied, as annotations are in stored pixels: turn the
-    image (`PIL.ImageOps.exif_transpose`) where they are not. (`datasets.Image` and pipelines do so when they load.)
+    RGB, transparency over white; of an animation, the first frame is taken. The EXIF orientation of a file or a PIL
+    image is not applied, as annotations are in stored pixels: turn the image (`PIL.ImageOps.exif_transpose`) where they
+    are not. (`datasets.Image` and pipelines do so when they load, and Pillow itself with TIFF files.)
+
+    What is no image is refused with one `ValueError`: files that are damaged or hold more pixels than
+    `PIL.Image.MAX_IMAGE_PIXELS`, arrays of another shape or type, NaN, infinity, and values outside of what is rescaled.
 
     See [`AscentViTImageProcessorKwargs`] for the parameters beyond those of every image processor.
     """
@@ -179,19 +222,45 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         kwargs.setdefault("num_spatial_concepts", config.num_spatial_concepts)
         return cls(**kwargs)
 
+    def _set_attributes(self, **kwargs):
+        # transformers checks types at each call, but not here, where they come from a file.
+        given = {name: kwargs[name] for name in ImagesKwargs.__annotations__ if kwargs.get(name) is not None}
+        validate_typed_dict(ImagesKwargs, given)
+        super()._set_attributes(**kwargs)
+
     def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:  # type: ignore[override]
+        for name in SIZE_KEYS:
+            if isinstance(kwargs.get(name), list | tuple) and len(kwargs[name]) != 2:
+                raise ValueError(f"{name} must be one number or a height and a width; got {kwargs[name]}.")
         kwargs = super()._standardize_kwargs(**kwargs)
+        for name in SIZE_KEYS:
+            if kwargs[name] is not None:
+                check_size(name, kwargs[name])
+        for name in ("rescale_factor", "image_mean", "image_std"):
+            if kwargs[name] is not None:
+                check_numbers(name, kwargs[name], above_zero=name != "image_mean")
+        if kwargs["device"] is not None:
+            try:
+                torch.device(kwargs["device"])
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"device must be one of torch; got {kwargs['device']!r}.") from error
+        resample = kwargs["resample"]
+        known = [int(item) for item in PILImageResampling]
+        if resample is not None and type(resample).__name__ != "InterpolationMode" and resample not in known:
+            raise ValueError(f"resample must be a PIL.Image.Resampling, {known}; got {resample!r}.")
         patch_size = kwargs["patch_size"]
         if isinstance(patch_size, list):
             patch_size = kwargs["patch_size"] = tuple(patch_size)
         sides = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        if len(sides) != 2 or not all(is_whole(side) and side > 0 for side in sides):
             raise ValueError(f"patch_size must be a positive int or a pair of them, height first; got {patch_size!r}.")
         for name in ("num_global_concepts", "num_spatial_concepts"):
-            if not isinstance(kwargs[name], int) or kwargs[name] < 0:
-                raise ValueError(f"{name} must be a number of concepts, 0 or more; got {kwargs[name]!r}.")
+            if not is_whole(kwargs[name]) or not 0 <= kwargs[name] <= LARGEST_COUNT:
+                raise ValueError(
+                    f"{name} must be a number of concepts, at most {LARGEST_COUNT} and 0 or more; got {kwargs[name]!r}."
+                )
         coverage = kwargs["annotation_coverage"]
-        if not isinstance(coverage, int | float) or not 0 < coverage <= 1:
+        if not isinstance(coverage, int | float) or isinstance(coverage, bool) or not 0 < coverage <= 1:
             raise ValueError(f"annotation_coverage must be above 0 and at most 1; got {coverage!r}.")
         if kwargs["unannotated"] not in ("ignore", "none"):
             raise ValueError(f'unannotated must be "ignore" or "none"; got {kwargs["unannotated"]!r}.')
@@ -210,15 +279,32 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         return processor
 
     def fetch_images(self, images):
-        """Opens paths of files as they are stored; other strings as every image processor does, turned upright."""
-        if isinstance(images, str) and os.path.isfile(images):
-            with Image.open(images) as image:
-                image.load()
-            return image
-        return super().fetch_images(images)
+        """Opens paths of files as they are stored, and addresses and base64 text upright, with Pillow."""
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        return load_source(images) if isinstance(images, str | os.PathLike) else images
 
-    def process_image(self, image: ImageInput, *args, **kwargs):
-        return super().process_image(eight_bit(image), *args, **kwargs)
+    def _prepare_images_structure(self, images, expected_ndims: int = 3):
+        flat = flat_images(self.fetch_images(images))
+        if not flat:
+            raise ValueError("There is no image: give one or more.")
+        return flat
+
+    def process_image(self, image: Any, *args, input_data_format=None, **kwargs):
+        if isinstance(image, Image.Image):
+            image = eight_bit(image)
+        else:
+            image = checked_array(image, kwargs.get("do_rescale"), kwargs.get("rescale_factor"))
+            if self.backend == "pil" and isinstance(image, torch.Tensor):  # type: ignore[attr-defined]
+                image = image.detach().cpu().numpy()
+            if image.ndim == 2:
+                image, input_data_format = image[None], ChannelDimension.FIRST
+            elif input_data_format is None and not {image.shape[0], image.shape[2]} & {1, 3, 4}:
+                raise ValueError(
+                    f"An image array must have 1, 3 or 4 channels, first or last; got the shape {tuple(image.shape)}. "
+                    "Pass input_data_format for another number of channels."
+                )
+        return super().process_image(image, *args, input_data_format=input_data_format, **kwargs)
 
     def preprocess(
         self,
@@ -257,7 +343,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
               annotated. What lies outside the crop is dropped.
 
         Raises:
-            ValueError: for another number of annotations than of images, an unknown key, a concept id out of range, a
+            ValueError: for an image that cannot be read, another number of annotations than of images, an unknown key, a concept id out of range, a
                 mask of another size, coordinates that are not finite, a point or a box outside the image, or
                 annotations of a kind that has no concepts.
         """
@@ -280,6 +366,14 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         **kwargs,
     ) -> BatchFeature:
         prepared = self._prepare_image_like_inputs(images, **kwargs)
+        for image in prepared:
+            if kwargs["do_resize"]:
+                check_resized_size(tuple(image.shape[-2:]), kwargs["size"])
+            for name in ("image_mean", "image_std") if kwargs["do_normalize"] else ():
+                if isinstance(kwargs[name], tuple) and len(kwargs[name]) != image.shape[0]:
+                    raise ValueError(
+                        f"{name} must have a value for each of {image.shape[0]} channels; got {kwargs[name]}."
+                    )
         if annotations is not None:
             annotations = check_annotations(annotations, len(prepared), num_global_concepts, num_spatial_concepts)
         pixel_values = self._preprocess(prepared, return_tensors=None, **kwargs)["pixel_values"]

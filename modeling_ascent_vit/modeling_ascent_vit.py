@@ -33,7 +33,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
+from .configuration_ascent_vit import LARGEST_NUMBER, PYRAMID_STRIDES, AscentViTConfig
 
 
 logger = logging.get_logger(__name__)
@@ -41,6 +41,9 @@ logger = logging.get_logger(__name__)
 # Pixels taken at once at inference on a processor: by the pyramid's stem, whose features are as large as a processor's
 # cache, and by the rest of pyramid and fusion, for memory's sake. Two and sixteen images of 224x224.
 STEM_PIXELS_AT_ONCE, PIXELS_AT_ONCE = 2 * 224 * 224, 16 * 224 * 224
+
+# Labels that torch's cross-entropy leaves out.
+IGNORED_LABEL = -100
 
 # Backbones whose `post_layernorm` no patch token passes.
 NORM_OF_POOLED_TOKEN = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
@@ -130,6 +133,11 @@ class AscentViTImageClassifierOutput(ModelOutput):
     fusion_weights: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def is_dense(values) -> bool:
+    """Whether these are a tensor that is neither sparse nor packed."""
+    return isinstance(values, torch.Tensor) and values.layout == torch.strided
 
 
 def alignment_loss(
@@ -867,9 +875,17 @@ class AscentViTModel(AscentViTPreTrainedModel):
         expected = f"(batch_size, {config.num_channels}, height, width)"
         if pixel_values is None:
             raise ValueError(f"pixel_values is missing: pass images as a float tensor of shape {expected}.")
+        if not is_dense(pixel_values):
+            raise ValueError(
+                f"pixel_values must be a dense tensor of shape {expected}; got {type(pixel_values).__name__}."
+            )
         shape = tuple(pixel_values.shape)
-        if pixel_values.ndim != 4 or shape[1] != config.num_channels:
-            raise ValueError(f"pixel_values must have the shape {expected}; got {shape}.")
+        # Where the batch is a symbol, comparing it would fix it.
+        is_empty = not torch.compiler.is_compiling() and pixel_values.numel() == 0
+        if pixel_values.ndim != 4 or shape[1] != config.num_channels or is_empty:
+            raise ValueError(
+                f"pixel_values must have the shape {expected}; got {shape}{', which is empty' if is_empty else ''}."
+            )
         if not pixel_values.is_floating_point():
             raise ValueError(
                 f"pixel_values must be floating point, scaled and normalised by the image processor; got {pixel_values.dtype}."
@@ -1130,19 +1146,57 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         values: torch.Tensor | None,
         num_concepts: int,
         shape: tuple[int, ...],
-        at_least_zero: bool = False,
+        check_anywhere: bool = False,
     ):
-        """Raises one `ValueError` that names what was expected and what came."""
+        """
+        Raises one `ValueError` that names what was expected and what came. The values themselves are looked at on the
+        CPU, elsewhere with `check_anywhere` only, as that waits for the device.
+        """
         if values is None:
             return
         if num_concepts == 0:
             raise ValueError(f"{name} was given, but the model has no such concepts: leave it out.")
+        if not is_dense(values):
+            raise ValueError(f"{name} must be a dense tensor of shape {shape}; got {type(values).__name__}.")
         if tuple(values.shape) != shape:
             raise ValueError(f"{name} must have the shape {shape}; got {tuple(values.shape)}.")
         if not values.is_floating_point():
             raise ValueError(f"{name} must be floating point, with NaN for unknown; got {values.dtype}.")
-        if at_least_zero and not torch.compiler.is_compiling() and (values < 0).any():
-            raise ValueError(f"{name} must be 0 or more, or NaN; got {values[values < 0].min().item():g}.")
+        if not torch.compiler.is_compiling() and (check_anywhere or values.device.type == "cpu"):
+            # In float16 the limit would be infinity.
+            wrong = (values < 0) | (values.float() > LARGEST_NUMBER)
+            if wrong.any():
+                raise ValueError(
+                    f"{name} must be at most {LARGEST_NUMBER:g}, 0 or more, or NaN; got {values[wrong][0].item():g}."
+                )
+
+    def check_labels(self, labels: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
+        """
+        Class indices as int64; other labels as they are. Raises one `ValueError` that names what was expected and what
+        came; the values themselves are looked at on the CPU only, as that waits for the device.
+        """
+        if labels is None:
+            return None
+        if not is_dense(labels) or labels.ndim == 0 or labels.shape[0] != batch_size:
+            got = tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
+            raise ValueError(f"labels must have one entry per image, ({batch_size},), as a tensor; got {got}.")
+        readable = not torch.compiler.is_compiling() and labels.device.type == "cpu"
+        if labels.is_floating_point():
+            if readable and not labels.isfinite().all():
+                raise ValueError("labels must be finite; got NaN or infinity.")
+            return labels
+        single = self.config.num_labels > 1 and self.config.problem_type in (None, "single_label_classification")
+        if labels.dtype == torch.bool or labels.is_complex() or not single:
+            return labels
+        labels = labels.long()
+        if readable:
+            known = labels[labels != IGNORED_LABEL]
+            if not known.numel() or known.min() < 0 or known.max() >= self.config.num_labels:
+                raise ValueError(
+                    f"labels must be classes from 0 to {self.config.num_labels - 1}, or {IGNORED_LABEL} for some that "
+                    f"are ignored; got {labels.tolist()}."
+                )
+        return labels
 
     def global_query(self, prefix: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """The token that looks at global concepts, `(B, 1, D)`."""
@@ -1175,7 +1229,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
+                Normalised images. They are not searched for NaN and infinity, which would cost a pass over all pixels
+                and break `torch.compile` and export, and come out as NaN logits; the image processor refuses them.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Class indices. Of shape `(batch_size, num_labels)` and float for several labels per image.
             concept_targets (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`, *optional*):
@@ -1202,7 +1257,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             [`AscentViTImageClassifierOutput`]
 
         Raises:
-            ValueError: for pixels, labels, targets or overrides of another shape or dtype than expected.
+            ValueError: for pixels, labels, targets or overrides of another shape or dtype than expected, overrides
+                below 0 or beyond 1e6, and, where they are on the CPU, such targets and labels that are no class.
         """
         config = self.config
         outputs = self.ascent_vit(
@@ -1224,8 +1280,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         self.check_concept_values(
             "spatial_concept_override", spatial_concept_override, num_spatial, spatial_shape, True
         )
-        if labels is not None and (labels.ndim == 0 or labels.shape[0] != batch_size):
-            raise ValueError(f"labels must have one entry per image, ({batch_size},); got {tuple(labels.shape)}.")
+        labels = self.check_labels(labels, batch_size)
 
         prefix, patches = hidden_states[:, :-num_patches], hidden_states[:, -num_patches:]
         queries = {"spatial": (patches, spatial_concept_override)}
@@ -1317,13 +1372,17 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """
         if self.spatial_stream is None:
             raise ValueError("contribution_maps needs spatial concepts, and this model has none.")
-        class_ids = torch.as_tensor(class_ids, device=self.spatial_stream.projection.weight.device)
+        try:
+            class_ids = torch.as_tensor(class_ids, device=self.spatial_stream.projection.weight.device)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise ValueError(f"class_ids must be a tensor or a list of class indices; got {class_ids!r}.") from error
         batch_size, num_labels = pixel_values.shape[0], self.config.num_labels
         if class_ids.ndim not in (1, 2) or (class_ids.ndim == 2 and class_ids.shape[0] != batch_size):
             raise ValueError(f"class_ids must have the shape (C,) or ({batch_size}, C); got {tuple(class_ids.shape)}.")
         if (
             class_ids.numel() == 0
             or class_ids.is_floating_point()
+            or class_ids.dtype == torch.bool
             or class_ids.min() < 0
             or class_ids.max() >= num_labels
         ):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several test files need: small configurations over every backbone, and where the real data lies."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,23 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set ASCENT_VIT_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fuzz():
+    """The module of what the fuzz tests share."""
+    if "fuzzing" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("fuzzing", Path(__file__).parent / "fuzzing.py")
+        sys.modules["fuzzing"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["fuzzing"])
+    return sys.modules["fuzzing"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    fuzzing = sys.modules.get("fuzzing")
+    if fuzzing is not None and fuzzing.CASES:
+        counts = ", ".join(f"{number} of {name}" for name, number in sorted(fuzzing.CASES.items()))
+        terminalreporter.write_line(f"fuzz: {fuzzing.CASES.total()} cases, {counts}")
 
 
 @pytest.fixture(autouse=True)

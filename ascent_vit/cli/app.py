@@ -4,10 +4,12 @@
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 
 from ascent_vit import __version__
 
@@ -98,14 +100,17 @@ def run(arguments: Sequence[str]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        code = app([a for a in arguments if a != "--debug"], prog_name="ascent-vit", standalone_mode=False)
+        with warnings.catch_warnings():
+            # Pillow would only warn, and `datasets` decode images by itself.
+            warnings.filterwarnings("error", message="Image size .* could be decompression bomb")
+            code = app([a for a in arguments if a != "--debug"], prog_name="ascent-vit", standalone_mode=False)
     except typer.TyperException as error:
         # Bad usage; without any argument the help has been shown instead.
         message = error.format_message()
         if message:
             print(f"Error: {message} See ascent-vit {' '.join(arguments[:1])} --help.", file=sys.stderr)
         return USAGE_ERROR
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except (ValueError, StrictDataclassError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         return _fail(error, USAGE_ERROR, debug)
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -35,7 +35,7 @@ def read_dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--option takes KEY=VALUE; got {pair!r}.")
         try:
             options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, AttributeError, RecursionError) as error:
             raise ValueError(f"The value of --option {key} cannot be read: {error}") from error
     if options.get("streaming"):
         raise ValueError("This command needs the whole dataset: leave --option streaming out.")

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask, read_placed
-from modeling_ascent_vit.image_processing_pil_ascent_vit import eight_bit
+from modeling_ascent_vit.image_inputs_ascent_vit import rgb_array
 
 
 # Boxes narrower than this many pixels are empty: rounding leaves slivers along the edges of a crop.
@@ -127,8 +127,7 @@ class Augmentation:
 
 def rgb_pixels(image: Image.Image) -> np.ndarray:
     """Pixels of a PIL image of any mode as the image processor sees them, `(3, height, width)` uint8."""
-    converted: Any = eight_bit(image)
-    return np.array(np.asarray(converted.convert("RGB")).transpose(2, 0, 1), order="C")
+    return np.ascontiguousarray(rgb_array(image).transpose(2, 0, 1))
 
 
 def _adjust_contrast(image: torch.Tensor, factor: float) -> torch.Tensor:

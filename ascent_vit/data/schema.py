@@ -18,13 +18,15 @@ Coordinates are pixels of the image as `datasets` decodes it, which is upright.
 
 import io
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from modeling_ascent_vit.concept_targets_ascent_vit import PatchAxis, global_concept_targets, spatial_concept_targets
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from .loading import (
     COLUMNS,
@@ -152,15 +154,12 @@ def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} is missing: unpack the whole archive.")
     content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            size = image.height, image.width
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-            # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
-            image.draft("L", (1, 1))
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"The image {path} cannot be read ({error}): unpack the archive again.") from error
+    with opened_image(io.BytesIO(content), f"The image {path}", "unpack the archive again.") as image:
+        size = image.height, image.width
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
+        image.draft("L", (1, 1))
+        image.load()
     if orientation != 1:
         raise ValueError(
             f"The image {path} has the EXIF orientation {orientation}, so its annotations in stored pixels would be "
@@ -169,14 +168,11 @@ def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
     return {"bytes": content, "path": path.name}, size
 
 
-def _open(cell: Any, where: str) -> Image.Image:
+def _open(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
     """An image that is not decoded yet, from a cell of an Image column."""
-    try:
-        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
-            raise ValueError(f"{where} is empty; every row needs an image.")
-        return Image.open(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+        raise ValueError(f"{where} is empty; every row needs an image.")
+    return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -208,10 +204,7 @@ def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any
     annotation = annotation_from_row(row)
     if "mask" in annotation:
         with _open(annotation["mask"], f"{where}.mask") as mask:
-            try:
-                annotation["mask"] = ImageOps.exif_transpose(mask)
-            except OSError as error:
-                raise ValueError(f"{where}.mask cannot be read: {error}") from error
+            annotation["mask"] = ImageOps.exif_transpose(mask)
     return annotation, size
 
 

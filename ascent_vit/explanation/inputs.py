@@ -2,15 +2,14 @@
 """Images of every kind, as upright RGB."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from modeling_ascent_vit.image_processing_pil_ascent_vit import eight_bit
+from modeling_ascent_vit.image_inputs_ascent_vit import checked_array, load_source, rgb_array, shown_source, upright
 
 
 ImageInput = Image.Image | str | os.PathLike | np.ndarray | torch.Tensor
@@ -20,12 +19,13 @@ def is_single(images: Any) -> bool:
     """Whether this is one image, not an iterable of them."""
     if isinstance(images, np.ndarray | torch.Tensor):
         return images.ndim < 4
-    return isinstance(images, str) or not isinstance(images, Iterable)
+    return isinstance(images, str | bytes | Mapping) or not isinstance(images, Iterable)
 
 
 def read_image(image: ImageInput) -> Image.Image:
     """
-    An image as PIL in RGB, turned upright by its EXIF orientation.
+    An image as PIL in RGB, transparency over white, turned upright by its EXIF orientation; of an animation the first
+    frame.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -39,41 +39,31 @@ def read_image(image: ImageInput) -> Image.Image:
         opened = image
     else:
         raise ValueError(f"An image must be a PIL image, a path, a URL or an array; got {type(image).__name__}.")
-    return cast(Image.Image, eight_bit(ImageOps.exif_transpose(opened))).convert("RGB")
+    return Image.fromarray(rgb_array(upright(opened)))
 
 
 def open_image(source: str) -> Image.Image:
     """The image of a path or URL, fully read."""
-    from transformers.image_utils import load_image
-
     is_url = source.startswith(("http://", "https://"))
-    if not is_url and not Path(source).is_file():
-        state = "is a folder" if Path(source).is_dir() else "does not exist"
-        raise FileNotFoundError(f"Image {source} {state}: give the path of an image file.")
-    try:
-        if is_url:
-            return load_image(source)
-        with Image.open(source) as image:
-            image.load()
-        return image
-    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
-        raise ValueError(f"Image {source} cannot be read ({error}): give a complete image file.") from error
+    if not is_url and not os.path.isfile(source):
+        state = "is a folder" if source and os.path.isdir(source) else "does not exist"
+        raise FileNotFoundError(f"Image {shown_source(source)} {state}: give the path of an image file.")
+    return load_source(source)
 
 
 def array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
     """An array of (H, W), (H, W, C) or (C, H, W), integers from 0 to 255 or floats from 0 to 1, as a PIL image."""
+    array = checked_array(array)
     if isinstance(array, torch.Tensor):
-        array = array.detach().cpu()
-        array = array.float().numpy() if array.is_floating_point() else array.numpy()
+        array = array.detach().cpu().numpy()
     if array.ndim == 3 and array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
         array = np.moveaxis(array, 0, -1)
-    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[-1] not in (1, 3, 4) or array.size == 0:
+    if array.ndim not in (2, 3) or array.ndim == 3 and array.shape[-1] not in (1, 3, 4):
         raise ValueError(
             f"An image array must have the shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4; got {array.shape}."
         )
     floating = array.dtype.kind == "f"
-    limit = 1 if floating else 255
-    if array.dtype.kind not in "fiu" or not (array.min() >= 0 and array.max() <= limit):
+    if not (array.min() >= 0 and array.max() <= (1 if floating else 255)):
         raise ValueError(
             "An image array must hold integers from 0 to 255 or floats from 0 to 1; "
             f"got {array.dtype} from {array.min()} to {array.max()}."

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many images to explain: files, or a split of a dataset; each is read when its turn comes."""
 
+import io
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from .inputs import read_image
 
@@ -142,6 +146,11 @@ class DatasetImages:
         try:
             if row["image"] is None:
                 raise ValueError("it is null")
+            content, path = row["image"].get("bytes"), row["image"].get("path")
+            if content is not None or (path and os.path.isfile(path)):
+                # Before `datasets` decodes it, however large it is.
+                with opened_image(path if content is None else io.BytesIO(content), "it"):
+                    pass
             return read_image(self.feature.decode_example(row["image"]))
         except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
             raise ValueError(f"The image of row {index} cannot be read ({error}).") from error

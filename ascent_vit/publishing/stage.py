@@ -313,13 +313,13 @@ def make_card(
 
 def stage_pictures(source: Source, target: Path, dataset: str | None, options: PublishOptions) -> bool:
     """Copies pictures where that is allowed, their pixels alone; whether it was."""
-    from PIL import Image
+    from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
     if source.pictures is None:
         return False
     if not options.include_images and find_data_license(dataset, options) not in OPEN_LICENSES:
         return False
-    with Image.open(source.pictures) as image:
+    with opened_image(source.pictures, f"The picture {source.pictures}") as image:
         image.convert("RGB").save(target / PICTURES)
     return True
 

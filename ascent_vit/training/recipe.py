@@ -4,8 +4,8 @@
 import dataclasses
 import difflib
 import importlib.resources
-import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable
@@ -179,8 +179,16 @@ def read_yaml(text: str, source: str) -> Any:
     """Parses YAML in which 5e-5 is a number and `no` a word; ValueError naming `source` for what is no YAML."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
+        # The last two for `!!timestamp` of something else, and for lists within lists without end.
         raise ValueError(f"{source} is no valid YAML: {error}") from error
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from error
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -197,7 +205,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str) and value in typing.get_args(hint)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -280,8 +288,8 @@ def configuration_files(kind: Literal["models", "recipes"]) -> dict[str, Any]:
 
 def _read_shipped(kind: Literal["models", "recipes"], name: str, source: str) -> dict[str, Any]:
     files = configuration_files(kind)
-    if name not in files:
-        raise ValueError(f"{source}: there is no {kind[:-1]} preset {name!r}; {closest(name, sorted(files))}")
+    if not isinstance(name, str) or name not in files:
+        raise ValueError(f"{source}: there is no {kind[:-1]} preset {name!r}; {closest(str(name), sorted(files))}")
     return read_yaml(files[name].read_text(encoding="utf-8"), f"{kind}/{name}.yaml")
 
 
@@ -341,7 +349,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Reci
     path = Path(name_or_path).expanduser()
     shipped = configuration_files("recipes")
     if path.is_file():
-        values, source = read_yaml(path.read_text(encoding="utf-8"), str(path)), str(path)
+        values, source = read_yaml(read_text(path), str(path)), str(path)
     elif str(name_or_path) in shipped:
         text = shipped[str(name_or_path)].read_text(encoding="utf-8")
         values, source = read_yaml(text, f"recipes/{name_or_path}.yaml"), f"recipes/{name_or_path}.yaml"

@@ -27,6 +27,7 @@ from modeling_ascent_vit import (
 CODE = {
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
+    "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
     "modeling_ascent_vit.py",

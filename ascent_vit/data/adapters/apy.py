@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from ..schema import PreparedDataset, concept_features
 from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
@@ -186,11 +188,8 @@ def crop_object(image: Image.Image, box: tuple[int, int, int, int], context: flo
 
 def _open(path: Path) -> Image.Image:
     # Boxes are in stored pixels, and a crop is stored without EXIF tag, so that nothing turns it.
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"The image {path} cannot be read ({error}): unpack the archive again.") from error
+    with opened_image(path, f"The image {path}", "unpack the archive again.") as image:
+        return image.convert("RGB")
 
 
 def _rows(

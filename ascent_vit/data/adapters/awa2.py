@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from ..schema import PreparedDataset, concept_features
 from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
@@ -223,12 +224,9 @@ def read_proposed_split(folder: Path, classes: list[str]) -> dict[str, list[tupl
 def _read_image(path: Path) -> dict[str, Any]:
     # Attributes belong to the class, not to a place: an image that its EXIF tag turns is as good as any.
     content = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.draft("L", (1, 1))
-            image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"The image {path} cannot be read ({error}). {UNPACK}") from error
+    with opened_image(io.BytesIO(content), f"The image {path}", UNPACK) as image:
+        image.draft("L", (1, 1))
+        image.load()
     return {"bytes": content, "path": path.name}
 
 

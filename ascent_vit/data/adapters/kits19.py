@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from ..schema import PreparedDataset, concept_features, read_image_file
 from .archive import check_shares, dataset_from_splits, draw
@@ -169,11 +171,8 @@ def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
     """
     if not path.is_file():
         raise FileNotFoundError(f"The mask {path} is missing: every image needs one.")
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image if image.mode in ("L", "I", "I;16") else image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"The mask {path} cannot be read: {error}.") from error
+    with opened_image(path, f"The mask {path}") as image:
+        pixels = np.asarray(image if image.mode in ("L", "I", "I;16") else image.convert("RGB"))
     if pixels.ndim == 2:
         return _check_mask(pixels, f"The mask {path}")
     values = np.full(pixels.shape[:2], 255, dtype=np.uint8)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from ..digits import CLASSES, CONCEPTS, INK_THRESHOLD
 from ..schema import PreparedDataset, concept_features
@@ -79,11 +81,8 @@ def _read(paths: list[Path]) -> tuple[list[bytes], np.ndarray]:
 
 def _ink(image: bytes, digit: int, where: str) -> dict[str, Any]:
     """The mask of a digit as a cell of an Image column."""
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            pixels = np.asarray(opened.convert("L"))
-    except (UnidentifiedImageError, OSError, TypeError) as error:
-        raise ValueError(f"The image of {where} cannot be read: {error} Download the dataset again.") from error
+    with opened_image(io.BytesIO(image), f"The image of {where}", "download the dataset again.") as opened:
+        pixels = np.asarray(opened.convert("L"))
     buffer = io.BytesIO()
     mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
     Image.fromarray(mask).save(buffer, format="PNG", compress_level=1)

@@ -21,6 +21,7 @@ from ascent_vit.training.recipe import load_recipe
 CODE = {
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
+    "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
     "modeling_ascent_vit.py",
