@@ -15,6 +15,7 @@
 
 import math
 import os
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -412,7 +413,7 @@ class AscentViTConfig(PreTrainedConfig):
                 )
         for stream in ("global", "spatial"):
             names = getattr(self, f"{stream}_concepts")
-            repeated = sorted({name for name in names if names.count(name) > 1})
+            repeated = sorted(name for name, number in Counter(names).items() if number > 1)
             if repeated:
                 raise ValueError(f"{stream}_concepts must differ from each other; repeated: {', '.join(repeated)}.")
 

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 EXIF_ORIENTATION = 274
 
+# What Pillow's readers raise for files that are damaged, or of more pixels than anybody's image.
+IMAGE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 # Rows that are held at a time while a dataset is checked.
 ROWS_AT_A_TIME = 100
 
@@ -159,7 +162,7 @@ def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
             # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
             image.draft("L", (1, 1))
             image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except IMAGE_ERRORS as error:
         raise ValueError(f"The image {path} cannot be read ({error}): unpack the archive again.") from error
     if orientation != 1:
         raise ValueError(
@@ -171,11 +174,11 @@ def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
 
 def _open(cell: Any, where: str) -> Image.Image:
     """An image that is not decoded yet, from a cell of an Image column."""
+    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+        raise ValueError(f"{where} is empty; every row needs an image.")
     try:
-        if cell is None or (cell.get("bytes") is None and not cell.get("path")):
-            raise ValueError(f"{where} is empty; every row needs an image.")
         return Image.open(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]))
-    except (UnidentifiedImageError, OSError) as error:
+    except IMAGE_ERRORS as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
 
 

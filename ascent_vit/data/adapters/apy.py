@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
-from ..schema import PreparedDataset, concept_features
-from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
+from ..schema import IMAGE_ERRORS, PreparedDataset, concept_features
+from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines
 
 
 NUM_ATTRIBUTES = 64
@@ -141,7 +141,8 @@ def _find_images(source: Path, images: str | None, objects: list[AnnotatedObject
     found: dict[str, Path] = {}
     missing = []
     for name in sorted({item.image for item in objects}):
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        places = [file_in(folder, name, "The annotations") for folder in folders]
+        path = next((place for place in places if place.is_file()), None)
         if path is None:
             missing.append(name)
         else:
@@ -189,7 +190,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except IMAGE_ERRORS as error:
         raise ValueError(f"The image {path} cannot be read ({error}): unpack the archive again.") from error
 
 

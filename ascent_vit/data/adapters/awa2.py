@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
-from ..schema import PreparedDataset, concept_features
+from ..schema import IMAGE_ERRORS, PreparedDataset, concept_features
 from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
 
 
@@ -227,7 +227,7 @@ def _read_image(path: Path) -> dict[str, Any]:
         with Image.open(io.BytesIO(content)) as image:
             image.draft("L", (1, 1))
             image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except IMAGE_ERRORS as error:
         raise ValueError(f"The image {path} cannot be read ({error}). {UNPACK}") from error
     return {"bytes": content, "path": path.name}
 

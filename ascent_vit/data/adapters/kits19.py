@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
-from ..schema import PreparedDataset, concept_features, read_image_file
+from ..schema import IMAGE_ERRORS, PreparedDataset, concept_features, read_image_file
 from .archive import check_shares, dataset_from_splits, draw
 
 
@@ -36,6 +36,9 @@ KIDNEY, TUMOUR = 1, 2
 # Axis codes of the archive's volumes: slices from head to foot, rows from front to back, columns from the patient's
 # right to left, which is how radiologists look at them.
 ORIENTATION = ("I", "P", "L")
+
+# The archive's largest volume has less than a third of it.
+MOST_VOXELS = 2**30
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -118,11 +121,13 @@ def read_volume(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"The volume {path} is missing.")
     try:
         volume: Any = nibabel.load(path)
+        if len(volume.shape) != 3:
+            raise ValueError(f"it must have three axes; it has the shape {volume.shape}")
+        if math.prod(volume.shape) > MOST_VOXELS:
+            raise ValueError(f"its header tells of {math.prod(volume.shape):,} voxels, above {MOST_VOXELS:,}")
         values = np.asanyarray(volume.dataobj)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"The volume {path} cannot be read ({error}): get it again.") from error
-    if values.ndim != 3:
-        raise ValueError(f"The volume {path} must have three axes; got the shape {values.shape}.")
     if not np.array_equal(volume.affine, np.eye(4)):
         turn = nibabel.orientations.ornt_transform(
             nibabel.orientations.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(ORIENTATION)
@@ -172,7 +177,7 @@ def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image if image.mode in ("L", "I", "I;16") else image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except IMAGE_ERRORS as error:
         raise ValueError(f"The mask {path} cannot be read: {error}.") from error
     if pixels.ndim == 2:
         return _check_mask(pixels, f"The mask {path}")

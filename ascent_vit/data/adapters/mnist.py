@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..digits import CLASSES, CONCEPTS, INK_THRESHOLD
-from ..schema import PreparedDataset, concept_features
+from ..schema import IMAGE_ERRORS, PreparedDataset, concept_features
 
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _ink(image: bytes, digit: int, where: str) -> dict[str, Any]:
     try:
         with Image.open(io.BytesIO(image)) as opened:
             pixels = np.asarray(opened.convert("L"))
-    except (UnidentifiedImageError, OSError, TypeError) as error:
+    except (*IMAGE_ERRORS, TypeError) as error:
         raise ValueError(f"The image of {where} cannot be read: {error} Download the dataset again.") from error
     buffer = io.BytesIO()
     mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
