@@ -439,8 +439,8 @@ def describe(annotations: Annotations, dataset: str, detector: str, version: str
         f"open-vocabulary detector {code_span(detector)} (version {code_span(version)}) gave for the prompts below, "
         "with scores above the concept's threshold. Boxes are in whole pixels, clipped to their image; of two boxes "
         f"of a concept with an intersection over union above {iou:g} the one of the higher score was kept. `score` is "
-        "the detector's own, and no probability. A concept without a box in an image may still be there. `review.png` shows boxes of "
-        "each concept from the lowest kept score to the highest.",
+        "the detector's own, and no probability. A concept without a box in an image may still be there. `review.png` "
+        "shows boxes of each concept from the lowest kept score to the highest.",
         "",
         "| concept | prompt | threshold | boxes | images |",
         "|---|---|---|---|---|",

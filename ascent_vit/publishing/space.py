@@ -21,6 +21,7 @@ from .stage import (
     PublishOptions,
     Source,
     StagedFile,
+    check_source,
     dataset_path,
     find_data_license,
     find_source,
@@ -102,7 +103,7 @@ def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> l
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for a folder without images, a file that is none, or more than 24.
+        ValueError: for a folder without images, links in it that leave it, a file that is no image, or more than 24.
     """
     from ascent_vit.explanation.sources import ImageFiles
 
@@ -111,6 +112,8 @@ def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> l
     files = ImageFiles([os.fspath(path) for path in paths])
     if len(files) > MAX_EXAMPLES:
         raise ValueError(f"A Space shows at most {MAX_EXAMPLES} examples; got {len(files)}: choose some.")
+    for folder in filter(os.path.isdir, paths):
+        check_source(Path(folder), [Path(file) for file in files.files if Path(file).is_relative_to(folder)])
     images = [item.read() for item in files.items()]
     for image in images:
         image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
