@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # No vision transformer has a length above, and none so many layers. Both are refused before they cost memory.
-LARGEST, MOST_LAYERS = 1_000_000, 1000
+LARGEST, MOST_LAYERS = 1_000_000, 200
 POSITIVE = ("hidden_size", "image_size", "patch_size", "num_attention_heads", "num_channels", "height", "width")
 LONGEST_SIDE = 4096  # pixels, of what an image processor gives
 
