@@ -139,7 +139,13 @@ class ModelCardContent:
         config = read_json(Path(model_dir) / "config.json")
         processor = read_json(Path(model_dir) / "preprocessor_config.json")
         return cls(
-            classes=[name for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))],
+            # transformers leaves out the names of two classes that nobody named.
+            classes=[
+                name
+                for _, name in sorted(
+                    config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}).items(), key=lambda item: int(item[0])
+                )
+            ],
             global_concepts=config["global_concepts"],
             spatial_concepts=config["spatial_concepts"],
             num_unsupervised_concepts=config["num_unsupervised_concepts"],

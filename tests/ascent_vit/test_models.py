@@ -104,7 +104,7 @@ def code(kind):
         text = f"import os\nos.mkdir({str(trace)!r})\nclass Evil:\n    pass\n"
         (folder / "evil.py").write_text(text)
         names = ("AutoConfig", "AutoModelForImageClassification", "AutoImageProcessor")
-        auto_map = {name: "evil.Evil" for name in names}
+        auto_map = dict.fromkeys(names, "evil.Evil")
         if kind == "processor":
             processor(image_processor_type="Evil", auto_map=auto_map)(folder, trace)
         else:

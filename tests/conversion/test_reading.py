@@ -199,7 +199,10 @@ HOSTILE = {
     "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "a is no plain tensor"),
     "no storage": (lambda path: torch.save({"a": torch.empty(10**9, device="meta")}, path), "a is no plain tensor"),
     "no archive": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "cannot be read as a PyTorch"),
-    "a payload": (lambda path: path.write_bytes(pickle.dumps(Payload(path.with_name("trace")))), "cannot be read|beside"),
+    "a payload": (
+        lambda path: path.write_bytes(pickle.dumps(Payload(path.with_name("trace")))),
+        "cannot be read|beside",
+    ),
     "a payload within": (lambda path: torch.save({"model": Payload(path.with_name("trace"))}, path), "beside tensors"),
 }
 
