@@ -174,7 +174,7 @@ def load_detector(name_or_path: str, concepts: Sequence[DetectedConcept]) -> "Ze
         raise FileNotFoundError(f"There is no detector folder {folder}.")
     source = str(folder) if local else name_or_path
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"The detector {name_or_path} cannot be read: {error}") from error
     if config.model_type not in DETECTORS:
@@ -183,7 +183,7 @@ def load_detector(name_or_path: str, concepts: Sequence[DetectedConcept]) -> "Ze
             f"{', '.join(DETECTORS)}."
         )
     try:
-        detector = pipeline("zero-shot-object-detection", model=source)
+        detector = pipeline("zero-shot-object-detection", model=source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"The detector {name_or_path} cannot be read: {error}") from error
     tokenizer = detector.tokenizer

@@ -334,16 +334,19 @@ def test_every_command_refuses(command, name, folder, tmp_path, capsys):
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "evil.py"])
 def test_a_hostile_backbone_runs_nothing(name, folder, tmp_path, capsys):
     trace = tmp_path / "trace"
     backbone = AscentViTForImageClassification.from_pretrained(folder).ascent_vit.backbone
     backbone.save_pretrained(tmp_path / "backbone")
-    (tmp_path / "backbone" / "model.safetensors").unlink()
-    (tmp_path / "backbone" / name).write_bytes(pickle.dumps(Payload(trace)))
+    if name == "evil.py":
+        code("evil")(tmp_path / "backbone", trace)
+    else:
+        (tmp_path / "backbone" / "model.safetensors").unlink()
+        (tmp_path / "backbone" / name).write_bytes(pickle.dumps(Payload(trace)))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"backbone: {tmp_path / 'backbone'}\nmodel: {{fusion_heads: 4}}\ndataset: digits\n")
-    code = run(["train", "--recipe", str(recipe), "--output", str(tmp_path / "run")])
+    exit_code = run(["train", "--recipe", str(recipe), "--output", str(tmp_path / "run")])
     text = capsys.readouterr().err
-    assert code in (1, 2) and text.count("Error: ") == 1 and "Traceback" not in text
+    assert exit_code in (1, 2) and text.count("Error: ") == 1 and "Traceback" not in text
     assert not trace.exists() and not (tmp_path / "run").exists()
