@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -37,12 +38,25 @@ seed: 0
 """
 
 
-def start(*arguments) -> subprocess.Popen:
-    """`ascent-vit` in a process of its own."""
-    command = [sys.executable, "-m", "ascent_vit.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
-    )
+class Command:
+    """`ascent-vit` in a process of its own; what it says goes into a file, which never fills up as a pipe does."""
+
+    def __init__(self, *arguments):
+        command = [sys.executable, "-m", "ascent_vit.cli", *map(str, arguments)]
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=self.said, stderr=self.said, stdin=subprocess.DEVNULL
+        )
+
+    @property
+    def runs(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> tuple[int, str]:
+        """The exit code, and what it said."""
+        code = self.process.wait(300)
+        self.said.seek(0)
+        return code, self.said.read()
 
 
 def write_recipe(folder: Path, epochs: int) -> Path:
@@ -154,11 +168,11 @@ print(json.dumps(seen))
 @pytest.mark.slow
 def test_training_explaining_evaluating_and_publishing_in_one_folder(tmp_path, capsys):
     """The run ends with the weights of one that was alone; the readers find a whole model each time."""
-    recipe, images = write_recipe(tmp_path, 12), write_images(tmp_path / "images", 2)
+    recipe, images = write_recipe(tmp_path, 8), write_images(tmp_path / "images", 2)
     output = tmp_path / "run"
-    train = start("train", "--recipe", recipe, "--output", output)
+    train = Command("train", "--recipe", recipe, "--output", output)
     while not (output / "model" / "config.json").exists():
-        assert train.poll() is None
+        assert train.runs
         time.sleep(0.05)
     model, counts, changes = output / "model", dict.fromkeys(("explain", "evaluate", "publish", "train"), 0), set()
     words = {
@@ -169,13 +183,13 @@ def test_training_explaining_evaluating_and_publishing_in_one_folder(tmp_path, c
         "train": ["--recipe", recipe, "--output", output, "--resume"],
     }
     rounds = 0
-    while train.poll() is None:
+    while train.runs:
         for command, arguments in words.items():
             out = tmp_path / f"{command}-{rounds}"
             code = run([command, *(str(word).format(out=out) for word in arguments)])
             text = capsys.readouterr().err
             if command == "train":
-                if train.poll() is None or code != 0:
+                if train.runs or code != 0:
                     assert code == USAGE_ERROR and "Another process is writing" in one_error(text)
             else:
                 assert code == 0, text
@@ -183,12 +197,11 @@ def test_training_explaining_evaluating_and_publishing_in_one_folder(tmp_path, c
             counts[command] += 1
         changes.add((model / "model.safetensors").stat().st_ino)
         rounds += 1
-    text = train.communicate()[1]
-    assert train.returncode == 0, text
+    code, text = train.end()
+    assert code == 0, text
     print(f"rounds beside the run: {counts}; models seen: {len(changes)}")
     assert min(counts.values()) >= 2
-    alone = start("train", "--recipe", recipe, "--output", tmp_path / "alone")
-    assert alone.wait(300) == 0
+    assert Command("train", "--recipe", recipe, "--output", tmp_path / "alone").end()[0] == 0
     expected, got = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "alone", output))
     assert all(torch.equal(got[name], value) for name, value in expected.items())
     assert not [path.name for path in output.rglob("*") if path.name.startswith((".", "partial_", "damaged_"))]
@@ -200,16 +213,15 @@ def test_of_two_that_write_one_folder_one_is_refused(make_config, write_cub, tmp
     write_model(tmp_path / "model", make_config, 1.0)
     images = write_images(tmp_path / "images", 12)
     recipe = write_recipe(tmp_path, 2)
-    commands = {
+    pairs = {
         "explain": ["explain", images, "--model", tmp_path / "model", "--format", "json", "--output"],
         "prepare": ["prepare", "cub", "--source", write_cub(tmp_path / "source"), "--output"],
         "train": ["train", "--recipe", recipe, "--output"],
     }
-    for name, words in commands.items():
+    for name, words in pairs.items():
         output = tmp_path / f"{name}-out"
-        processes = [start(*words, output) for _ in range(2)]
-        texts = [process.communicate(timeout=300)[1] for process in processes]
-        codes = [process.returncode for process in processes]
+        commands = [Command(*words, output) for _ in range(2)]
+        codes, texts = zip(*(command.end() for command in commands), strict=True)
         assert sorted(codes) == [0, USAGE_ERROR], texts
         error = one_error(texts[codes.index(USAGE_ERROR)])
         assert "Another process is writing" in error or "is not empty" in error
@@ -217,6 +229,6 @@ def test_of_two_that_write_one_folder_one_is_refused(make_config, write_cub, tmp
             assert (output / "metrics.json").is_file()
             assert load_model(str(output / "model"))
         else:
-            assert start(*words, tmp_path / f"{name}-alone").wait(300) == 0
+            assert Command(*words, tmp_path / f"{name}-alone").end()[0] == 0
             assert contents(output) == contents(tmp_path / f"{name}-alone")
         assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
