@@ -134,7 +134,8 @@ def find_source(folder: str | os.PathLike) -> Source:
     pictures = folder / PICTURES if (folder / PICTURES).is_file() else None
     card = model_dir / CARD if (model_dir / CARD).is_file() else None
     check_source(folder, [*model_dir.iterdir(), *records.values(), *([pictures] if pictures else [])])
-    model_type = read_json(model_dir / "config.json").get("model_type")
+    config = read_json(model_dir / "config.json")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != "ascent_vit":
         raise ValueError(f"{model_dir} holds a model of type {model_type!r}; publish sends ascent_vit.")
     return Source(model_dir, records, pictures, card)

@@ -314,6 +314,7 @@ SOME = [
     "a missing name",
     "NaN",
     "deeply nested",
+    "a list",
     "endless layers",
 ]
 
