@@ -168,7 +168,7 @@ print(json.dumps(seen))
 @pytest.mark.slow
 def test_training_explaining_evaluating_and_publishing_in_one_folder(tmp_path, capsys):
     """The run ends with the weights of one that was alone; the readers find a whole model each time."""
-    recipe, images = write_recipe(tmp_path, 6), write_images(tmp_path / "images", 2)
+    recipe, images = write_recipe(tmp_path, 12), write_images(tmp_path / "images", 2)
     output = tmp_path / "run"
     train = Command("train", "--recipe", recipe, "--output", output)
     while not (output / "model" / "config.json").exists():
