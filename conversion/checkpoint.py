@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ascent_vit.files import replace_folder, write_json, write_text
+from ascent_vit.files import check_new_folder, new_folder, write_json, write_text
 
 from .reading import read_settings, read_state_dict
 from .rules import setting
@@ -88,7 +88,7 @@ def _write_backbone(
     from huggingface_hub import ModelCardData
     from transformers import ViTImageProcessorPil
 
-    from ascent_vit.publishing.card import escape_markdown
+    from ascent_vit.markdown import escape_markdown
 
     size = backbone.config.image_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -160,8 +160,7 @@ def convert(
     if layout not in get_args(Layout):
         raise ValueError(f"The layout must be one of {', '.join(get_args(Layout))}; got {layout!r}.")
     source, output = Path(source), Path(output)
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already and not an empty folder: name another one.")
+    check_new_folder(output)
     settings = read_settings(config)
     checkpoint = read_state_dict(source)
     assumed: dict[str, Any] = {}
@@ -201,7 +200,7 @@ def convert(
     )
     title = settings.get("model_name", output.resolve().name)
     license = settings.get("license", UNKNOWN_LICENSE)
-    with replace_folder(output) as folder:
+    with new_folder(output) as folder:
         if report.model_type == "ascent_vit":
             _write_model(folder, model, normalisation, title, license, origin)
         else:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ascent_vit.files import replace_folder, write_json, write_text
+from ascent_vit.files import check_new_folder, new_folder, write_json, write_text
 
 from . import export_example
 from .export_check import check_export, measure_quantization
@@ -170,20 +170,6 @@ def tables(model: Any) -> dict[str, np.ndarray]:
     return values
 
 
-def check_output(output: Path) -> None:
-    """
-    Checks that a folder can be written.
-
-    Raises:
-        FileExistsError: for a folder that is not empty.
-        NotADirectoryError: for a file.
-    """
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output} is a file: name a folder.")
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"The folder {output} is not empty: name another one.")
-
-
 def _shapes(run: Any, image_shape: tuple[int, int, int]) -> str:
     """Rows of the README's table of outputs."""
     outputs = run(np.zeros((1, *image_shape), dtype=np.float32))
@@ -257,7 +243,7 @@ def export_model(
     ```"""
     output = Path(output)
     check_format(to, quantize)
-    check_output(output)
+    check_new_folder(output)
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     image_shape = processed_shape(processor)
     facts = preprocessing(model.config, processor, image_shape)
@@ -269,7 +255,7 @@ def export_model(
         from tqdm.auto import tqdm
 
         bar = tqdm(total=len(steps), desc=steps[0], unit="step")
-    with replace_folder(output) as folder:
+    with new_folder(output) as folder:
         written = ExportableModel(in_bfloat16(model), interpolate).eval() if quantize == "bf16" else module
         with quietly():
             WRITERS[to](written, image_shape, folder, quantize)
@@ -316,4 +302,4 @@ def export_model(
     return json.loads((output / "export.json").read_text(encoding="utf-8"))
 
 
-__all__ = ["check_output", "export_model", "image_settings", "preprocessing", "processed_shape", "tables"]
+__all__ = ["export_model", "image_settings", "preprocessing", "processed_shape", "tables"]

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ascent_vit.files import read_json
+
 
 # What training scripts keep beside the weights and reading cannot abuse: both hold plain values and run nothing.
 HARMLESS_TYPES: list[Any] = [argparse.Namespace, pathlib.PosixPath]
 
 # Where checkpoints of Lightning and timm, and released files, keep their state dict.
 STATE_DICT_KEYS = ("state_dict", "model")
+
+# How an archive of torch.save begins.
+ZIP_START = b"PK\x03\x04"
 
 # How torch names what it refuses to make.
 REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
@@ -91,10 +97,7 @@ def read_settings(path: str | os.PathLike | None) -> dict[str, Any]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: give a JSON file as --config.")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+    settings = read_json(path)
     _check_settings(settings, KEYS, str(path))
     _check_settings(settings.get("backbone", {}), BACKBONE_KEYS, f"{path}, backbone")
     for name in ("image_mean", "image_std"):
@@ -103,7 +106,29 @@ def read_settings(path: str | os.PathLike | None) -> dict[str, Any]:
     return settings
 
 
+def _check_archive(path: pathlib.Path) -> None:
+    """ValueError for an archive that unpacks to more than it holds: `torch.save` does not compress."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint: {error}.") from error
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError(f"{path} unpacks to more than it holds, and torch.save writes no such files: it is not read.")
+
+
+def _is_held(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is plain, with each of its values in memory of its own."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def _load_pickle(path: pathlib.Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(4) == ZIP_START
+    if zipped:
+        _check_archive(path)
     try:
         with torch.serialization.safe_globals(HARMLESS_TYPES):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -142,7 +167,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     content = _load_pickle(path)
     for key in STATE_DICT_KEYS:
@@ -157,6 +182,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             f"{path} holds no state dict: {', '.join(others[:10])}{', ...' * (len(others) > 10)} "
             "are no tensors. Save the state dict alone, and convert that."
         )
+    spread = [str(name) for name, value in content.items() if not _is_held(value)]
+    if spread:
+        raise ValueError(f"{path}: {spread[0]} is no plain tensor that the file holds in full: it is not read.")
     return {str(name): value for name, value in content.items()}
 
 

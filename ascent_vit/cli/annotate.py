@@ -35,6 +35,7 @@ def annotate(
 ) -> None:
     """Let an open-vocabulary detector mark concepts in a dataset: writes it with objects, a card and review.png."""
     from ascent_vit.data.annotate import annotate_dataset, read_concepts
+    from ascent_vit.files import claim
 
     dataset_options = read_dataset_options(options or ())
     wanted = read_concepts(concepts, threshold)
@@ -43,18 +44,19 @@ def annotate(
     words = ["ascent-vit", "annotate", sources[0], "--concepts", "FILE", "--detector", sources[1], "--output", "DIR"]
     words += ["--threshold", f"{threshold:g}", "--iou", f"{iou:g}", "--batch-size", str(batch_size)]
     words += ["--replace"] * replace + [word for option in options or () for word in ("--option", option)]
-    found = annotate_dataset(
-        dataset,
-        wanted,
-        detector,
-        output,
-        iou=iou,
-        batch_size=batch_size,
-        resume=resume,
-        replace=replace,
-        dataset_options=dataset_options,
-        command=shlex.join(words),
-    )
+    with claim(output):
+        found = annotate_dataset(
+            dataset,
+            wanted,
+            detector,
+            output,
+            iou=iou,
+            batch_size=batch_size,
+            resume=resume,
+            replace=replace,
+            dataset_options=dataset_options,
+            command=shlex.join(words),
+        )
     for name, number in found.boxes.items():
         print(f"{name}: {number} boxes in {found.images_with[name]} images")
     for name, number in found.images.items():

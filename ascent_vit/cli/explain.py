@@ -99,16 +99,12 @@ def explain(
     from ascent_vit.explanation.export import FORMATS, Export, export_explanations
     from ascent_vit.explanation.names import class_index
     from ascent_vit.explanation.sources import ImageFiles
-    from ascent_vit.files import replace_folder
+    from ascent_vit.files import check_new_folder, new_folder
 
     unknown = [name for name in formats or () if name not in FORMATS]
     if unknown:
         raise ValueError(f"--format is {', '.join(FORMATS)}; got {unknown[0]}.")
-    if output.exists():
-        if not output.is_dir():
-            raise NotADirectoryError(f"{output} is a file: name a folder.")
-        if any(output.iterdir()):
-            raise FileExistsError(f"The folder {output} is not empty: name another one.")
+    check_new_folder(output)
     source = open_inputs(inputs, split, streaming, options or ())
     classifier, processor = load_model(model)
     if label is not None:
@@ -117,7 +113,7 @@ def explain(
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
     chosen = tuple(formats or (("png", "html", "json") if isinstance(source, ImageFiles) else ("parquet",)))
     export = Export(load, source, output, chosen, label, top, batch_size, maps)
-    with replace_folder(output) as folder:
+    with new_folder(output) as folder:
         skipped = export_explanations(dataclasses.replace(export, folder=folder), processes, progress=True)
     for sentence in skipped:
         print(f"Left out: {sentence}", file=sys.stderr)

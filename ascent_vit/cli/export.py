@@ -33,13 +33,13 @@ def export(
 ) -> None:
     """Write a model for another runtime, with preprocessing and an example; checked against PyTorch."""
     from ascent_vit.conversion import export_model
-    from ascent_vit.conversion.export import check_output
     from ascent_vit.conversion.export_formats import check_format
+    from ascent_vit.files import check_new_folder
 
     from .inputs import load_model, read_dataset_options
 
     check_format(to, quantize)
-    check_output(output)
+    check_new_folder(output)
     if dataset is None and options:
         raise ValueError("--option is of a dataset: name one with --dataset, or leave it out.")
     classifier, processor = load_model(model)

@@ -114,15 +114,13 @@ def prepare(
     """Turn a dataset's official files into a concept dataset that train takes: parquet files and a card."""
     if (output is None) == (push_to_hub is None):
         raise ValueError("Give either --output, a folder, or --push-to-hub, a repository of the Hub.")
-    if output is not None and output.exists():
-        if not output.is_dir():
-            raise NotADirectoryError(f"{output} is a file: name a folder.")
-        if any(output.iterdir()):
-            raise FileExistsError(f"The folder {output} is not empty: name another one.")
+    from ascent_vit.files import check_new_folder, new_folder
+
+    if output is not None:
+        check_new_folder(output)
 
     from ascent_vit.data.adapters import load_adapter
     from ascent_vit.data.schema import validate_dataset
-    from ascent_vit.files import replace_folder
 
     adapter = load_adapter(name)
     options = read_options(name, adapter, option or ())
@@ -134,7 +132,7 @@ def prepare(
     words += ["--push-to-hub", push_to_hub] if push_to_hub else ["--output", "DIR"]
     command = shlex.join([*words, *(word for pair in option or () for word in ("--option", pair))])
     if output is not None:
-        with replace_folder(output) as folder:
+        with new_folder(output) as folder:
             shown = _write(prepared, folder, None, command, inspect)
         print(f"{shown}\nDataset: {output}")
         return

@@ -59,13 +59,11 @@ def publish(
         raise ValueError("--output goes with --dry-run; without it, publish sends to the Hub and writes nothing.")
     if examples and not space:
         raise ValueError("--examples goes with --space.")
-    if output is not None and output.exists():
-        if not output.is_dir():
-            raise NotADirectoryError(f"{output} is a file: name a folder.")
-        if any(output.iterdir()):
-            raise FileExistsError(f"The folder {output} is not empty: name another one.")
+    from ascent_vit.files import check_new_folder, new_folder
 
-    from ascent_vit.files import replace_folder
+    if output is not None:
+        check_new_folder(output)
+
     from ascent_vit.publishing import PublishOptions, publish_space, stage, stage_space
     from ascent_vit.publishing import publish as send
     from ascent_vit.publishing.publish import check_repo_id
@@ -80,7 +78,7 @@ def publish(
     check_space_options(source, options, examples or ())
     space_files: list[StagedFile] = []
     if output is not None:
-        with replace_folder(output) as target:
+        with new_folder(output) as target:
             # Two repositories, so two folders.
             model_target = target / "model" if space else target
             model_target.mkdir(exist_ok=True)

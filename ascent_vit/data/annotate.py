@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ascent_vit.files import replace_folder, write_json
+from ascent_vit.markdown import code_span, escape_markdown
 
 from .card import write_dataset
 from .loading import GLOBAL_COLUMNS, SPATIAL_COLUMNS, load_concept_dataset
@@ -173,7 +174,7 @@ def load_detector(name_or_path: str, concepts: Sequence[DetectedConcept]) -> "Ze
         raise FileNotFoundError(f"There is no detector folder {folder}.")
     source = str(folder) if local else name_or_path
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"The detector {name_or_path} cannot be read: {error}") from error
     if config.model_type not in DETECTORS:
@@ -182,7 +183,7 @@ def load_detector(name_or_path: str, concepts: Sequence[DetectedConcept]) -> "Ze
             f"{', '.join(DETECTORS)}."
         )
     try:
-        detector = pipeline("zero-shot-object-detection", model=source)
+        detector = pipeline("zero-shot-object-detection", model=source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f"The detector {name_or_path} cannot be read: {error}") from error
     tokenizer = detector.tokenizer
@@ -429,28 +430,23 @@ def _count(dataset: "DatasetDict", concepts: list[DetectedConcept]) -> Annotatio
     )
 
 
-def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
 def describe(annotations: Annotations, dataset: str, detector: str, version: str, iou: float) -> str:
     """Markdown for the card: that a model made the annotations, which one, thresholds, and what it found."""
     lines = [
-        f"Images and classes are those of `{dataset}`, whose licence holds for them.",
+        f"Images and classes are those of {code_span(dataset)}, whose licence holds for them.",
         "",
         "**A model made the annotations, nobody has checked them.** The boxes in `objects` are those that the "
-        f"open-vocabulary detector `{detector}` (version `{version}`) gave for the prompts below, with scores above "
-        "the concept's threshold. Boxes are in whole pixels, clipped to their image; of two boxes of a concept with "
-        f"an intersection over union above {iou:g} the one of the higher score was kept. `score` is the detector's "
-        "own, and no probability. A concept without a box in an image may still be there. `review.png` shows boxes of "
-        "each concept from the lowest kept score to the highest.",
+        f"open-vocabulary detector {code_span(detector)} (version {code_span(version)}) gave for the prompts below, "
+        "with scores above the concept's threshold. Boxes are in whole pixels, clipped to their image; of two boxes "
+        f"of a concept with an intersection over union above {iou:g} the one of the higher score was kept. `score` is "
+        "the detector's own, and no probability. A concept without a box in an image may still be there. `review.png` "
+        "shows boxes of each concept from the lowest kept score to the highest.",
         "",
         "| concept | prompt | threshold | boxes | images |",
         "|---|---|---|---|---|",
     ]
     for concept in annotations.concepts:
-        cells = (_cell(concept.name), _cell(concept.prompt), f"{concept.threshold:g}")
+        cells = (escape_markdown(concept.name), escape_markdown(concept.prompt), f"{concept.threshold:g}")
         counts = (str(annotations.boxes[concept.name]), str(annotations.images_with[concept.name]))
         lines.append(f"| {' | '.join((*cells, *counts))} |")
     lines += ["", "| split | images | without any box |", "|---|---|---|"]

@@ -3,7 +3,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from ascent_vit.files import write_text
+from ascent_vit.markdown import code_span, escape_markdown
 
 from .loading import GROUP_COLUMN, concepts_from_features
 from .schema import PreparedDataset
@@ -71,7 +71,7 @@ The names of the mask's concepts are not in its column; add
 {% endfor %}
 | column | meaning |
 |---|---|
-{% for name, meaning in columns.items() %}| `{{ name }}` | {{ meaning }} |
+{% for name, meaning in columns.items() %}| {{ name }} | {{ meaning }} |
 {% endfor %}
 - {{ classes | length }} classes: {{ classes | join(", ") }}
 {% if global_concepts %}- {{ global_concepts | length }} concepts of the whole image: \
@@ -89,11 +89,6 @@ The names of the mask's concepts are not in its column; add
 |---|---|
 {% for name, value in settings.items() %}| {{ name }} | {{ value }} |
 {% endfor %}{% endif %}"""
-
-
-def _plain(text: Any) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(str(text).split()))
 
 
 def _meaning(name: str, feature: Any) -> str:
@@ -136,18 +131,22 @@ def dataset_card(
     return DatasetCard.from_template(
         data,
         template_str=TEMPLATE,
-        title=_plain(prepared.title),
+        title=escape_markdown(prepared.title),
         description=prepared.description.strip(),
         repo=f'"{repo_id}"' if repo_id else '"PATH_OF_THIS_FOLDER"',
         place=repo_id or "PATH_OF_THIS_FOLDER",
         splits={name: f"{len(split):,}" for name, split in prepared.dataset.items()},
-        columns={name: _meaning(name, feature) for name, feature in features.items()},
-        classes=[_plain(name) for name in labels],
-        global_concepts=[_plain(name) for name in global_names],
-        spatial_concepts=[_plain(name) for name in spatial_names],
+        columns={code_span(name): _meaning(name, feature) for name, feature in features.items()},
+        classes=[escape_markdown(name) for name in labels],
+        global_concepts=[escape_markdown(name) for name in global_names],
+        spatial_concepts=[escape_markdown(name) for name in spatial_names],
         mask_names=spatial_concepts,
         command=command and " ".join(command.split()),
-        settings={_plain(name): _plain(value) for name, value in prepared.settings.items() if value is not None},
+        settings={
+            escape_markdown(name): escape_markdown(value)
+            for name, value in prepared.settings.items()
+            if value is not None
+        },
     )
 
 

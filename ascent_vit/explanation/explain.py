@@ -122,6 +122,8 @@ class Explainer:
             processed (`tuple[int, int]`, *optional*): Height and width in pixels of what the model got, for fusion.
         """
         logits, contributions = to_array(outputs["logits"]), to_array(outputs["concept_contributions"])
+        if not np.isfinite(logits).all():
+            raise ValueError("The model gives scores that are not finite: its weights or the pixels are damaged.")
         grid = tuple(outputs["patch_grid"][0].tolist())
         attentions = []
         patch_attention = np.zeros((len(images), self.table.shape[0], 0, *grid), dtype=np.float32)

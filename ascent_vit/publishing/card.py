@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ascent_vit.files import write_text
+from ascent_vit.files import read_json, write_text
+from ascent_vit.markdown import escape_markdown
 
 
 if TYPE_CHECKING:
@@ -138,7 +139,13 @@ class ModelCardContent:
         config = read_json(Path(model_dir) / "config.json")
         processor = read_json(Path(model_dir) / "preprocessor_config.json")
         return cls(
-            classes=[name for _, name in sorted(config["id2label"].items(), key=lambda item: int(item[0]))],
+            # transformers leaves out the names of two classes that nobody named.
+            classes=[
+                name
+                for _, name in sorted(
+                    config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}).items(), key=lambda item: int(item[0])
+                )
+            ],
             global_concepts=config["global_concepts"],
             spatial_concepts=config["spatial_concepts"],
             num_unsupervised_concepts=config["num_unsupervised_concepts"],
@@ -147,17 +154,6 @@ class ModelCardContent:
             unannotated=processor["unannotated"],
             **kwargs,
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: save the model and its image processor there first.")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no markup, no HTML, no table cell ends."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~&$!])", r"\\\1", " ".join(str(text).split()))
 
 
 def format_value(value: float) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 import ascent_vit
 import modeling_ascent_vit
-from ascent_vit.files import replace_folder, write_text
+from ascent_vit.files import check_new_folder, new_folder, write_text
+from ascent_vit.models import load_processor, load_whole
 
 from .privacy import check_secrets
 from .publish import PublishedModel, check_repo_id, commit_folder
@@ -20,6 +21,7 @@ from .stage import (
     PublishOptions,
     Source,
     StagedFile,
+    check_source,
     dataset_path,
     find_data_license,
     find_source,
@@ -101,7 +103,7 @@ def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> l
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for a folder without images, a file that is none, or more than 24.
+        ValueError: for a folder without images, links in it that leave it, a file that is no image, or more than 24.
     """
     from ascent_vit.explanation.sources import ImageFiles
 
@@ -110,6 +112,8 @@ def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> l
     files = ImageFiles([os.fspath(path) for path in paths])
     if len(files) > MAX_EXAMPLES:
         raise ValueError(f"A Space shows at most {MAX_EXAMPLES} examples; got {len(files)}: choose some.")
+    for folder in filter(os.path.isdir, paths):
+        check_source(Path(folder), [Path(file) for file in files.files if Path(file).is_relative_to(folder)])
     images = [item.read() for item in files.items()]
     for image in images:
         image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
@@ -203,8 +207,7 @@ def stage_space(
     options = options or PublishOptions()
     check_repo_id(model_repo_id)
     source, target = find_source(folder), Path(target)
-    if target.is_dir() and any(target.iterdir()):
-        raise FileExistsError(f"The folder {target} is not empty: name another one.")
+    check_new_folder(target)
     dataset = dataset_path(source)
     check_space_options(source, options, examples)
     images = example_images(source, examples)
@@ -218,7 +221,7 @@ def stage_space(
         revision=options.tag,
         examples=about_examples(dataset, len(images), bool(examples), options),
     )
-    with replace_folder(target) as partial:
+    with new_folder(target) as partial:
         copy_code(partial)
         if images:
             write_examples(images, partial / EXAMPLES)
@@ -286,8 +289,6 @@ def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequ
         ValueError: for another kind of model, examples that cannot be read, or a port that is taken.
         ImportError: without Gradio.
     """
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
     source = find_source(folder)
     images = example_images(source, examples)
     try:
@@ -296,8 +297,7 @@ def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequ
         if error.name != "gradio":
             raise
         raise ImportError("The app needs Gradio: pip install 'ascent-vit[space]'.") from error
-    model = AutoModelForImageClassification.from_pretrained(source.model_dir)
-    processor = AutoImageProcessor.from_pretrained(source.model_dir)
+    model, processor = load_whole(source.model_dir), load_processor(source.model_dir)
     title = Path(folder).resolve().name
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_examples(images, Path(temporary, EXAMPLES))

@@ -8,16 +8,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ascent_vit.files import write_json, write_text
+from ascent_vit.files import check_extent, read_json, write_json, write_text
+from ascent_vit.markdown import escape_markdown
+from ascent_vit.models import load_processor, load_whole
 
-from .card import METRIC_MEANINGS, ModelCardContent, check_card, model_card, pin_examples, read_json
+from .card import METRIC_MEANINGS, ModelCardContent, check_card, model_card, pin_examples
 from .privacy import check_secrets, strip_paths, strip_values
 
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 CARD, PICTURES, RECORDS, EVAL_RESULTS = "README.md", "explanations.png", "training", ".eval_results"
 RECORD_NAMES = ("recipe.json", "recipe.yaml", "metrics.json", "evaluation.json", "report.json")
@@ -135,46 +134,23 @@ def find_source(folder: str | os.PathLike) -> Source:
     pictures = folder / PICTURES if (folder / PICTURES).is_file() else None
     card = model_dir / CARD if (model_dir / CARD).is_file() else None
     check_source(folder, [*model_dir.iterdir(), *records.values(), *([pictures] if pictures else [])])
-    model_type = read_json(model_dir / "config.json").get("model_type")
+    config = read_json(model_dir / "config.json")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
     if model_type != "ascent_vit":
         raise ValueError(f"{model_dir} holds a model of type {model_type!r}; publish sends ascent_vit.")
     return Source(model_dir, records, pictures, card)
 
 
-def load_whole(model_dir: Path) -> "PreTrainedModel":
-    """
-    A model whose folder has each of its weights and no other, all finite.
-
-    Raises:
-        ValueError: where that is not so.
-        OSError: where there are no weights as safetensors.
-    """
-    from transformers import AutoModelForImageClassification
-
-    import ascent_vit  # noqa: F401  (makes the model known to transformers)
-
-    model, report = AutoModelForImageClassification.from_pretrained(model_dir, output_loading_info=True)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(kind):
-            names = ", ".join(sorted(map(str, report[kind]))[:3])
-            raise ValueError(
-                f"The weights in {model_dir} do not fit its config.json: {kind.replace('_', ' ')} {names}."
-            )
-    for name, parameter in model.state_dict().items():
-        if parameter.is_floating_point() and not parameter.isfinite().all():
-            raise ValueError(f"The weight {name} in {model_dir} has values that are not finite numbers.")
-    return model
-
-
 def stage_model(source: Source, target: Path) -> None:
     """Weights, configuration, image processor and code, written anew into the folder `target`."""
     import torch
-    from transformers import AutoImageProcessor
 
     model = load_whole(source.model_dir)
+    # What a folder says of code elsewhere is not passed on: saving names the code that it writes.
+    model.config.auto_map = {}
     model.save_pretrained(target)
-    AutoImageProcessor.from_pretrained(source.model_dir).save_pretrained(target)
-    AutoImageProcessor.from_pretrained(target)
+    load_processor(source.model_dir).save_pretrained(target)
+    load_processor(target)
     before, after = model.state_dict(), load_whole(target).state_dict()
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise RuntimeError("The weights that were written are not those that were read: please report this.")
@@ -189,7 +165,8 @@ def read_records(source: Source) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         try:
             data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (ValueError, yaml.YAMLError) as error:
+            check_extent(data)
+        except (ValueError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{path} cannot be read: {error}.") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path} must hold names and values; got {type(data).__name__}.")
@@ -241,6 +218,11 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def whole_number(value: Any) -> int | None:
+    """The value where it is a whole number, as a seed is."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def run_figures(metrics: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Figures of a run: those of its training, and over them those of `ascent-vit evaluate`."""
     return numbers(metrics) | numbers(evaluation)
@@ -250,7 +232,7 @@ def read_run(path: Path) -> dict[str, Any]:
     """Figures and seed of a run from its metrics file, and `evaluation.json` beside it where there is one."""
     metrics, beside = read_json(path), path.with_name("evaluation.json")
     evaluation = read_json(beside) if beside.is_file() else {}
-    return run_figures(metrics, evaluation) | {"seed": metrics.get("seed")}
+    return run_figures(metrics, evaluation) | {"seed": whole_number(metrics.get("seed"))}
 
 
 def base_model(model_dir: Path) -> str | None:
@@ -262,7 +244,8 @@ def base_model(model_dir: Path) -> str | None:
 def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known: Any) -> ModelCardContent:
     """What a card says of a run, from its records; `known` are the other fields of the content."""
     metrics, recipe = records.get("metrics.json", {}), records.get("recipe.yaml", {})
-    dataset = recipe.get("dataset") or metrics.get("dataset")
+    datasets = [record["dataset"] for record in (recipe, metrics) if isinstance(record.get("dataset"), str)]
+    dataset = datasets[0] if datasets else None
     command = None
     if recipe:
         # What is not the package's must be given again, by its place on the reader's machine or its id.
@@ -275,7 +258,7 @@ def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known
         repo_id=repo_id,
         metrics=run_figures(metrics, records.get("evaluation.json", {})),
         split=metrics.get("split") or "test",
-        seed=metrics.get("seed"),
+        seed=whole_number(metrics.get("seed")),
         command=command,
         settings=settings,
         base_model=base_model(target),
@@ -291,7 +274,9 @@ def make_card(
     if name is None:
         raise ValueError("Nothing says what the model was trained on: give --dataset-name, for the card.")
     licence = find_data_license(dataset, options)
-    place = f"[{name}](https://huggingface.co/datasets/{options.dataset_id})" if options.dataset_id else name
+    place = escape_markdown(name)
+    if options.dataset_id:
+        place = f"[{place}](https://huggingface.co/datasets/{options.dataset_id})"
     runs = [read_run(Path(path)) for path in options.other_metrics]
     if runs and not records.get("metrics.json"):
         raise ValueError("--metrics gives figures of further runs, but the folder has no metrics.json of its own.")
@@ -305,7 +290,7 @@ def make_card(
         dataset_id=options.dataset_id,
         other_runs=runs,
         training_data=f"Trained on {place}, "
-        + (f"whose licence is {licence}." if licence else "under the licence of its source."),
+        + (f"whose licence is {escape_markdown(licence)}." if licence else "under the licence of its source."),
         pictures=PICTURES if (target / PICTURES).is_file() else None,
     )
     return str(model_card(content)).rstrip("\n") + "\n"

@@ -82,7 +82,7 @@ def build_model(
     else:
         fields = config_fields(recipe, labels, global_concepts, spatial_concepts)
         try:
-            model = AscentViTForImageClassification.from_backbone(recipe.backbone, **fields)
+            model = AscentViTForImageClassification.from_backbone(recipe.backbone, trust_remote_code=False, **fields)
         except StrictDataclassError as error:
             raise ValueError(f"The recipe's model is not valid: {error}") from error
         except OSError as error:

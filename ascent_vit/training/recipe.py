@@ -17,6 +17,7 @@ import yaml
 
 from ascent_vit.data.augmentation import Augmentation
 from ascent_vit.evaluation import GREATER_IS_BETTER
+from ascent_vit.files import check_extent
 
 
 # Metrics of an evaluation that can choose the best epoch.
@@ -178,7 +179,9 @@ _Loader.add_implicit_resolver(
 def read_yaml(text: str, source: str) -> Any:
     """Parses YAML in which 5e-5 is a number and `no` a word; ValueError naming `source` for what is no YAML."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
+        check_extent(data)
+        return data
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         # The last two for `!!timestamp` of something else, and for lists within lists without end.
         raise ValueError(f"{source} is no valid YAML: {error}") from error

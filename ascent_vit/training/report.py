@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ascent_vit.files import write_json, write_text
+from ascent_vit.markdown import escape_markdown
 
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def plot_curves(report: dict[str, Any]) -> "Figure":
     _finish(rate_axes, "Learning rate")
     _finish(metric_axes, "Validation" if names else "Validation: there is no such split")
     metric_axes.set_xlabel("step")
-    figure.suptitle(textwrap.shorten(f"{report['recipe']} on {report['dataset']}", 90), x=0.02, ha="left")
+    figure.suptitle(
+        textwrap.shorten(f"{report['recipe']} on {report['dataset']}", 90), x=0.02, ha="left", parse_math=False
+    )
     return figure
 
 
@@ -87,12 +90,13 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return escape_markdown(value)
 
 
 def _table(header: tuple[str, ...], rows: list[tuple]) -> list[str]:
+    """Lines of a table, the first cells of whose rows are names of the toolkit, shown as they are."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return [*lines, *("| " + " | ".join(_cell(value) for value in row) + " |" for row in rows), ""]
+    return [*lines, *(f"| {' | '.join((str(name), *map(_cell, values)))} |" for name, *values in rows), ""]
 
 
 def report_text(report: dict[str, Any]) -> str:
@@ -107,7 +111,7 @@ def report_text(report: dict[str, Any]) -> str:
     best = f"epoch {report['best_epoch']}"
     if report["best_validation_value"] is not None:
         best += f", with {report['best_metric']} {_cell(report['best_validation_value'])} on the validation split"
-    lines = [f"# Training run: {report['recipe']} on {report['dataset']}", ""]
+    lines = [f"# Training run: {escape_markdown(report['recipe'])} on {escape_markdown(report['dataset'])}", ""]
     lines += [f"{report['steps']} steps; kept are the weights of {best}.", ""]
     if metrics:
         lines += [f"## Metrics on the {split} split", "", *_table(("metric", "value"), list(metrics.items()))]

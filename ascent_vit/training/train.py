@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,7 +34,7 @@ from transformers import get_scheduler
 from ascent_vit import __version__
 from ascent_vit.data import check_concepts, concepts_from_features, load_concept_dataset
 from ascent_vit.evaluation import evaluate
-from ascent_vit.files import replace_folder, write_json
+from ascent_vit.files import LOCK, claim, read_json, replace_folder, write_json
 
 from .build import build_model, make_loader, split_dataset
 from .checkpoints import last_whole_checkpoint, leftovers, new_checkpoint, remove_leftovers
@@ -114,9 +115,8 @@ def check_output(output: Path, resume: bool) -> None:
     """ValueError for a folder that is not free, or, to resume, holds something else than a run."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output {output} is a file: name a folder.")
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if resume and set(output.iterdir()) <= set(leftovers(output)):
+    present = {path for path in output.iterdir() if path.name != LOCK} if output.exists() else set()
+    if not present or (resume and present <= set(leftovers(output))):
         return
     if not resume:
         raise ValueError(f"The output folder {output} is not empty: name another one, or resume the run in it.")
@@ -128,7 +128,7 @@ def check_resumed(output: Path, record: dict[str, Any]) -> None:
     """ValueError where the run in a folder is not the one of `record`, which is kept as `recipe.json`."""
     if not (output / "recipe.json").is_file():
         return
-    before = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+    before = read_json(output / "recipe.json")
     after = json.loads(json.dumps(record))
     changed = [key for key in after if key not in FREE_KEYS and before.get(key) != after[key]]
     if changed:
@@ -549,6 +549,7 @@ def train(
 
     Raises:
         FileNotFoundError: for a dataset or backbone that does not exist.
+        FileExistsError: for a folder that another process trains in.
         ValueError: for a recipe, dataset or folder that does not serve.
         TrainingError: for a loss or gradient that is not finite, a loss that explodes, or a disk that takes no more.
 
@@ -573,9 +574,13 @@ def train(
     recipe = dataclasses.replace(recipe, **changes)
     if dataset is None and recipe.dataset is None:
         raise ValueError("The recipe names no dataset: give one, a Hub id, a local folder or digits.")
-    run = Run(recipe, Path(output_dir), dataset, resume)
-    run.train()
-    return run.finish()
+    output = Path(output_dir)
+    check_output(output, resume)
+    # Of several processes the first one, which writes.
+    with claim(output, inside=True) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        run = Run(recipe, output, dataset, resume)
+        run.train()
+        return run.finish()
 
 
 __all__ = ["TrainingError", "TrainingResult", "train"]

@@ -6,12 +6,14 @@ import collections
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.conversion.reading import read_settings, read_state_dict
 
 
@@ -161,3 +163,67 @@ def test_settings(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert read_settings(tmp_path / "config.json") == settings
     assert read_settings(None) == {}
+
+
+def repacked(path, change):
+    """An archive of torch.save, of which `change` gives what is written in place of each entry."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, *change(name, data))
+
+
+def bomb(path):
+    torch.save(WEIGHTS, path)
+    repacked(path, lambda name, data: (bytes(10**8) if "/data/" in name else data, zipfile.ZIP_DEFLATED))
+
+
+def shared(path):
+    """The directory names the same bytes again and again, so that they are more than the file."""
+    torch.save({"a": torch.zeros(10_000)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        entry = max(archive.infolist(), key=lambda item: item.file_size)
+        archive.filelist += [entry] * 1000
+        archive._didModify = True
+
+
+def spread(path):
+    torch.save({"a": torch.zeros(1).expand(10**12), "b": torch.zeros(2)}, path)
+
+
+HOSTILE = {
+    "packed bytes": (bomb, "unpacks to more than it holds"),
+    "shared bytes": (shared, "unpacks to more than it holds"),
+    "a value for all": (spread, "a is no plain tensor"),
+    "a sparse tensor": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "a is no plain tensor"),
+    "no storage": (lambda path: torch.save({"a": torch.empty(10**9, device="meta")}, path), "a is no plain tensor"),
+    "no archive": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "cannot be read as a PyTorch"),
+    "a payload": (
+        lambda path: path.write_bytes(pickle.dumps(Payload(path.with_name("trace")))),
+        "cannot be read|beside",
+    ),
+    "a payload within": (lambda path: torch.save({"model": Payload(path.with_name("trace"))}, path), "beside tensors"),
+}
+
+
+@pytest.mark.parametrize("ending", ["pt", "ckpt"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_checkpoints_give_one_error(name, ending, tmp_path, capsys):
+    write, message = HOSTILE[name]
+    path = tmp_path / f"weights.{ending}"
+    write(path)
+    for layout in ("authors", "timm"):
+        assert run(["convert", str(path), "--from", layout, "--output", str(tmp_path / "out")]) == USAGE_ERROR
+        text = capsys.readouterr().err
+        assert text.startswith("Error: ") and text.count("\n") == 1
+        with pytest.raises(ValueError, match=message):
+            read_state_dict(path)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("content", ['{"a":' * 100_000, "[" * 100_000, "1" * 5000, "NaN"])
+def test_hostile_settings(content, tmp_path):
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ValueError, match="c.json"):
+        read_settings(tmp_path / "c.json")

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
 from ..schema import PreparedDataset, concept_features
-from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
+from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines
 
 
 NUM_ATTRIBUTES = 64
@@ -143,7 +143,8 @@ def _find_images(source: Path, images: str | None, objects: list[AnnotatedObject
     found: dict[str, Path] = {}
     missing = []
     for name in sorted({item.image for item in objects}):
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        places = [file_in(folder, name, "The annotations") for folder in folders]
+        path = next((place for place in places if place.is_file()), None)
         if path is None:
             missing.append(name)
         else:

@@ -2,6 +2,7 @@
 """What adapters share: text files of archives, seeded shares, and rows written to disk as they come."""
 
 import atexit
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,19 @@ def find_file(folders: Iterable[Path], name: str, hint: str) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(f"{name} is missing; looked for {', '.join(map(str, places))}. {hint}")
+
+
+def file_in(folder: Path, name: str, where: str) -> Path:
+    """
+    The file of `folder` that a text file names; `where` is the line that does.
+
+    Raises:
+        ValueError: for a name that leads out of the folder.
+    """
+    parts = re.split(r"[/\\]", name)
+    if ".." in parts or Path(name).is_absolute():
+        raise ValueError(f"{where}: {name!r} leads out of {folder}: unpack the official archive again.")
+    return folder / name
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -105,4 +119,4 @@ def dataset_from_splits(splits: Mapping[str, Iterable[dict[str, Any]]], features
     return DatasetDict({name: dataset for name, dataset in datasets.items() if len(dataset)})
 
 
-__all__ = ["check_shares", "dataset_from_rows", "dataset_from_splits", "draw", "find_file", "read_lines"]
+__all__ = ["check_shares", "dataset_from_rows", "dataset_from_splits", "draw", "file_in", "find_file", "read_lines"]

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..schema import PreparedDataset, concept_features, read_image_file
-from .archive import check_shares, dataset_from_splits, find_file, read_lines
+from .archive import check_shares, dataset_from_splits, file_in, find_file, read_lines
 
 
 # Attributes by the text before "::", compared whole. The parts are those of parts.txt; "upperparts" and "underparts"
@@ -247,7 +247,7 @@ def read_archive(source: Path) -> Archive:
         root=root,
         attributes=attributes,
         classes=classes,
-        images={image: root / "images" / files[image][1][0] for image in ids},
+        images={image: file_in(root / "images", files[image][1][0], files[image][0]) for image in ids},
         labels=np.array([_integer(labels[i][1][0], labels[i][0], 1, len(classes)) - 1 for i in ids]),
         train=np.array([_integer(train[i][1][0], train[i][0], 0, 1) == 1 for i in ids]),
         boxes=[[_number(text, boxes[i][0]) for text in " ".join(boxes[i][1]).split()[:4]] for i in ids],

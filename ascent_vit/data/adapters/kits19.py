@@ -39,6 +39,9 @@ KIDNEY, TUMOUR = 1, 2
 # right to left, which is how radiologists look at them.
 ORIENTATION = ("I", "P", "L")
 
+# The archive's largest volume has less than a third of it.
+MOST_VOXELS = 2**30
+
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 CITATION = """```bibtex
@@ -120,11 +123,13 @@ def read_volume(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"The volume {path} is missing.")
     try:
         volume: Any = nibabel.load(path)
+        if len(volume.shape) != 3:
+            raise ValueError(f"it must have three axes; it has the shape {volume.shape}")
+        if math.prod(volume.shape) > MOST_VOXELS:
+            raise ValueError(f"its header tells of {math.prod(volume.shape):,} voxels, above {MOST_VOXELS:,}")
         values = np.asanyarray(volume.dataobj)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"The volume {path} cannot be read ({error}): get it again.") from error
-    if values.ndim != 3:
-        raise ValueError(f"The volume {path} must have three axes; got the shape {values.shape}.")
     if not np.array_equal(volume.affine, np.eye(4)):
         turn = nibabel.orientations.ornt_transform(
             nibabel.orientations.io_orientation(volume.affine), nibabel.orientations.axcodes2ornt(ORIENTATION)

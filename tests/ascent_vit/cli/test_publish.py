@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ascent_vit.cli.app import FAILURE, USAGE_ERROR, run
+from ascent_vit.cli.app import USAGE_ERROR, run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -60,7 +60,7 @@ def test_bad_input(model_dir, tmp_path, capsys):
     assert command(tmp_path / "nowhere", "--dry-run", "--output", tmp_path / "output") == USAGE_ERROR
     assert run(["publish", str(model_dir), "--repo-id", "birds"]) == USAGE_ERROR
     (model_dir / "model.safetensors").unlink()
-    assert command(model_dir, "--dry-run", "--output", tmp_path / "output") == FAILURE
+    assert command(model_dir, "--dry-run", "--output", tmp_path / "output") == USAGE_ERROR
     error = capsys.readouterr().err
     assert "There is no folder" in error and "--repo-id must be USER/NAME" in error
     assert "has no model.safetensors" in error and not (tmp_path / "output").exists()

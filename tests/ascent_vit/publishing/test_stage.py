@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ascent_vit.publishing import ModelCardContent, PublishOptions, stage, write_model_card
+from ascent_vit.publishing import ModelCardContent, PublishOptions, stage, stage_space, write_model_card
 from ascent_vit.training.recipe import load_recipe
 
 
@@ -245,3 +246,78 @@ def test_a_bare_model_needs_a_name_for_its_data(run_folder, tmp_path):
 def test_bad_options(options):
     with pytest.raises(ValueError, match="--tag must be|--dataset-id must be"):
         PublishOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/model.safetensors",
+        "model/config.json",
+        "model/preprocessor_config.json",
+        "model/README.md",
+        "model/notes.txt",
+        "metrics.json",
+        "recipe.json",
+        "evaluation.json",
+        "explanations.png",
+    ],
+)
+@pytest.mark.parametrize("space", [False, True])
+def test_nothing_goes_out_by_a_link(name, space, run_folder, tmp_path):
+    outside = tmp_path / "outside" / Path(name).name
+    outside.parent.mkdir()
+    path = run_folder / name
+    if path.exists():
+        path.rename(outside)
+    else:
+        outside.write_text("{}")
+    path.symlink_to(outside)
+    with pytest.raises(ValueError, match="is a link that leaves"):
+        if space:
+            stage_space(run_folder, tmp_path / "space", "ann/birds")
+        else:
+            staged(run_folder, tmp_path)
+    assert not (tmp_path / "space").exists()
+    assert not (tmp_path / "staged").exists() or not list((tmp_path / "staged").iterdir())
+
+
+def test_a_model_folder_that_is_a_link(run_folder, tmp_path):
+    (run_folder / "model").rename(tmp_path / "elsewhere")
+    (run_folder / "model").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is a link that leaves"):
+        staged(run_folder, tmp_path)
+
+
+def test_examples_do_not_go_out_by_a_link(run_folder, tmp_path):
+    (tmp_path / "examples").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (tmp_path / "examples" / "a.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="a.png is a link that leaves"):
+        stage_space(
+            run_folder,
+            tmp_path / "space",
+            "ann/birds",
+            PublishOptions(include_images=True),
+            [tmp_path / "examples"],
+        )
+
+
+def test_code_that_a_folder_names_is_not_passed_on(run_folder, tmp_path):
+    for name, key in (
+        ("config.json", "AutoModelForImageClassification"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+    ):
+        path = run_folder / "model" / name
+        data = json.loads(path.read_text())
+        path.write_text(json.dumps(data | {"auto_map": {key: "evil.Evil", "AutoTokenizer": "ann/evil--evil.Evil"}}))
+    (run_folder / "model" / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
+    target, files = staged(run_folder, tmp_path)
+    assert "evil" not in (target / "config.json").read_text() + (target / "preprocessor_config.json").read_text()
+    assert files == CODE | MODEL | RECORDS | {"explanations.png"} and not (tmp_path / "ran").exists()
+
+
+def test_records_that_stand_for_endless_values(run_folder, tmp_path):
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
+    (run_folder / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="more than 1,000,000 values"):
+        staged(run_folder, tmp_path)
