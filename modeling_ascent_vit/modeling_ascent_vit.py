@@ -1179,7 +1179,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             return None
         if not is_dense(labels) or labels.ndim == 0 or labels.shape[0] != batch_size:
             got = tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
-            raise ValueError(f"labels must have one entry per image, ({batch_size},), as a tensor; got {got}.")
+            raise ValueError(f"labels must be a tensor with one entry per image, ({batch_size},); got {got}.")
         readable = not torch.compiler.is_compiling() and labels.device.type == "cpu"
         if labels.is_floating_point():
             if readable and not labels.isfinite().all():

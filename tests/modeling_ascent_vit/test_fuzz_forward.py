@@ -99,7 +99,7 @@ def test_odd_arguments(fuzz, model, examples):
         (torch.tensor([0, 5]), "classes from 0 to 4, or -100 for some that are ignored; got .0, 5."),
         (torch.tensor([-1, 0]), "classes from 0 to 4"),
         (torch.tensor([-100, -100]), "classes from 0 to 4"),
-        ([0, 1], "as a tensor; got list"),
+        ([0, 1], "must be a tensor with one entry per image, .2,.; got list"),
         (torch.tensor([[0.0, NAN, 0, 0, 0]] * 2), "labels must be finite"),
     ],
 )
