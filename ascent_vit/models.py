@@ -72,7 +72,9 @@ def check_config(data: Any, path: str) -> None:
         raise ValueError(f"{path} must hold names and values; it holds {type(data).__name__}.")
     model_type = data.get("model_type")
     if model_type != "ascent_vit":
-        raise ValueError(f"{path} is of a model of type {model_type}: give an ASCENT-ViT, as train writes it.")
+        raise ValueError(
+            f"{Path(path).parent} is a model of type {model_type}: give an ASCENT-ViT, as train writes it."
+        )
     check_numbers(data, path)
     methods = sorted(name for name in data if callable(getattr(AscentViTConfig, name, None)))
     if methods:

@@ -52,7 +52,7 @@ def test_convert(checkpoint, tmp_path, capsys):
     assert str(tmp_path) not in written
 
     assert run(words) == 2
-    assert "not an empty folder" in one_error(capsys)
+    assert "is not empty: name another one" in one_error(capsys)
 
 
 def test_an_empty_folder_is_taken(checkpoint, tmp_path):
