@@ -55,7 +55,7 @@ CASES = {
     "a folder": (instead(os.mkdir), "Bird_1.jpg is missing"),
     "a link to a device": (instead(lambda path: path.symlink_to("/dev/zero")), "Bird_1.jpg is missing"),
     "a link to itself": (instead(lambda path: path.symlink_to(path)), "Error: "),
-    "a picture bomb": (instead(picture_bomb), "cannot be read .*exceeds limit"),
+    "a picture bomb": (instead(picture_bomb), "as a decompression bomb would"),
     "no image": (instead(lambda path: path.write_bytes(b"\xff\xd8\xff" + bytes(50))), "cannot be read"),
     "endless numbers": (names("1 001", "9" * 5000 + " 001"), "Error: "),
 }
