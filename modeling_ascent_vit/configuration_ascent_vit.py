@@ -179,7 +179,8 @@ class AscentViTConfig(PreTrainedConfig):
         pyramid_channels (`list[int]`, *optional*, defaults to `[64, 128, 256, 256]`):
             Channels of the stem and of the levels at 1/8, 1/16 and 1/32.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the truncated normal that initialises linear layers, concepts and level embeddings.
+            Standard deviation of the normal that initialises the pyramid's convolutions, and of the truncated normals that
+            initialise linear layers and level embeddings.
 
     Raises:
         ValueError: for a backbone that cannot work, a head count that does not divide the hidden size, a stream with
@@ -456,7 +457,9 @@ class AscentViTConfig(PreTrainedConfig):
         if not abs(self.psi) <= LARGEST_NUMBER:
             raise ValueError(f"psi must be a finite number of at most {LARGEST_NUMBER:g}; got {self.psi}.")
         channels = self.pyramid_channels
-        if len(channels) != 1 + len(PYRAMID_STRIDES) or not all(1 <= number <= LARGEST_CHANNELS for number in channels):
+        if len(channels) != 1 + len(PYRAMID_STRIDES) or not all(
+            1 <= number <= LARGEST_CHANNELS for number in channels
+        ):
             raise ValueError(
                 f"pyramid_channels must be {1 + len(PYRAMID_STRIDES)} numbers from 1 to {LARGEST_CHANNELS}, of the stem and "
                 f"of each level; got {channels}."

@@ -81,6 +81,11 @@ def is_whole(number: Any) -> bool:
     return isinstance(number, int) and not isinstance(number, bool)
 
 
+def as_float(number: Any) -> Any:
+    """A whole number as a float, anything else as it is."""
+    return float(number) if is_whole(number) and abs(number) <= LARGE else number
+
+
 def pair(patch_size: int | tuple[int, int]) -> tuple[int, int]:
     return (patch_size, patch_size) if isinstance(patch_size, int) else (patch_size[0], patch_size[1])
 
@@ -223,6 +228,13 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         return cls(**kwargs)
 
     def _set_attributes(self, **kwargs):
+        # A file may have 1 for 1.0, which the check of types refuses.
+        for name in ("rescale_factor", "image_mean", "image_std"):
+            value = kwargs.get(name)
+            if isinstance(value, list | tuple):
+                kwargs[name] = [as_float(item) for item in value]
+            elif value is not None:
+                kwargs[name] = as_float(value)
         # transformers checks types at each call, but not here, where they come from a file.
         given = {name: kwargs[name] for name in ImagesKwargs.__annotations__ if kwargs.get(name) is not None}
         validate_typed_dict(ImagesKwargs, given)

@@ -299,7 +299,7 @@ def sum_of_rows(table: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor, n
     rows, shares = (x.view(batch_size * num_queries * num_heads, -1) for x in (rows, shares.to(table.dtype)))
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         # embedding_bag becomes a loop in ONNX.
-        sums = (shares.unsqueeze(1) @ table[rows]).squeeze(1)
+        sums = (shares.unsqueeze(1) @ table[rows.long()]).squeeze(1)
     else:
         sums = nn.functional.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
     return sums.view(batch_size, num_queries, -1)
@@ -407,11 +407,11 @@ def multi_scale_deformable_sampling(
     return sum_of_rows(values.reshape(-1, values.shape[-1]), rows, shares, values.shape[2])
 
 
-def images_at_once(module: nn.Module, images: torch.Tensor, num_pixels: int) -> int:
-    """How many images a module should take at once: all of them, but `num_pixels` at inference on a processor."""
+def split_images(module: nn.Module, images: torch.Tensor, num_pixels: int) -> tuple[torch.Tensor, ...]:
+    """A batch in parts of `num_pixels` at inference on a processor, where fewer at a time are faster; else whole."""
     if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu":
-        return max(1, images.shape[0])
-    return max(1, num_pixels // images[0, 0].numel())
+        return (images,)
+    return images.split(max(1, num_pixels // images[0, 0].numel()))
 
 
 class AscentViTBatchNorm(nn.BatchNorm2d):
@@ -441,10 +441,12 @@ class AscentViTConvLayer(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.normalization
-        kernel_size = convolution.weight[0].numel()
-        places = features.shape[0] * features[0, 0].numel() // math.prod(convolution.stride)
         folds = type(norm) is AscentViTBatchNorm and not (self.training or torch.is_grad_enabled())
-        if not folds or kernel_size > places:
+        if folds and not torch.compiler.is_compiling():
+            # Where there are more weights than features, a pass over the features is the cheaper one.
+            places = features.shape[0] * features[0, 0].numel() // math.prod(convolution.stride)
+            folds = convolution.weight[0].numel() <= places
+        if not folds:
             return nn.functional.relu(norm(convolution(features)), inplace=True)
         # Computed anew at each call: cheaper than one pass over the features, and never stale.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -488,8 +490,8 @@ class AscentViTMultiScaleEncoding(nn.Module):
                 pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4)
             )
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        count = images_at_once(self, pixel_values, STEM_PIXELS_AT_ONCE)
-        features = torch.cat([self.stem(pixels) for pixels in pixel_values.split(count)])
+        parts = [self.stem(pixels) for pixels in split_images(self, pixel_values, STEM_PIXELS_AT_ONCE)]
+        features = torch.cat(parts) if len(parts) > 1 else parts[0]
         levels, level_shapes = [], []
         for stage, projection, level_embedding in zip(
             self.stages, self.projections, self.level_embeddings, strict=True
@@ -775,7 +777,9 @@ class AscentViTPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, AscentViTConvLayer):
-            init.kaiming_normal_(module.convolution.weight, mode="fan_out", nonlinearity="relu")
+            # Not He's, as the authors': behind a normalisation the scale does not matter to the output, but small weights
+            # move faster, and the recipes here are short.
+            init.normal_(module.convolution.weight, std=self.config.initializer_range)
         elif isinstance(module, AscentViTMultiScaleEncoding):
             init.trunc_normal_(module.level_embeddings, std=self.config.initializer_range)
         elif isinstance(module, AscentViTDeformableFusion):
@@ -915,17 +919,14 @@ class AscentViTModel(AscentViTPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patches fused with the pyramid of their images, and where and how much the fusion looked."""
         pixel_values = pixel_values.to(self.encoding.level_embeddings.dtype)
-        count = len(pixel_values)
-        if (
-            not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-            and patches.device.type == "cpu"
-        ):
-            # A few images at a time: their features stay in the processor's cache, and memory does not grow.
-            count = max(1, PIXELS_AT_ONCE // pixel_values[0, 0].numel())
-        parts = []
-        for tokens, pixels in zip(patches.split(count), pixel_values.split(count), strict=True):
-            parts.append(self.fusion(tokens, patch_grid, *self.encoding(pixels)))
-        return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+        images = split_images(self, pixel_values, PIXELS_AT_ONCE)
+        if len(images) == 1:
+            return self.fusion(patches, patch_grid, *self.encoding(pixel_values))
+        parts = [
+            self.fusion(tokens, patch_grid, *self.encoding(pixels))
+            for tokens, pixels in zip(patches.split(len(images[0])), images, strict=True)
+        ]
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     @can_return_tuple
     def forward(

@@ -229,7 +229,7 @@ CASES = {
     "a mean of NaN": (processor(image_mean=[float("nan")] * 3), "image_mean is nan"),
     "a deviation of 0": (processor(image_std=[0, 0, 0]), "image_std must hold numbers above 0"),
     "a text for a factor": (processor(rescale_factor="x"), "image processor .* cannot be read"),
-    "an unknown resampling": (processor(resample=99), "image processor .* cannot be read"),
+    "an unknown resampling": (processor(resample=99), "resample must be a PIL.Image.Resampling"),
     "endless targets": (processor(num_spatial_concepts=HUGE), "num_spatial_concepts is"),
 }
 

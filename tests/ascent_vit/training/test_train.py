@@ -277,15 +277,19 @@ def test_the_moving_average_is_evaluated_and_saved(dataset, tmp_path):
 
 
 def test_the_best_weights_are_kept_not_the_last(dataset, tmp_path):
-    # The error falls with training, so that the greatest is the first epoch's.
-    values = recipe(metric_for_best_model="alignment_error", greater_is_better=True, learning_rate=3e-3)
-    result = train(values, tmp_path / "run", dataset)
-    first, second = checkpoints(tmp_path / "run")
-    errors = [read(path)["alignment_error"] for path in sorted((tmp_path / "run" / "metrics").iterdir())]
-    assert errors[0] > errors[1] and result.best_epoch == 1
-    saved = AutoModelForImageClassification.from_pretrained(result.model_dir).state_dict()
-    assert all(torch.equal(saved[name], value) for name, value in weights(first).items())
-    assert not all(torch.equal(saved[name], value) for name, value in weights(second).items())
+    best = []
+    for greater_is_better in (True, False):
+        values = recipe(metric_for_best_model="alignment_error", greater_is_better=greater_is_better)
+        folder = tmp_path / str(greater_is_better)
+        result = train(values, folder, dataset)
+        errors = [read(path)["alignment_error"] for path in sorted((folder / "metrics").iterdir())]
+        best.append(1 + errors.index(max(errors) if greater_is_better else min(errors)))
+        assert result.best_epoch == best[-1]
+        saved = AutoModelForImageClassification.from_pretrained(result.model_dir).state_dict()
+        for epoch, checkpoint in enumerate(checkpoints(folder), start=1):
+            equal = all(torch.equal(saved[name], value) for name, value in weights(checkpoint).items())
+            assert equal == (epoch == best[-1])
+    assert sorted(best) == [1, 2]
 
 
 def test_an_output_folder_that_is_in_use(dataset, tmp_path):
