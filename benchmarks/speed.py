@@ -99,14 +99,24 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+BUILT: dict[str, tuple[torch.nn.Module, torch.nn.Module]] = {}
+
+
 def build_models(backbone: str, **kwargs: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """ASCENT-ViT, by default in the paper's shape for CUB, and the plain classifier of the same backbone."""
+    """
+    ASCENT-ViT, by default in the paper's shape for CUB, and the plain classifier of the same backbone; built once, as
+    drawing the weights of a large one takes longer than its figure.
+    """
+    key = json.dumps([BACKBONES[backbone], kwargs])
+    if key in BUILT:
+        return BUILT[key]
     sizes = {"num_global_concepts": 13, "num_spatial_concepts": 95, "num_labels": 200, **kwargs}
     plain = AutoModelForImageClassification.from_config(
         ViTConfig(**BACKBONES[backbone], num_labels=sizes["num_labels"])
     )
     config = AscentViTConfig(backbone_config=ViTConfig(**BACKBONES[backbone]), **sizes)
-    return AscentViTForImageClassification(config).to(device()), plain.to(device())
+    BUILT[key] = AscentViTForImageClassification(config).to(device()), plain.to(device())
+    return BUILT[key]
 
 
 def predict(

@@ -36,6 +36,7 @@ NOT_RUN = {
     ("docs/publishing.md", 0): "sends to the Hub; test_publish.py sends to a double",
     ("docs/publishing.md", 1): "loads from the Hub with its code; test_remote_code.py does so from a folder",
     ("docs/space.md", 0): "starts an app, and sends to the Hub; test_space.py does both",
+    ("docs/speed.md", 1): "compiles for half a minute; test_inference.py does so",
     ("docs/training.md", 0): "trains three epochs of a ViT-B; test_trainer.py does so with a small one",
     ("docs/training.md", 1): "goes on from the block before",
 }

@@ -17,7 +17,6 @@ LABELS, CONCEPTS = ["a", "b", "c"], [f"concept {i}" for i in range(10)]
 # Hidden size, layers, heads of the published models.
 SHAPES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 PATCHES = {"vit": 16, "dinov2": 14}
-LIGHT = ("vit-base-light", "vit-tiny-light")
 
 # What the authors state for CUB, as far as a recipe holds it.
 AUTHORS_CUB = {
@@ -31,14 +30,13 @@ AUTHORS_CUB = {
 }
 
 
-def test_the_presets_are_every_size_of_two_backbones_and_some_light():
-    presets = [f"{kind}-{size}" for kind in PATCHES for size in SHAPES]
-    assert sorted(configuration_files("models")) == sorted([*presets, *LIGHT])
+def test_the_presets_are_every_size_of_two_backbones():
+    assert sorted(configuration_files("models")) == sorted(f"{kind}-{size}" for kind in PATCHES for size in SHAPES)
 
 
 @pytest.mark.parametrize("preset", sorted(configuration_files("models")))
 def test_a_preset_builds_its_model(preset):
-    kind, size = preset.removesuffix("-light").split("-")
+    kind, size = preset.split("-")
     config = build_config(Recipe(model=preset), LABELS, CONCEPTS, CONCEPTS[:4])
     backbone = config.backbone_config
     assert (backbone.hidden_size, backbone.num_hidden_layers, backbone.num_attention_heads) == SHAPES[size]
@@ -47,8 +45,7 @@ def test_a_preset_builds_its_model(preset):
     assert (config.id2label[1], config.concept_attention_heads, config.psi) == ("b", 2, 1.0)
     with torch.device("meta"):
         model = AscentViTForImageClassification(config)
-    stem = {True: ("patch", [32, 64, 128, 256]), False: ("conv", [64, 128, 256, 256])}[preset in LIGHT]
-    assert (config.pyramid_stem, config.pyramid_channels) == stem
+    assert (config.pyramid_stem, config.pyramid_channels) == ("conv", [64, 128, 256, 256])
     layers = SHAPES[size][1] * 12 * SHAPES[size][0] ** 2
     assert 0 < sum(p.numel() for p in model.ascent_vit.backbone.parameters()) - layers < 0.06 * layers + 1e6
 
