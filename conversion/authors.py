@@ -17,7 +17,6 @@ import torch
 
 from modeling_ascent_vit import AscentViTConfig
 from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
-from modeling_ascent_vit.modeling_ascent_vit import PYRAMID_CHANNELS, STEM_CHANNELS
 
 from .backbones import BackboneSizes, backbone_config, backbone_rules, complete_backbone
 from .rules import Rule, apply_rules, check_agreement, check_rules, setting, size, strip_prefix
@@ -56,10 +55,9 @@ def _encoding_rules(state: Mapping[str, torch.Tensor], hidden: int, channels: in
     """Rules for the pyramid."""
     rules = []
     target = "ascent_vit.encoding"
-    widths = (STEM_CHANNELS, *PYRAMID_CHANNELS)
-    convolutions = [
-        ("spm.stem", 3 * i, f"{target}.stem.{i}", STEM_CHANNELS if i else channels, STEM_CHANNELS) for i in range(3)
-    ]
+    widths = AscentViTConfig.pyramid_channels
+    inputs_of_stem = (channels, widths[0], widths[0])
+    convolutions = [("spm.stem", 3 * i, f"{target}.stem.{i}", inputs_of_stem[i], widths[0]) for i in range(3)]
     for i in range(len(PYRAMID_STRIDES)):
         convolutions.append((f"spm.conv{i + 2}", 0, f"{target}.stages.{i}", widths[i], widths[i + 1]))
     for old, index, new, inputs, outputs in convolutions:

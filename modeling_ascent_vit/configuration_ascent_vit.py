@@ -152,6 +152,11 @@ class AscentViTConfig(PreTrainedConfig):
             not counted as a concept; attention rows then sum to at most 1.
         pyramid_norm (`"batch"` or `"group"`, *optional*, defaults to `"batch"`):
             Normalisation in the pyramid. `"group"` makes a batch equal to its parts.
+        pyramid_stem (`"conv"` or `"patch"`, *optional*, defaults to `"conv"`):
+            What brings the image to 1/4 of its size, below the pyramid: three convolutions and a pooling (the paper),
+            or one convolution of 4x4 pixels at stride 4, which is most of the pyramid's cost saved.
+        pyramid_channels (`list[int]`, *optional*, defaults to `[64, 128, 256, 256]`):
+            Channels of the stem and of the levels at 1/8, 1/16 and 1/32.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that initialises linear layers, concepts and level embeddings.
 
@@ -209,6 +214,8 @@ class AscentViTConfig(PreTrainedConfig):
     global_token: Literal["cls", "cls_mean", "pool"] = "cls"
     none_concept: bool = False
     pyramid_norm: Literal["batch", "group"] = "batch"
+    pyramid_stem: Literal["conv", "patch"] = "conv"
+    pyramid_channels: list[int] | tuple[int, ...] = (64, 128, 256, 256)
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
@@ -231,6 +238,7 @@ class AscentViTConfig(PreTrainedConfig):
             num_global, num_spatial = CUB_GLOBAL_CONCEPTS, CUB_SPATIAL_CONCEPTS
         self.global_concepts = self._resolve_concepts("global", self.global_concepts, num_global)
         self.spatial_concepts = self._resolve_concepts("spatial", self.spatial_concepts, num_spatial)
+        self.pyramid_channels = list(self.pyramid_channels)
         super().__post_init__(**kwargs)
         if self.label2id is None:
             self.label2id = {name: i for i, name in self.id2label.items()}
@@ -385,6 +393,11 @@ class AscentViTConfig(PreTrainedConfig):
             raise ValueError(f"fusion_levels must be from 0 to {len(PYRAMID_STRIDES)}; got {self.fusion_levels}.")
         if self.fusion_levels and self.fusion_points < 1:
             raise ValueError(f"fusion_points must be 1 or more; got {self.fusion_points}.")
+        channels = self.pyramid_channels
+        if len(channels) != 1 + len(PYRAMID_STRIDES) or min(channels) < 1:
+            raise ValueError(
+                f"pyramid_channels must be {1 + len(PYRAMID_STRIDES)} numbers, of the stem and of each level; got {channels}."
+            )
 
     def validate_losses(self):
         """Loss weights are not negative."""

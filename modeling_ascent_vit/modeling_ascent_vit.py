@@ -36,10 +36,6 @@ from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
 
 logger = logging.get_logger(__name__)
 
-# Channels of the pyramid (Sinha et al., 2025; layout of Chen et al., "ViT-Adapter", ICLR 2023).
-STEM_CHANNELS = 64
-PYRAMID_CHANNELS = (128, 256, 256)
-
 # Backbones whose `post_layernorm` no patch token passes.
 NORM_OF_POOLED_TOKEN = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
 
@@ -281,15 +277,16 @@ class AscentViTBatchNorm(nn.BatchNorm2d):
 
 
 class AscentViTConvLayer(nn.Module):
-    """3x3 convolution, normalisation and ReLU. `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))`."""
+    """Convolution, normalisation and ReLU. `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))`."""
 
-    def __init__(self, config: AscentViTConfig, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, config: AscentViTConfig, in_channels: int, out_channels: int, stride: int, kernel_size: int = 3):
         super().__init__()
-        self.convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        padding = 1 if kernel_size == 3 else 0
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         if config.pyramid_norm == "batch":
             self.normalization = AscentViTBatchNorm(out_channels)
         else:
-            self.normalization = nn.GroupNorm(32, out_channels)
+            self.normalization = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self.training or torch.is_grad_enabled() or type(self.normalization) is not AscentViTBatchNorm:
@@ -305,20 +302,24 @@ class AscentViTConvLayer(nn.Module):
 
 class AscentViTMultiScaleEncoding(nn.Module):
     """
-    Convolutional pyramid of the image at 1/8, 1/16 and 1/32 (the paper's section 4.1, MSE).
+    Convolutional pyramid of the image at 1/8, 1/16 and 1/32 (the paper's section 4.1, MSE; layout of Chen et al.,
+    "ViT-Adapter", ICLR 2023).
 
     `(B, C, H, W) -> (B, sum of H_l * W_l, D)`, and the shape `(H_l, W_l)` of each level.
     """
 
     def __init__(self, config: AscentViTConfig):
         super().__init__()
-        self.stem = nn.Sequential(
-            AscentViTConvLayer(config, config.num_channels, STEM_CHANNELS, stride=2),
-            AscentViTConvLayer(config, STEM_CHANNELS, STEM_CHANNELS, stride=1),
-            AscentViTConvLayer(config, STEM_CHANNELS, STEM_CHANNELS, stride=1),
-            nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-        )
-        channels = (STEM_CHANNELS, *PYRAMID_CHANNELS[: config.fusion_levels])
+        channels = config.pyramid_channels
+        if config.pyramid_stem == "patch":
+            self.stem = nn.Sequential(AscentViTConvLayer(config, config.num_channels, channels[0], 4, kernel_size=4))
+        else:
+            self.stem = nn.Sequential(
+                AscentViTConvLayer(config, config.num_channels, channels[0], stride=2),
+                AscentViTConvLayer(config, channels[0], channels[0], stride=1),
+                AscentViTConvLayer(config, channels[0], channels[0], stride=1),
+                nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+            )
         self.stages = nn.ModuleList(
             AscentViTConvLayer(config, channels[i], channels[i + 1], stride=2) for i in range(config.fusion_levels)
         )
@@ -328,6 +329,9 @@ class AscentViTMultiScaleEncoding(nn.Module):
         self.level_embeddings = nn.Parameter(torch.empty(config.fusion_levels, config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        if len(self.stem) == 1:
+            # Whole cells of 4x4 pixels, so that every level is as large as with the other stem.
+            pixel_values = nn.functional.pad(pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4))
         features = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         levels, level_shapes = [], []
         for stage, projection, level_embedding in zip(

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTModel
+from modeling_ascent_vit.modeling_ascent_vit import AscentViTMultiScaleEncoding
 
 
 NAN = float("nan")
@@ -238,6 +239,21 @@ def test_parameters_stay_alive_after_loading(make_config, backbone, tmp_path):
     model = AscentViTForImageClassification.from_pretrained(tmp_path).train()
     model(torch.randn(2, 3, 48, 48), **supervision(config)).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("pyramid_norm", ["batch", "group"])
+@pytest.mark.parametrize("size", [(48, 48), (50, 61)])
+def test_light_pyramid_has_the_levels_of_the_papers(make_config, pyramid_norm, size):
+    config = make_config("vit", pyramid_norm=pyramid_norm)
+    light = make_config("vit", pyramid_norm=pyramid_norm, pyramid_stem="patch", pyramid_channels=[24, 32, 48, 64])
+    pixels = torch.randn(2, 3, *size)
+    features, shapes = AscentViTMultiScaleEncoding(config)(pixels)
+    light_features, light_shapes = AscentViTMultiScaleEncoding(light)(pixels)
+    assert light_shapes == shapes
+    assert light_features.shape == features.shape
+    model = build(light).train()
+    model(torch.randn(2, 3, 48, 48), **supervision(light)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_pyramid_that_nobody_reads_is_not_built(make_config, caplog):
