@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of the study: what a run trains and is tested on."""
 
+import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,23 @@ SMALL = 0.5
 ROTATIONS = ["0", "90", "180", "270"]
 
 
-def load(run: StudyRun, recipe: Recipe, folder: Path) -> DatasetDict:
-    """All splits of a run's dataset; the digits' are drawn by the run's seed."""
-    if run.dataset == "digits":
-        options = {**recipe.dataset_options, "seed": run.seed}
+@functools.cache
+def load_once(name: str, text: str, folder: Path) -> DatasetDict:
+    """A dataset with all splits, read or drawn once for all runs on it; `text` holds the digits' options as JSON."""
+    if name == "digits":
+        options = json.loads(text)
         dataset = load_digits_dataset(**options)
         dataset["test"] = load_digits_dataset(**(options | {"copies": 1, "held_out_copies": TEST_COPIES}))["test"]
         return dataset
-    source = folder / run.dataset
+    source = folder / name
     if not source.is_dir():
-        raise FileNotFoundError(f"There is no {source}: make it with `ascent-vit prepare {run.dataset}`.")
+        raise FileNotFoundError(f"There is no {source}: make it with `ascent-vit prepare {name}`.")
     return load_concept_dataset(str(source))
+
+
+def load(run: StudyRun, recipe: Recipe, folder: Path) -> DatasetDict:
+    """All splits of a run's dataset; the digits' are drawn by the run's seed."""
+    return load_once(run.dataset, json.dumps({**recipe.dataset_options, "seed": run.seed}), folder)
 
 
 def train_part(run: StudyRun, recipe: Recipe, dataset: DatasetDict) -> DatasetDict:

@@ -19,8 +19,14 @@ from ascent_vit.training.recipe import Recipe, processor_fields
 from modeling_ascent_vit import AscentViTConfig, AscentViTImageProcessor
 
 
-def build_plain(recipe: Recipe, labels: list[str]) -> tuple[Any, Any]:
-    """The recipe's backbone with transformers' own linear head on its CLS token, and the recipe's image processor."""
+def build_plain(
+    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+) -> tuple[Any, Any]:
+    """
+    The recipe's backbone with transformers' own linear head on its CLS token, and the recipe's image processor.
+
+    The concepts are the dataset's: the processor checks annotation, though nothing here is trained on it.
+    """
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if recipe.backbone is not None:
         config = AutoConfig.from_pretrained(recipe.backbone, **names)
@@ -28,7 +34,9 @@ def build_plain(recipe: Recipe, labels: list[str]) -> tuple[Any, Any]:
     else:
         config = AutoConfig.for_model(**recipe.model["backbone_config"], **names)
         model = AutoModelForImageClassification.from_config(config)
-    processor_config = AscentViTConfig(backbone_config=config, num_global_concepts=2)
+    # A configuration needs concepts, though the dataset may have none.
+    numbers = {"num_global_concepts": len(global_concepts) or 2, "num_spatial_concepts": len(spatial_concepts)}
+    processor_config = AscentViTConfig(backbone_config=config, **numbers)
     return model, AscentViTImageProcessor.from_model_config(processor_config, **processor_fields(recipe))
 
 
@@ -53,7 +61,7 @@ def train_plain(recipe: Recipe, dataset: Any) -> tuple[Any, Any, dict[str, Any]]
     """
     train, validation, _ = split_dataset(dataset, recipe.seed)
     set_seed(recipe.seed)
-    model, processor = build_plain(recipe, concepts_from_features(train.features)[0])
+    model, processor = build_plain(recipe, *concepts_from_features(train.features))
     plan = plan_steps(recipe, len(train))
     batch_size = recipe.per_device_train_batch_size
     loader = make_loader(train, processor, recipe, batch_size, plan.steps_per_epoch * batch_size)

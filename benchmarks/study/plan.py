@@ -100,7 +100,8 @@ def runs_of(table: str, path: Path = TABLES) -> list[StudyRun]:
         raise ValueError(f"There is no table {table}; {closest(table, tables)}")
     common = dict(tables[table])
     names, seeds, changes = common.pop("runs"), common.pop("seeds"), common.pop("set", [])
-    common.pop("title")
+    for key in ("title", "also"):
+        common.pop(key, None)
     known = {item.name for item in dataclasses.fields(StudyRun)}
     runs = []
     for seed in seeds:
