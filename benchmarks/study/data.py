@@ -26,7 +26,24 @@ HEIGHTS = (0.3, 0.5, 0.75, 1.0)
 # Digits of at most this height have a place worth naming.
 SMALL = 0.5
 
+# Photographs are reduced to this shorter side once, instead of decoded whole for each run.
+PHOTO_SIDE = 96
+
 ROTATIONS = ["0", "90", "180", "270"]
+
+
+def reduced(dataset: DatasetDict) -> DatasetDict:
+    """Photographs with a shorter side of PHOTO_SIDE pixels, and their points with them."""
+
+    def reduce(row: dict[str, Any]) -> dict[str, Any]:
+        image = row["image"].convert("RGB")
+        factor = PHOTO_SIDE / min(image.size)
+        size = [max(1, round(side * factor)) for side in image.size]
+        across, down = size[0] / image.width, size[1] / image.height
+        points = row["points"] | {"xy": [[x * across, y * down] for x, y in row["points"]["xy"]]}
+        return {"image": image.resize(size, Image.Resampling.BICUBIC), "points": points}
+
+    return dataset.map(reduce, keep_in_memory=True, load_from_cache_file=False)
 
 
 @functools.cache
@@ -40,12 +57,15 @@ def load_once(name: str, text: str, folder: Path) -> DatasetDict:
     source = folder / name
     if not source.is_dir():
         raise FileNotFoundError(f"There is no {source}: make it with `ascent-vit prepare {name}`.")
-    return load_concept_dataset(str(source))
+    dataset = load_concept_dataset(str(source))
+    return reduced(dataset) if "points" in dataset["train"].features else dataset
 
 
 def load(run: StudyRun, recipe: Recipe, folder: Path) -> DatasetDict:
     """All splits of a run's dataset; the digits' are drawn by the run's seed."""
-    return load_once(run.dataset, json.dumps({**recipe.dataset_options, "seed": run.seed}), folder)
+    return load_once(
+        run.dataset, json.dumps(recipe.dataset_options | {"seed": run.seed} if run.dataset == "digits" else {}), folder
+    )
 
 
 def train_part(run: StudyRun, recipe: Recipe, dataset: DatasetDict) -> DatasetDict:
