@@ -63,9 +63,8 @@ def load_once(name: str, text: str, folder: Path) -> DatasetDict:
 
 def load(run: StudyRun, recipe: Recipe, folder: Path) -> DatasetDict:
     """All splits of a run's dataset; the digits' are drawn by the run's seed."""
-    return load_once(
-        run.dataset, json.dumps(recipe.dataset_options | {"seed": run.seed} if run.dataset == "digits" else {}), folder
-    )
+    options = recipe.dataset_options | {"seed": run.seed} if run.dataset == "digits" else {}
+    return load_once(run.dataset, json.dumps(options), folder)
 
 
 def train_part(run: StudyRun, recipe: Recipe, dataset: DatasetDict) -> DatasetDict:
