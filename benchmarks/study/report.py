@@ -30,7 +30,7 @@ PERCENT = {
     "pointing_game": "pointing game",
     "relevance_mass": "relevance mass",
 }
-PLAIN = {"alignment_error": "alignment error", "ece": "calibration error"}
+PLAIN = {"alignment_error": "alignment error"}
 FAITHFULNESS = {
     "insertion_auc": "insertion",
     "insertion_auc_random": "at random",
@@ -245,13 +245,12 @@ def new_axes(columns: int, height: float = 3.4) -> tuple[Any, Any]:
     return figure, axes
 
 
-def draw_lines(axis: Any, points: list[tuple[Any, list[float]]], label: str) -> None:
+def draw_points(axis: Any, points: list[tuple[Any, list[float]]], **style: Any) -> Any:
     """Means with their spread, over places of the x axis, where there is something measured."""
     points = [(x, values) for x, values in points if values]
-    if points:
-        means = [100 * statistics.mean(values) for _, values in points]
-        spreads = [100 * spread(values) for _, values in points]
-        axis.errorbar([x for x, _ in points], means, spreads, marker="o", capsize=3, label=label)
+    means = [100 * statistics.mean(values) for _, values in points]
+    spreads = [100 * spread(values) for _, values in points]
+    return axis.errorbar([x for x, _ in points], means, spreads, marker="o", capsize=3, **style)
 
 
 def draw_scales(rows: list[Row]) -> Any:
@@ -268,12 +267,15 @@ def draw_scales(rows: list[Row]) -> Any:
     figure, axes = new_axes(len(keys))
     for axis, key in zip(axes, keys, strict=True):
         for row in rows:
-            draw_lines(axis, [(i, row.values(key, "scales", name)) for i, name in enumerate(order)], row.title)
+            points = [(i, row.values(key, "scales", name)) for i, name in enumerate(order)]
+            line = draw_points(axis, points[len(wider) :], label=row.title)
+            draw_points(axis, points[: len(wider)], linestyle="", color=line[0].get_color())
+        axis.axvline(len(wider) - 0.5, color="black", linewidth=0.8)
         axis.set_xticks(range(len(order)), labels, fontsize=8)
-        axis.set_xlabel("height of the ink / image")
+        axis.set_xlabel("all, on a wider canvas | height of the ink / image")
         axis.set_ylabel(f"{PERCENT[key]}, %")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=len(rows))
     return figure
 
 
@@ -286,12 +288,12 @@ def draw_samples(rows: list[Row]) -> Any:
     for axis, key in zip(axes, keys, strict=True):
         for title in titles:
             points = [(int(SAMPLES.fullmatch(row.name)[2]), row.values(key)) for row in rows if row.title == title]
-            draw_lines(axis, sorted(points), title)
+            draw_points(axis, sorted(points), label=title)
         axis.set_xscale("log")
         axis.set_xlabel("train images")
         axis.set_ylabel(f"{PERCENT[key]}, %")
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -307,12 +309,13 @@ def draw_rows(rows: list[Row]) -> Any:
     for axis, key in zip(axes if len(keys) > 1 else [axes], keys, strict=True):
         first = rows[0].values(key)
         if first:
-            middle, width = 100 * statistics.mean(first), 100 * spread(first)
-            axis.axvspan(middle - width, middle + width, alpha=0.15)
+            mean, width = 100 * statistics.mean(first), 100 * spread(first)
+            axis.axvspan(mean - width, mean + width, alpha=0.15)
         for place, row in enumerate(rows):
             values = row.values(key)
             if values:
-                axis.errorbar(100 * statistics.mean(values), place, xerr=100 * spread(values), marker="o", capsize=3)
+                mean, width = 100 * statistics.mean(values), 100 * spread(values)
+                axis.errorbar(mean, place, xerr=width, marker="o", capsize=3, color="C0")
         axis.set_yticks(range(len(rows)), [row.title for row in rows] if axis is figure.axes[0] else [""] * len(rows))
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlabel(f"{PERCENT[key]}, %")

@@ -121,6 +121,22 @@ def test_train_parts_and_widened_digits(study):
     assert sum(len(part) for part in heights) == len(small["test"])
 
 
+def test_cost_counts_attention_in_every_model(study):
+    """A backbone with any concept head has more arithmetic than the same with one matrix."""
+    run = next(run for run in study["plan"].runs_of("digits") if run.name == "concept-transformer")
+    names = (["even", "odd"], ["a", "b"], ["a", "b"])
+    recipe = run.load_recipe()
+    concepts = study["run"].cost(study["run"].build_model(recipe, *names)[0].eval())
+    plain = study["run"].cost(study["plain"].build_plain(recipe, *names)[0].eval())
+    assert concepts["parameters"] > plain["parameters"] and concepts["multiply_adds"] > plain["multiply_adds"]
+    # Two layers' attention of 65 tokens, scores and values.
+    backbone = recipe.model["backbone_config"]
+    tokens, width = 65, backbone["hidden_size"]
+    linear = tokens * (4 * width**2 + 2 * width * backbone["intermediate_size"]) + 2 * tokens**2 * width
+    embedding = 64 * 3 * 4 * 4 * width
+    assert plain["multiply_adds"] == 2 * linear + embedding + 2 * width
+
+
 def test_sigmoid_attention_keeps_contributions_exact(study, make_config):
     import torch
 
