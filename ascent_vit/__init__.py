@@ -17,6 +17,7 @@ from modeling_ascent_vit import (
 
 from .explanation import Explanation, explain, intervene
 from .explanation.pipeline import register
+from .inference import optimize_for_inference
 
 
 __version__ = "0.1.0"
@@ -32,4 +33,5 @@ __all__ = [
     "Explanation",
     "explain",
     "intervene",
+    "optimize_for_inference",
 ]

@@ -2,16 +2,21 @@
 """
 Cost of concepts: ASCENT-ViT against its plain backbone, and its deformable sampling against that of transformers.
 
-    python benchmarks/speed.py --output benchmarks/results/speed.json
+    python benchmarks/speed.py --output benchmarks/results/speed.json --page benchmarks/RESULTS.md
 
 Every figure is a ratio of two functions that take turns in one process, so that a noisy machine slows both: the median
-over the turns, with the quartiles as spread. Below 1 means faster than the peer.
+over the turns, with the quartiles as spread. Below 1 means faster than the peer. With a GPU, the same on it.
 """
 
+import json
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +28,7 @@ from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
+from ascent_vit import optimize_for_inference
 from ascent_vit.files import write_json
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.modeling_ascent_vit import multi_scale_deformable_sampling
@@ -32,17 +38,51 @@ BACKBONES = {
     "ViT-Ti": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
     "ViT-B": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
+LIGHT = {"pyramid_stem": "patch", "pyramid_channels": [32, 64, 128, 256]}
+BATCHES = [("ViT-B", 1), ("ViT-B", 8), ("ViT-B", 32), ("ViT-Ti", 1), ("ViT-Ti", 8), ("ViT-Ti", 32)]
+GPU_BATCHES = [("ViT-B", 1), ("ViT-B", 64), ("ViT-B", 256), ("ViT-Ti", 64), ("ViT-Ti", 256)]
+
+SECTIONS = {
+    "backbone": "ascent_vit.backbone",
+    "pyramid: stem": "ascent_vit.encoding.stem",
+    "pyramid: levels": "ascent_vit.encoding",
+    "fusion: values": "ascent_vit.fusion.value_projection",
+    "fusion: the rest": "ascent_vit.fusion",
+    "concept head": "global_stream spatial_stream",
+}
+
+# Measures one call in a process of its own: its peak over what was there before.
+MEMORY_PROBE = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+import speed
+model = speed.build_models(sys.argv[2])[sys.argv[3] == "plain"].eval()
+with torch.no_grad():
+    model(torch.randn(1, 3, 224, 224))
+    pixels = torch.randn(int(sys.argv[4]), 3, 224, 224)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model(pixels)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def paired(ours: Callable[[], Any], peer: Callable[[], Any], turns: int) -> dict[str, float]:
-    """Median and quartiles of `ours / peer` over turns of one call each, after one call each to warm up."""
-    ours(), peer()
+    """Median and quartiles of `ours / peer` over turns of one call each, after two calls each to warm up."""
+    for call in (ours, peer, ours, peer):
+        call()
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     for turn in range(turns):
         calls = [("ours", ours), ("peer", peer)]
         for name, call in calls if turn % 2 else reversed(calls):
+            synchronize()
             start = time.perf_counter()
             call()
+            synchronize()
             times[name].append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(times["ours"], times["peer"], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
@@ -55,40 +95,74 @@ def paired(ours: Callable[[], Any], peer: Callable[[], Any], turns: int) -> dict
     }
 
 
-def build_models(backbone: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """ASCENT-ViT in the paper's shape for CUB, and the plain classifier of the same backbone."""
-    backbone_config = ViTConfig(**BACKBONES[backbone], num_labels=200)
-    plain = AutoModelForImageClassification.from_config(backbone_config)
-    config = AscentViTConfig(
-        backbone_config=ViTConfig(**BACKBONES[backbone]),
-        num_global_concepts=13,
-        num_spatial_concepts=95,
-        num_labels=200,
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_models(backbone: str, **kwargs: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """ASCENT-ViT, by default in the paper's shape for CUB, and the plain classifier of the same backbone."""
+    sizes = {"num_global_concepts": 13, "num_spatial_concepts": 95, "num_labels": 200, **kwargs}
+    plain = AutoModelForImageClassification.from_config(
+        ViTConfig(**BACKBONES[backbone], num_labels=sizes["num_labels"])
     )
-    return AscentViTForImageClassification(config), plain
+    config = AscentViTConfig(backbone_config=ViTConfig(**BACKBONES[backbone]), **sizes)
+    return AscentViTForImageClassification(config).to(device()), plain.to(device())
 
 
-def measure_inference(backbone: str, batch_size: int, turns: int, autocast: bool = False) -> dict[str, float]:
-    ascent_vit, plain = (model.eval() for model in build_models(backbone))
-    pixels = torch.randn(batch_size, 3, 224, 224)
+def predict(
+    model: torch.nn.Module, pixels: torch.Tensor, autocast: bool = False, **kwargs: Any
+) -> Callable[[], torch.Tensor]:
+    def forward() -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=autocast):
+            return model(pixels, **kwargs).logits
 
-    def call(model: torch.nn.Module) -> Callable[[], Any]:
-        def forward():
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                return model(pixels).logits
-
-        return forward
-
-    return paired(call(ascent_vit), call(plain), turns)
+    return forward
 
 
-def measure_training(backbone: str, batch_size: int, turns: int) -> dict[str, float]:
+def measure_inference(
+    backbone: str, batch_size: int, turns: int, autocast: bool = False, size: int = 224, **kwargs: Any
+) -> dict[str, float]:
+    ascent_vit, plain = (model.eval() for model in build_models(backbone, **kwargs))
+    pixels = torch.randn(batch_size, 3, size, size, device=device())
+    extra = {} if size == 224 else {"interpolate_pos_encoding": True}
+    return paired(predict(ascent_vit, pixels, autocast, **extra), predict(plain, pixels, autocast, **extra), turns)
+
+
+def measure_optimized(
+    backbone: str, batch_size: int, turns: int, dtype: torch.dtype | None = None, **kwargs: Any
+) -> dict[str, float]:
+    """`optimize_for_inference` against the plain classifier as it is, in float32; how far its logits are off."""
+    ascent_vit, plain = (model.eval() for model in build_models(backbone, **kwargs))
+    pixels = torch.randn(batch_size, 3, 224, 224, device=device())
+    fast = optimize_for_inference(ascent_vit, dtype)
+    ours = predict(fast, pixels.to(fast.dtype))
+    expected, logits = predict(ascent_vit, pixels)(), ours().float()
+    error = ((logits - expected).norm() / expected.norm()).item()
+    result = paired(ours, predict(plain, pixels), turns) | {"relative_error": error}
+    torch.compiler.reset()
+    return result
+
+
+def measure_explanation(backbone: str, batch_size: int, turns: int) -> dict[str, float]:
+    """All contributions to all classes, and the map of every concept for one class, against the prediction alone."""
+    ascent_vit, _ = (model.eval() for model in build_models(backbone))
+    pixels = torch.randn(batch_size, 3, 224, 224, device=device())
+
+    def explain() -> torch.Tensor:
+        with torch.no_grad():
+            return ascent_vit.contribution_maps(pixels, [0], output_contributions=True)
+
+    return paired(explain, predict(ascent_vit, pixels), turns)
+
+
+def measure_training(backbone: str, batch_size: int, turns: int, **kwargs: Any) -> dict[str, float]:
     """Forward, backward and AdamW step; ASCENT-ViT with full supervision."""
-    ascent_vit, plain = (model.train() for model in build_models(backbone))
-    pixels, labels = torch.randn(batch_size, 3, 224, 224), torch.arange(batch_size)
+    ascent_vit, plain = (model.train() for model in build_models(backbone, **kwargs))
+    pixels = torch.randn(batch_size, 3, 224, 224, device=device())
+    labels = torch.arange(batch_size, device=device())
     targets = {
-        "concept_targets": torch.randint(0, 2, (batch_size, 13)).float(),
-        "spatial_concept_targets": torch.randint(0, 2, (batch_size, 196, 95)).float(),
+        "concept_targets": torch.randint(0, 2, (batch_size, 13), device=device()).float(),
+        "spatial_concept_targets": torch.randint(0, 2, (batch_size, 196, 95), device=device()).float(),
     }
 
     def call(model: torch.nn.Module, **extra: torch.Tensor) -> Callable[[], Any]:
@@ -108,13 +182,14 @@ def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bo
     """The core of deformable attention on 196 patches and the pyramid of a 224 pixel image, 8 heads, 4 points."""
     level_shapes = [(28, 28), (14, 14), (7, 7)]
     num_cells = sum(h * w for h, w in level_shapes)
-    values = torch.randn(batch_size, num_cells, 8, hidden_size // 8, requires_grad=backward)
-    relative = torch.rand(batch_size, 196, 8, 3, 4, 2)
-    sizes = torch.tensor([[w, h] for h, w in level_shapes]).view(1, 1, 1, 3, 1, 2)
-    weights = torch.rand(batch_size, 196, 8, 3, 4).flatten(3).softmax(-1).view(batch_size, 196, 8, 3, 4)
+    values = torch.randn(batch_size, num_cells, 8, hidden_size // 8, device=device(), requires_grad=backward)
+    relative = torch.rand(batch_size, 196, 8, 3, 4, 2, device=device())
+    sizes = torch.tensor([[w, h] for h, w in level_shapes], device=device()).view(1, 1, 1, 3, 1, 2)
+    weights = torch.rand(batch_size, 196, 8, 3, 4, device=device())
+    weights = weights.flatten(3).softmax(-1).view(batch_size, 196, 8, 3, 4)
     relative, weights = relative.requires_grad_(backward), weights.requires_grad_(backward)
     peer = MultiScaleDeformableAttention()
-    shapes, starts = torch.tensor(level_shapes), torch.tensor([0, 784, 980])
+    shapes, starts = torch.tensor(level_shapes, device=device()), torch.tensor([0, 784, 980], device=device())
 
     def run(function: Callable[[], torch.Tensor]) -> Callable[[], Any]:
         def call():
@@ -131,60 +206,217 @@ def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bo
     )
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown table of the ratios."""
-    lines = ["| what | ratio | quartiles | ours, ms | peer, ms |", "|---|---|---|---|---|"]
-    for row in results:
-        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-        lines.append(
-            f"| {row['what']} | {row['ratio']:.2f} | {spread} | {row['ours_ms']:.1f} | {row['peer_ms']:.1f} |"
+def measure_memory(backbone: str, batch_size: int) -> dict[str, float]:
+    """Growth of the process' peak memory in one forward pass, in MiB, each model in a process of its own."""
+    growth = {}
+    for model in ("ours", "plain"):
+        arguments = [str(Path(__file__).parent), backbone, model, str(batch_size)]
+        process = subprocess.run(
+            [sys.executable, "-c", MEMORY_PROBE, *arguments], capture_output=True, text=True, check=True
         )
+        growth[model] = float(process.stdout.split()[-1])
+    return {"ratio": growth["ours"] / growth["plain"], "ours_mib": growth["ours"], "peer_mib": growth["plain"]}
+
+
+@contextmanager
+def timed_sections(model: torch.nn.Module) -> Iterator[dict[str, float]]:
+    """Seconds in each of `SECTIONS` while it is open; a part that holds others counts without them."""
+    seconds = dict.fromkeys(SECTIONS, 0.0)
+    starts: list[float] = []
+    handles = []
+
+    def begin(*_):
+        starts.append(time.perf_counter())
+
+    def end(name: str, inner: tuple[str, ...], *_):
+        elapsed = time.perf_counter() - starts.pop()
+        seconds[name] += elapsed
+        for outer in inner:
+            seconds[outer] -= elapsed
+
+    outer = {"pyramid: stem": ("pyramid: levels",), "fusion: values": ("fusion: the rest",)}
+    for name, modules in SECTIONS.items():
+        for module in modules.split():
+            part = model.get_submodule(module)
+            handles.append(part.register_forward_pre_hook(begin))
+            handles.append(part.register_forward_hook(partial(end, name, outer.get(name, ()))))
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def profile(backbone: str, batch_size: int, turns: int, autocast: bool = False) -> dict[str, float]:
+    """Where a forward pass spends its time, as shares of the backbone's."""
+    model = build_models(backbone)[0].eval()
+    forward = predict(model, torch.randn(batch_size, 3, 224, 224), autocast)
+    forward()
+    rows = []
+    for _ in range(turns):
+        with timed_sections(model) as seconds:
+            start = time.perf_counter()
+            forward()
+            total = time.perf_counter() - start
+        rows.append({**seconds, "all": total})
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return {name: value / medians["backbone"] for name, value in medians.items()}
+
+
+Plan = list[tuple[str, str, Callable[[], dict[str, float]]]]
+
+
+def plan_of_figures(turns: int) -> Plan:
+    """Group, name and measurement of every figure; fewer turns for the slowest."""
+    few = max(3, turns // 3)
+    batches = GPU_BATCHES if torch.cuda.is_available() else BATCHES
+    plan: Plan = []
+
+    def add(group: str, function: Callable[..., dict[str, float]], chosen: list[tuple[str, int]], **kwargs: Any):
+        for backbone, batch_size in chosen:
+            count = few if backbone == "ViT-B" and batch_size > 1 or batch_size > 8 else turns
+            plan.append(
+                (group, f"{backbone}, batch {batch_size}", partial(function, backbone, batch_size, count, **kwargs))
+            )
+
+    some = [("ViT-B", 1), ("ViT-B", 8), ("ViT-Ti", 8)]
+    add("inference, float32", measure_inference, batches)
+    add("inference, bfloat16 autocast", measure_inference, batches, autocast=True)
+    add("inference, float32, light pyramid", measure_inference, batches, **LIGHT)
+    add("inference, float32, in the layout of the authors' weights", measure_inference, some, shifted_fusion=True)
+    add("optimised, float32, against the plain ViT as it is", measure_optimized, batches)
+    add("optimised, bfloat16, against the plain ViT as it is", measure_optimized, batches, dtype=torch.bfloat16)
+    add("training step", measure_training, [("ViT-Ti", 8)])
+    add("training step, light pyramid", measure_training, [("ViT-Ti", 8)], **LIGHT)
+    add("explanation, against prediction", measure_explanation, some)
+    for hidden_size in (768, 192):
+        for backward in (False, True):
+            what = "forward and backward" if backward else "forward"
+            measure = partial(measure_sampling, hidden_size, 8, turns, backward)
+            plan.append(
+                ("deformable sampling, against transformers", f"width {hidden_size}, batch 8, {what}", measure)
+            )
+    for number in (125, 250, 500, 1000):
+        sizes = {"num_spatial_concepts": number, "num_labels": number, "num_global_concepts": 0}
+        measure = partial(measure_inference, "ViT-Ti", 8, turns, **sizes)
+        plan.append(("concepts and classes, ViT-Ti, batch 8", f"{number} spatial concepts, {number} classes", measure))
+    for size in (224, 448, 896):
+        measure = partial(measure_inference, "ViT-Ti", 1, turns if size < 896 else few, size=size)
+        plan.append(("size of the image, ViT-Ti, batch 1", f"{size} x {size}", measure))
+    if not torch.cuda.is_available():
+        plan.append(("growth of memory in forward, MiB", "ViT-B, batch 32", partial(measure_memory, "ViT-B", 32)))
+    return plan
+
+
+def processor_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def peak_products() -> float:
+    """Multiply-adds per second of one large float32 matrix product, in 10^9: what the device can do at best."""
+    a, b = (torch.randn(4096, 4096, device=device()) for _ in range(2))
+    times = []
+    for _ in range(4):
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return 4096**3 / min(times) / 1e9
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown table of the ratios, in groups."""
+    lines = ["| what | ratio | quartiles | ours, ms | peer, ms |", "|---|---|---|---|---|"]
+    group = None
+    for row in results:
+        if row["group"] != group:
+            group = row["group"]
+            lines.append(f"| **{group}** | | | | |")
+        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}" if "ratio_low" in row else ""
+        ours, peer = (row.get(f"{name}_ms", row.get(f"{name}_mib")) for name in ("ours", "peer"))
+        error = f", relative error {row['relative_error']:.0e}" if "relative_error" in row else ""
+        lines.append(f"| {row['what']}{error} | {row['ratio']:.2f} | {spread} | {ours:.1f} | {peer:.1f} |")
     return "\n".join(lines)
+
+
+def profile_table(profiles: dict[str, dict[str, float]]) -> str:
+    """Markdown table of the shares of the backbone's time, one column per profile."""
+    lines = [f"| | {' | '.join(profiles)} |", "|---" * (len(profiles) + 1) + "|"]
+    for part in next(iter(profiles.values())):
+        lines.append(f"| {part} | {' | '.join(f'{shares[part]:.3f}' for shares in profiles.values())} |")
+    return "\n".join(lines)
+
+
+def write_page(path: Path, report: dict[str, Any], results: Path):
+    """The report as a page; beside its profile the one of an earlier form of the code, where it is kept."""
+    profiles = dict(report["profiles"])
+    before = results.parent / "profile_before.json"
+    if before.is_file():
+        for name, shares in json.loads(before.read_text(encoding="utf-8"))["profiles"].items():
+            profiles[f"{name}, before"] = shares
+    machine = ", ".join(
+        f"{name} {report[name]}" for name in ("processor", "threads", "python", "torch", "transformers")
+    )
+    text = f"""# Speed
+
+Printed by `{report["command"]}` on {report["date"]}; {machine}.
+
+Every ratio is the median over turns of two calls in one process, ours and the peer's; below 1 is faster than the peer.
+If nothing else is said the peer is transformers' ViT of the same backbone with a linear head, the image has 224 x 224
+pixels, and there are 13 + 95 concepts and 200 classes. One large float32 matrix product runs at
+{report["peak"]:.0f} * 10^9 multiply-adds a second here.
+
+{table(report["results"])}
+
+Where a forward pass spends its time, in shares of the backbone's:
+
+{profile_table(profiles)}
+"""
+    path.write_text(text, encoding="utf-8")
 
 
 def main(
     output: Annotated[Path, typer.Option(help="JSON file for the results.")],
+    page: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
     turns: Annotated[int, typer.Option(min=3, help="Turns per figure; a third of it for the slowest ones.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 2,
+    only: Annotated[str, typer.Option(help="Measure only the groups whose name holds this.")] = "",
 ):
-    """Measures speed on the CPU as ratios to the plain backbone and to transformers' deformable attention."""
+    """Measures speed as ratios to the plain backbone and to transformers' deformable attention."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    few = max(3, turns // 3)
-    plan: list[tuple[str, Callable[[], dict[str, float]]]] = []
-    for backbone, batch_size, count in (
-        ("ViT-Ti", 1, turns),
-        ("ViT-Ti", 8, turns),
-        ("ViT-B", 1, turns),
-        ("ViT-B", 8, few),
-    ):
-        name = f"{backbone} inference, batch {batch_size}, against the plain {backbone}"
-        plan.append((name, partial(measure_inference, backbone, batch_size, count)))
-    plan.append(
-        (
-            "ViT-B inference, batch 8, bfloat16 autocast, against the plain ViT-B",
-            partial(measure_inference, "ViT-B", 8, few, autocast=True),
-        )
-    )
-    plan.append(
-        ("ViT-Ti training step, batch 8, against the plain ViT-Ti", partial(measure_training, "ViT-Ti", 8, turns))
-    )
-    for hidden_size in (768, 192):
-        for backward in (False, True):
-            what = "forward and backward" if backward else "forward"
-            name = f"deformable sampling, width {hidden_size}, batch 8, {what}, against transformers"
-            plan.append((name, partial(measure_sampling, hidden_size, 8, turns, backward)))
-
-    results = [{"what": what, **measure()} for what, measure in tqdm(plan, desc="measuring", unit="figure")]
+    plan = [figure for figure in plan_of_figures(turns) if only in figure[0]]
+    bar = tqdm(plan, desc="measuring", unit="figure")
+    results = [{"group": group, "what": what, **measure()} for group, what, measure in bar]
+    profiles = {}
+    if device().type == "cpu":
+        profiles = {
+            f"{backbone}, batch 8, {'bfloat16' if autocast else 'float32'}": profile(backbone, 8, 5, autocast)
+            for backbone in BACKBONES
+            for autocast in (False, True)
+        }
+    options = f" --turns {turns}" + (f" --only '{only}'" if only else "")
     report = {
-        "machine": f"{platform.machine()}, {threads} threads",
+        "command": f"python benchmarks/speed.py --output {output}{f' --page {page}' if page else ''}{options}",
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor_name(),
+        "threads": threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "turns": turns,
+        "peak": peak_products(),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "results": results,
+        "profiles": profiles,
     }
     write_json(output, report)
+    if page is not None:
+        write_page(page, report, output)
     print(table(results))
 
 

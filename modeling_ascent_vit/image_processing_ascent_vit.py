@@ -15,7 +15,7 @@
 
 from transformers.image_processing_backends import TorchvisionBackend
 
-from .image_processing_pil_ascent_vit import AscentViTImageProcessorBase
+from .image_processing_pil_ascent_vit import AscentViTImageProcessorBase, AscentViTImageProcessorKwargs
 
 
 class AscentViTImageProcessor(AscentViTImageProcessorBase, TorchvisionBackend):
@@ -23,4 +23,4 @@ class AscentViTImageProcessor(AscentViTImageProcessorBase, TorchvisionBackend):
     {AscentViTImageProcessorBase.__doc__}"""
 
 
-__all__ = ["AscentViTImageProcessor"]
+__all__ = ["AscentViTImageProcessor", "AscentViTImageProcessorKwargs"]

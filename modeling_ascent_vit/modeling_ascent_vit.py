@@ -17,11 +17,13 @@ import dataclasses
 import inspect
 import math
 import os
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -35,6 +37,10 @@ from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
 
 
 logger = logging.get_logger(__name__)
+
+# Pixels taken at once at inference on a processor: by the pyramid's stem, whose features are as large as a processor's
+# cache, and by the rest of pyramid and fusion, for memory's sake. Two and sixteen images of 224x224.
+STEM_PIXELS_AT_ONCE, PIXELS_AT_ONCE = 2 * 224 * 224, 16 * 224 * 224
 
 # Backbones whose `post_layernorm` no patch token passes.
 NORM_OF_POOLED_TOKEN = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
@@ -202,6 +208,164 @@ def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -
     return torch.where(given.any(-1, keepdim=True), values + others, attention)
 
 
+def bilinear_weights(distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Weights of two neighbouring cells in linear interpolation, 0 from a distance of one cell on.
+
+    Args:
+        distances (`torch.Tensor`): how far the place lies behind the first cell, in cells; any number.
+
+    Returns:
+        Weight of the first and of the second cell, of the same shape.
+    """
+    if distances.requires_grad:
+        # Sampling starts at whole cells, where the absolute value has no slope: the slope ahead is taken.
+        first = torch.where(distances < 0, 1 + distances, 1 - distances).relu()
+        second = torch.where(distances < 1, distances, 2 - distances)
+        return first, torch.where(second < 0, 0.0, second)
+    return distances.abs().neg_().add_(1).relu_(), (distances - 1).abs_().neg_().add_(1).relu_()
+
+
+def sampling_taps(
+    level_shapes: list[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """
+    The four cells around each sample, as rows of the pyramid flattened to `(batch_size * cells * heads, head_size)`.
+
+    The first cell of each axis is moved inside of the level so that its neighbour lies inside too: what is then further
+    away than one cell has weight 0, and no tap needs a mask.
+
+    Args:
+        level_shapes, locations, weights: as in [`multi_scale_deformable_sampling`].
+
+    Returns:
+        Rows (int32) and their weights, both `(batch_size, num_queries, heads * levels * points, 4)`, the distances
+        behind the first cell `(2, batch_size, num_queries, heads * levels * points)` with x before y, and their weights
+        for the first and the second cell, of the same shape.
+    """
+    batch_size, num_queries, num_heads, _, num_points = weights.shape
+    device, dtype = locations.device, locations.dtype
+
+    def per_sample(values: list[int], dtype: torch.dtype) -> torch.Tensor:
+        # Whole rows of samples, since broadcasting over a few levels and points is slow.
+        return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(num_points).repeat(num_heads)
+
+    heights, widths = zip(*level_shapes, strict=True)
+    starts = [sum(h * w for h, w in level_shapes[:i]) for i in range(len(level_shapes) + 1)]
+    last_cells = torch.stack([per_sample([max(size - 2, 0) for size in sizes], dtype) for sizes in (widths, heights)])
+
+    locations = locations.flatten(2, 4).movedim(-1, 0).contiguous()
+    weights = weights.flatten(2)
+    cells = torch.minimum(locations.detach().floor().clamp_min_(0), last_cells[:, None, None])
+    distances = locations - cells
+    near, far = bilinear_weights(distances)
+    if min(*heights, *widths) == 1:
+        far = far * has_second_cell(level_shapes, num_heads, num_points, device)
+
+    # float32 counts to 2 ** 24, the cells of a picture of 32,768 pixels a side.
+    rows = torch.addcmul(cells[0] + per_sample(starts[:-1], dtype), cells[1], per_sample(widths, dtype))
+    rows = rows.nan_to_num_().int() * num_heads
+    images = torch.arange(batch_size, device=device, dtype=torch.int32) * (starts[-1] * num_heads)
+    heads = torch.arange(num_heads, device=device, dtype=torch.int32).repeat_interleave(weights.shape[-1] // num_heads)
+    rows += images.view(-1, 1, 1) + heads
+    right = per_sample([num_heads * (w > 1) for w in widths], torch.int32)
+    below = per_sample([num_heads * w * (h > 1) for h, w in level_shapes], torch.int32)
+    rows = torch.stack([rows, rows + right, rows + below, rows + (below + right)], dim=-1)
+
+    top, bottom = weights * near[1], weights * far[1]
+    shares = torch.stack([top * near[0], top * far[0], bottom * near[0], bottom * far[0]], dim=-1)
+    return rows, shares, distances, near, far
+
+
+def has_second_cell(
+    level_shapes: list[tuple[int, int]], num_heads: int, num_points: int, device: torch.device
+) -> torch.Tensor:
+    """1 per sample and axis, 0 where the level is one cell wide or high: `(2, 1, 1, heads * levels * points)`."""
+    sizes = torch.tensor(level_shapes, device=device).flip(1).t()
+    return (sizes > 1).float().repeat_interleave(num_points, dim=1).repeat(1, num_heads)[:, None, None]
+
+
+def sum_of_rows(table: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Weighted sums of rows of a table `(R, D)` per query and head: `(batch_size, num_queries, heads * D)`."""
+    batch_size, num_queries = rows.shape[:2]
+    rows, shares = (x.view(batch_size * num_queries * num_heads, -1) for x in (rows, shares.to(table.dtype)))
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        # embedding_bag becomes a loop in ONNX.
+        sums = (shares.unsqueeze(1) @ table[rows]).squeeze(1)
+    else:
+        sums = nn.functional.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
+    return sums.view(batch_size, num_queries, -1)
+
+
+class DeformableSampling(torch.autograd.Function):
+    """
+    [`multi_scale_deformable_sampling`] for training on a processor: the gradient of `embedding_bag` by itself goes through
+    the taps one by one, this one is another `embedding_bag`, from queries to cells.
+    """
+
+    @staticmethod
+    def forward(ctx, values, level_shapes, locations, weights):
+        rows, shares, distances, near, far = sampling_taps(level_shapes, locations, weights)
+        table = values.reshape(-1, values.shape[-1])
+        ctx.save_for_backward(table, rows, shares, distances, near, far, weights)
+        ctx.values_shape, ctx.level_shapes = values.shape, level_shapes
+        return sum_of_rows(table, rows, shares, values.shape[2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        table, rows, shares, distances, near, far, weights = ctx.saved_tensors
+        batch_size, num_cells, num_heads, head_size = ctx.values_shape
+        dtype = shares.dtype
+        gradient = gradient.reshape(-1, head_size).to(dtype).contiguous()
+        num_bags, bag_size = gradient.shape[0], rows.numel() // gradient.shape[0]
+        rows_of_image = num_cells * num_heads
+
+        # Which taps read a row: sorted image by image, since small integers sort faster.
+        taps = rows.reshape(batch_size, -1)
+        keys = taps - torch.arange(batch_size, dtype=torch.int32).view(-1, 1) * rows_of_image
+        keys = keys.to(torch.int16 if rows_of_image <= torch.iinfo(torch.int16).max else torch.int32)
+        order = torch.cat([image.sort().indices.add_(i * taps.shape[1]) for i, image in enumerate(keys)])
+        counts = torch.bincount(taps.flatten(), minlength=table.shape[0])
+        bags = torch.arange(num_bags, dtype=torch.int32).repeat_interleave(bag_size)
+        values_gradient = nn.functional.embedding_bag(
+            bags.index_select(0, order),
+            gradient,
+            (counts.cumsum(0) - counts).int(),
+            per_sample_weights=shares.flatten().index_select(0, order),
+            mode="sum",
+        )
+
+        # A sparse matrix holds no more entries than it has places, so a table shorter than a bag is made longer.
+        columns = nn.functional.pad(table.to(dtype), (0, 0, 0, max(0, bag_size - table.shape[0]))).t()
+        with warnings.catch_warnings():
+            # That sparse tensors are in beta.
+            warnings.simplefilter("ignore", UserWarning)
+            pattern = torch.sparse_csr_tensor(
+                torch.arange(0, taps.numel() + 1, bag_size, dtype=torch.int32),
+                taps.flatten(),
+                gradient.new_zeros(taps.numel()),
+                size=(num_bags, columns.shape[1]),
+            )
+        products = torch.sparse.sampled_addmm(pattern, gradient, columns, beta=0.0).values()
+        top_left, top_right, bottom_left, bottom_right = products.view(shares.shape).unbind(-1)
+
+        top, bottom = (
+            left * near[0] + right * far[0] for left, right in ((top_left, top_right), (bottom_left, bottom_right))
+        )
+        weights_gradient = (top * near[1] + bottom * far[1]).view(weights.shape)
+        near_slope = torch.where(distances < 0, 1.0, -1.0) * (near > 0)
+        far_slope = torch.where(distances < 1, 1.0, -1.0) * ((distances >= 0) & (distances <= 2))
+        if min(min(shape) for shape in ctx.level_shapes) == 1:
+            far_slope *= has_second_cell(ctx.level_shapes, num_heads, weights.shape[-1], weights.device)
+        x_gradient = near[1] * (top_left * near_slope[0] + top_right * far_slope[0])
+        x_gradient += far[1] * (bottom_left * near_slope[0] + bottom_right * far_slope[0])
+        y_gradient = top * near_slope[1] + bottom * far_slope[1]
+        locations_gradient = torch.stack([x_gradient, y_gradient], dim=-1) * weights.flatten(2).unsqueeze(-1)
+        locations_gradient = locations_gradient.view(*weights.shape, 2)
+        return values_gradient.view(ctx.values_shape).to(table.dtype), None, locations_gradient, weights_gradient
+
+
 def multi_scale_deformable_sampling(
     values: torch.Tensor,
     level_shapes: list[tuple[int, int]],
@@ -225,44 +389,21 @@ def multi_scale_deformable_sampling(
     Returns:
         `torch.Tensor` of shape `(batch_size, num_queries, heads * head_size)` in the dtype of `values`.
     """
-    batch_size, num_cells, num_heads, head_size = values.shape
-    num_queries = locations.shape[1]
-    device = values.device
-    heights, widths = (
-        torch.tensor(sizes, device=device).view(1, 1, 1, -1, 1) for sizes in zip(*level_shapes, strict=True)
-    )
-    starts = torch.tensor(
-        [sum(h * w for h, w in level_shapes[:i]) for i in range(len(level_shapes))], device=device
-    ).view(1, 1, 1, -1, 1)
-    rows_of_image = torch.arange(batch_size, device=device).view(-1, 1, 1, 1, 1) * num_cells
-    heads = torch.arange(num_heads, device=device).view(1, 1, -1, 1, 1)
-
     # bfloat16 cannot tell neighbouring cells apart on a fine level, so places are computed in float32 or better.
     locations = locations if locations.dtype == torch.float64 else locations.float()
     weights = weights.to(locations.dtype)
-    x, y = locations.unbind(-1)
-    left, top = x.floor(), y.floor()
-    right_share, bottom_share = x - left, y - top
-    left, top = left.long(), top.long()
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (values, locations, weights))
+    if needs_gradient and values.device.type == "cpu" and not torch.compiler.is_compiling():
+        return DeformableSampling.apply(values, level_shapes, locations, weights)
+    rows, shares, *_ = sampling_taps(level_shapes, locations, weights)
+    return sum_of_rows(values.reshape(-1, values.shape[-1]), rows, shares, values.shape[2])
 
-    indices, shares = [], []
-    for row, row_share in ((top, 1 - bottom_share), (top + 1, bottom_share)):
-        row_weight = weights * row_share * ((row >= 0) & (row < heights))
-        row_start = starts + rows_of_image + torch.minimum(row.clamp_min(0), heights - 1) * widths
-        for column, column_share in ((left, 1 - right_share), (left + 1, right_share)):
-            shares.append(row_weight * column_share * ((column >= 0) & (column < widths)))
-            cell = row_start + torch.minimum(column.clamp_min(0), widths - 1)
-            indices.append(cell * num_heads + heads)
-    indices = torch.stack(indices, dim=-1).view(batch_size * num_queries * num_heads, -1)
-    shares = torch.stack(shares, dim=-1).view(batch_size * num_queries * num_heads, -1).to(values.dtype)
-    table = values.reshape(-1, head_size)
 
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        # embedding_bag becomes a loop in ONNX.
-        samples = (shares.unsqueeze(1) @ table[indices]).squeeze(1)
-    else:
-        samples = nn.functional.embedding_bag(indices, table, per_sample_weights=shares, mode="sum")
-    return samples.view(batch_size, num_queries, num_heads * head_size)
+def images_at_once(module: nn.Module, images: torch.Tensor, num_pixels: int) -> int:
+    """How many images a module should take at once: all of them, but `num_pixels` at inference on a processor."""
+    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu":
+        return max(1, images.shape[0])
+    return max(1, num_pixels // images[0, 0].numel())
 
 
 class AscentViTBatchNorm(nn.BatchNorm2d):
@@ -279,7 +420,9 @@ class AscentViTBatchNorm(nn.BatchNorm2d):
 class AscentViTConvLayer(nn.Module):
     """Convolution, normalisation and ReLU. `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))`."""
 
-    def __init__(self, config: AscentViTConfig, in_channels: int, out_channels: int, stride: int, kernel_size: int = 3):
+    def __init__(
+        self, config: AscentViTConfig, in_channels: int, out_channels: int, stride: int, kernel_size: int = 3
+    ):
         super().__init__()
         padding = 1 if kernel_size == 3 else 0
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
@@ -289,14 +432,16 @@ class AscentViTConvLayer(nn.Module):
             self.normalization = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self.training or torch.is_grad_enabled() or type(self.normalization) is not AscentViTBatchNorm:
-            return nn.functional.relu(self.normalization(self.convolution(features)))
+        convolution, norm = self.convolution, self.normalization
+        kernel_size = convolution.weight[0].numel()
+        places = features.shape[0] * features[0, 0].numel() // math.prod(convolution.stride)
+        folds = type(norm) is AscentViTBatchNorm and not (self.training or torch.is_grad_enabled())
+        if not folds or kernel_size > places:
+            return nn.functional.relu(norm(convolution(features)), inplace=True)
         # Computed anew at each call: cheaper than one pass over the features, and never stale.
-        norm = self.normalization
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = self.convolution.weight * scale.view(-1, 1, 1, 1)
+        weight = convolution.weight * scale.view(-1, 1, 1, 1)
         bias = norm.bias - norm.running_mean * scale
-        convolution = self.convolution
         return nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding).relu_()
 
 
@@ -305,7 +450,7 @@ class AscentViTMultiScaleEncoding(nn.Module):
     Convolutional pyramid of the image at 1/8, 1/16 and 1/32 (the paper's section 4.1, MSE; layout of Chen et al.,
     "ViT-Adapter", ICLR 2023).
 
-    `(B, C, H, W) -> (B, sum of H_l * W_l, D)`, and the shape `(H_l, W_l)` of each level.
+    `(B, C, H, W) -> (B, H_l * W_l, D)` for each level, and its shape `(H_l, W_l)`.
     """
 
     def __init__(self, config: AscentViTConfig):
@@ -328,20 +473,26 @@ class AscentViTMultiScaleEncoding(nn.Module):
         )
         self.level_embeddings = nn.Parameter(torch.empty(config.fusion_levels, config.hidden_size))
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
         if len(self.stem) == 1:
             # Whole cells of 4x4 pixels, so that every level is as large as with the other stem.
-            pixel_values = nn.functional.pad(pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4))
-        features = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
+            pixel_values = nn.functional.pad(
+                pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4)
+            )
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        count = images_at_once(self, pixel_values, STEM_PIXELS_AT_ONCE)
+        features = torch.cat([self.stem(pixels) for pixels in pixel_values.split(count)])
         levels, level_shapes = [], []
         for stage, projection, level_embedding in zip(
             self.stages, self.projections, self.level_embeddings, strict=True
         ):
             features = stage(features)
-            level = nn.functional.relu(projection(features))
+            level = nn.functional.relu(projection(features), inplace=True)
             level_shapes.append((level.shape[2], level.shape[3]))
-            levels.append(level.flatten(2).transpose(1, 2) + level_embedding)
-        return torch.cat(levels, dim=1), level_shapes
+            level = level.flatten(2).transpose(1, 2)
+            embedding = level_embedding.to(level.dtype)
+            levels.append(level + embedding if torch.is_grad_enabled() else level.add_(embedding))
+        return levels, level_shapes
 
 
 class AscentViTDeformableFusion(nn.Module):
@@ -389,17 +540,22 @@ class AscentViTDeformableFusion(nn.Module):
         self,
         patches: torch.Tensor,
         patch_grid: tuple[int, int],
-        pyramid: torch.Tensor,
+        levels: list[torch.Tensor],
         level_shapes: list[tuple[int, int]],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch_size, num_patches, _ = patches.shape
         queries = self.query_norm(patches)
-        values = self.value_projection(self.pyramid_norm(pyramid))
+        values = torch.cat([self.value_projection(self.pyramid_norm(level)) for level in levels], dim=1)
         offsets = self.sampling_offsets(queries).float()
         offsets = offsets.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points, 2)
-        locations = self.patch_centres(patch_grid, patches.device) + offsets
+        # Every centre for every head and point, since broadcasting over a few of them is slow.
+        centres = self.patch_centres(patch_grid, patches.device).expand(-1, -1, *offsets.shape[2:])
+        locations = offsets + centres.contiguous()
         weights = self.sampling_weights(queries).view(batch_size, num_patches, self.num_heads, -1)
-        weights = weights.softmax(-1, dtype=torch.float32)
+        # Softmax by hand: that of torch is slow over few values.
+        weights = weights.float()
+        weights = (weights - weights.detach().amax(-1, keepdim=True)).exp()
+        weights = weights / weights.sum(-1, keepdim=True)
         weights = weights.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points)
         values = values.view(batch_size, values.shape[1], self.num_heads, -1)
         samples = multi_scale_deformable_sampling(values, level_shapes, locations, weights)
@@ -596,6 +752,12 @@ class AscentViTPreTrainedModel(PreTrainedModel):
                 state_dict._metadata = metadata
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # In code from outside, transformers leaves modules without parameters of their own to the initialisation of
+        # their children, the backbone's modules too, as it may not use `transformers.initialization`. This code does.
+        return False
+
     def post_init(self):
         super().post_init()
         # FSDP refuses the name of a class that no module of this model has.
@@ -732,6 +894,23 @@ class AscentViTModel(AscentViTPreTrainedModel):
                 f"{shape[2]}x{shape[3]}. Resize them{', or pass interpolate_pos_encoding=True' if can_interpolate else ''}."
             )
 
+    def fuse(
+        self, patches: torch.Tensor, patch_grid: tuple[int, int], pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Patches fused with the pyramid of their images, and where and how much the fusion looked."""
+        pixel_values = pixel_values.to(self.encoding.level_embeddings.dtype)
+        count = len(pixel_values)
+        if (
+            not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+            and patches.device.type == "cpu"
+        ):
+            # A few images at a time: their features stay in the processor's cache, and memory does not grow.
+            count = max(1, PIXELS_AT_ONCE // pixel_values[0, 0].numel())
+        parts = []
+        for tokens, pixels in zip(patches.split(count), pixel_values.split(count), strict=True):
+            parts.append(self.fusion(tokens, patch_grid, *self.encoding(pixels)))
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
     @can_return_tuple
     def forward(
         self,
@@ -794,8 +973,7 @@ class AscentViTModel(AscentViTPreTrainedModel):
                 )
             sizes = (num_prefix_tokens - shift, grid[0] * grid[1], shift)
             before, patches, after = hidden_states.split(sizes, dim=1)
-            pyramid, level_shapes = self.encoding(pixel_values.to(self.encoding.level_embeddings.dtype))
-            patches, locations, weights = self.fusion(patches, grid, pyramid, level_shapes)
+            patches, locations, weights = self.fuse(patches, grid, pixel_values)
             hidden_states = torch.cat([before, patches, after], dim=1)
             locations = self.fusion.relative_locations(locations, pixel_values.shape[2:]) if output_fusion else None
         return AscentViTModelOutput(

@@ -18,7 +18,8 @@ def speed():
 def test_ratio_of_two_calls(speed):
     result = speed.paired(lambda: time.sleep(0.03), lambda: time.sleep(0.01), turns=5)
     assert 1.5 < result["ratio_low"] <= result["ratio"] <= result["ratio_high"] < 4
-    assert result["ours_ms"] == pytest.approx(30, rel=0.5) and result["peer_ms"] == pytest.approx(10, rel=0.5)
+    # A busy machine sleeps longer, never shorter.
+    assert 30 <= result["ours_ms"] < 200 and 10 <= result["peer_ms"] < 200
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -27,6 +28,56 @@ def test_sampling_is_measured_against_transformers(speed, backward):
     assert result["ratio"] > 0 and result["ratio_low"] <= result["ratio"] <= result["ratio_high"]
 
 
-def test_table_has_a_row_per_figure(speed):
-    row = {"what": "a", "ratio": 1.0, "ratio_low": 0.9, "ratio_high": 1.1, "ours_ms": 2.0, "peer_ms": 2.0}
+@pytest.fixture
+def small(speed, monkeypatch):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setitem(speed.BACKBONES, "small", sizes)
+    return speed
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"autocast": True}, {"size": 256}, {"shifted_fusion": True}, {"light": True}])
+def test_inference_is_measured_against_the_plain_backbone(small, kwargs):
+    kwargs = small.LIGHT if kwargs.get("light") else kwargs
+    result = small.measure_inference("small", 2, 3, **kwargs)
+    assert result["ratio"] > 0 and result["ours_ms"] > 0 and result["peer_ms"] > 0
+
+
+def test_explanation_training_and_memory_are_measured(small):
+    assert small.measure_explanation("small", 1, 3)["ratio"] > 1
+    assert small.measure_training("small", 1, 3)["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_batch(speed):
+    small, large = (speed.measure_memory("ViT-Ti", batch_size)["peer_mib"] for batch_size in (2, 16))
+    assert 0 <= small < large
+
+
+def test_profile_adds_up(small):
+    shares = small.profile("small", 2, 3)
+    assert shares["backbone"] == 1.0 and all(share >= 0 for share in shares.values())
+    parts = sum(share for name, share in shares.items() if name != "all")
+    assert 0.5 * shares["all"] < parts <= shares["all"]
+
+
+def test_every_figure_has_its_own_name(speed):
+    names = [(group, what) for group, what, _ in speed.plan_of_figures(9)]
+    assert len(set(names)) == len(names) > 40
+
+
+def test_page_has_a_row_per_figure(speed, tmp_path):
+    row = {
+        "group": "g",
+        "what": "a",
+        "ratio": 1.0,
+        "ratio_low": 0.9,
+        "ratio_high": 1.1,
+        "ours_ms": 2.0,
+        "peer_ms": 2.0,
+    }
     assert speed.table([row, row]).count("| a | 1.00 | 0.90 to 1.10 | 2.0 | 2.0 |") == 2
+    names = ("command", "date", "processor", "threads", "python", "torch", "transformers")
+    report = dict.fromkeys(names, "x") | {"peak": 1.0, "results": [row], "profiles": {"p": {"backbone": 1.0}}}
+    speed.write_page(tmp_path / "RESULTS.md", report, tmp_path / "speed.json")
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert "| a | 1.00 |" in text and "| backbone | 1.000 |" in text

@@ -12,6 +12,8 @@ from modeling_ascent_vit.modeling_ascent_vit import (
     AscentViTDeformableFusion,
     AscentViTMultiScaleEncoding,
     multi_scale_deformable_sampling,
+    sampling_taps,
+    sum_of_rows,
 )
 
 
@@ -205,3 +207,60 @@ def test_each_patch_reads_its_own_place(make_config):
         # Bilinear interpolation is exact on a plane, away from the zeros beyond the rim.
         inner = (slice(2, 6), slice(2, 10))
         torch.testing.assert_close(samples[inner], torch.stack([x, y], dim=-1)[inner])
+
+
+@pytest.mark.parametrize("level_shapes", [[(5, 7), (3, 4), (2, 2)], [(4, 1), (1, 3), (1, 1)]])
+def test_gradient_at_whole_cells_is_one_sided(level_shapes):
+    """Sampling starts at whole cells, where interpolation has a kink: the slope must be that of one of its sides."""
+    values, locations, weights = random_inputs(level_shapes)
+    locations = locations.round()
+    gradients = {}
+    for name, shift in (("at", 0.0), ("before", -1e-4), ("after", 1e-4)):
+        moved = (locations + shift).requires_grad_()
+        multi_scale_deformable_sampling(values, level_shapes, moved, weights).square().sum().backward()
+        gradients[name] = moved.grad
+    # Moving both axes at once, each axis' slope is one of the two sides'.
+    at, before, after = gradients["at"], gradients["before"], gradients["after"]
+    low, high = torch.minimum(before, after), torch.maximum(before, after)
+    margin = 1e-2 * (1 + at.abs())
+    assert ((at >= low - margin) & (at <= high + margin)).all()
+    assert at.abs().sum() > 0
+
+
+@pytest.mark.parametrize("level_shapes", [[(5, 7), (3, 4), (2, 2)], [(4, 1), (1, 3), (1, 1)]])
+def test_gradient_of_its_own_equals_that_of_autograd(level_shapes):
+    """The gradient written by hand for processors against autograd through the same taps."""
+    values, locations, weights = random_inputs(level_shapes)
+    for place in (locations, locations.round()):
+        inputs = [tensor.clone().requires_grad_() for tensor in (values, place, weights)]
+        output = multi_scale_deformable_sampling(inputs[0], level_shapes, *inputs[1:])
+        direction = torch.randn_like(output)
+        own = torch.autograd.grad(output, inputs, direction)
+        rows, shares, *_ = sampling_taps(level_shapes, *inputs[1:])
+        plain = sum_of_rows(inputs[0].reshape(-1, values.shape[-1]), rows, shares, values.shape[2])
+        torch.testing.assert_close(plain, output, rtol=1e-12, atol=1e-12)
+        for gradient, expected in zip(own, torch.autograd.grad(plain, inputs, direction), strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_gradient_check():
+    level_shapes = [(3, 4), (2, 1)]
+    inputs = [x.requires_grad_() for x in random_inputs(level_shapes, 1, 2, 2, 2, 3)]
+    assert torch.autograd.gradcheck(
+        lambda values, locations, weights: multi_scale_deformable_sampling(values, level_shapes, locations, weights),
+        inputs,
+    )
+
+
+def test_gradient_in_bfloat16_stays_near_float64():
+    level_shapes = [(6, 6), (3, 3)]
+    values, locations, weights = random_inputs(level_shapes)
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        inputs = [values.to(dtype), locations if dtype == torch.float64 else locations.float(), weights.to(dtype)]
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        output = multi_scale_deformable_sampling(inputs[0], level_shapes, *inputs[1:])
+        gradients.append(torch.autograd.grad(output.sum(), inputs))
+        assert [gradient.dtype for gradient in gradients[-1]] == [tensor.dtype for tensor in inputs]
+    for exact, rounded in zip(*gradients, strict=True):
+        assert relative_error(rounded, exact) < 2e-2

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import importlib.util
 import logging
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTModel
+from modeling_ascent_vit import modeling_ascent_vit as modeling
 from modeling_ascent_vit.modeling_ascent_vit import AscentViTMultiScaleEncoding
 
 
@@ -184,8 +186,7 @@ def test_patches_see_the_pyramid_at_their_own_place(make_config):
         # The same patch tokens for both, so that only the pyramid differs.
         tokens = model.backbone(pixels).last_hidden_state
         for image in (pixels, changed):
-            pyramid, shapes = model.encoding(image)
-            model.fusion(tokens[:, 1:], (6, 30), pyramid, shapes)
+            model.fusion(tokens[:, 1:], (6, 30), *model.encoding(image))
     difference = (captured[1] - captured[0]).norm(dim=-1).view(6, 30)
     assert difference[0, -1] > 0 and difference[:, :6].max() < 0.05 * difference[0, -1]
 
@@ -247,13 +248,35 @@ def test_light_pyramid_has_the_levels_of_the_papers(make_config, pyramid_norm, s
     config = make_config("vit", pyramid_norm=pyramid_norm)
     light = make_config("vit", pyramid_norm=pyramid_norm, pyramid_stem="patch", pyramid_channels=[24, 32, 48, 64])
     pixels = torch.randn(2, 3, *size)
-    features, shapes = AscentViTMultiScaleEncoding(config)(pixels)
-    light_features, light_shapes = AscentViTMultiScaleEncoding(light)(pixels)
+    levels, shapes = AscentViTMultiScaleEncoding(config)(pixels)
+    light_levels, light_shapes = AscentViTMultiScaleEncoding(light)(pixels)
     assert light_shapes == shapes
-    assert light_features.shape == features.shape
+    assert [level.shape for level in light_levels] == [level.shape for level in levels]
     model = build(light).train()
     model(torch.randn(2, 3, 48, 48), **supervision(light)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pyramid_norm", ["batch", "group"])
+def test_a_few_images_at_a_time_give_what_all_at_once_give(make_config, monkeypatch, pyramid_norm, dtype):
+    """The pyramid at inference, cut and with folded normalisation, against the plain form that gradients take."""
+    model = build(make_config(pyramid_norm=pyramid_norm)).to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    pixels = torch.randn(5, 3, 48, 48, dtype=dtype)
+    plain = model(pixels, output_contributions=True, output_fusion=True)
+    assert plain.logits.requires_grad
+    monkeypatch.setattr(modeling, "STEM_PIXELS_AT_ONCE", 48 * 48)
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
+    for count in (1, 2, 5):
+        monkeypatch.setattr(modeling, "PIXELS_AT_ONCE", count * 48 * 48)
+        with torch.no_grad():
+            parts = model(pixels, output_contributions=True, output_fusion=True)
+        for name in ("logits", "spatial_concept_attention", "concept_contributions", "fusion_locations"):
+            torch.testing.assert_close(parts[name], plain[name], **tolerance)
 
 
 def test_pyramid_that_nobody_reads_is_not_built(make_config, caplog):
@@ -521,6 +544,7 @@ def test_attention_implementation_reaches_the_backbone(make_config):
     assert len(AscentViTForImageClassification(config)(torch.randn(1, 3, 48, 48)).hidden_states) == 3
 
 
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="needs accelerate")
 def test_trainer_hands_logits_alone_to_metrics(make_config, tmp_path):
     """Metric functions written for other classifiers take the argmax of `predictions`."""
     config = make_config()
@@ -608,3 +632,10 @@ def test_model_folder_stands_alone():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_convolutions_of_the_pyramid_start_with_the_variance_of_he(make_config):
+    encoding = AscentViTModel(make_config()).encoding
+    for layer in (*encoding.stem[:3], *encoding.stages):
+        weight = layer.convolution.weight
+        assert weight.std().item() == pytest.approx((2 / (9 * weight.shape[0])) ** 0.5, rel=0.1)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How Sphinx makes the documentation: sphinx-build -W docs build/docs"""
+
+import os
+import re
+from pathlib import Path
+
+import typer
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import ascent_vit
+from ascent_vit.cli.app import app as command_line
+
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+project = "ASCENT-ViT"
+author = "The ASCENT-ViT project"
+project_copyright = f"2026, {author}"
+release = version = ascent_vit.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["images"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 100
+napoleon_numpy_docstring = False
+napoleon_use_param = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = f"ASCENT-ViT {release}"
+html_math_renderer = "mathml"
+html_copy_source = False
+# Equations and fonts are the browser's own: pages ask no other machine for anything.
+html_static_path = ["style"]
+html_css_files = ["pages.css"]
+
+# Pages of the repository that are pages of the documentation too, where they exist.
+OUTSIDE = DOCS / "outside"
+OUTSIDE_PAGES = {
+    "benchmarks/RESULTS.md": "results",
+    "benchmarks/study/README.md": "study",
+    "CONTRIBUTING.md": "contributing",
+    "CHANGELOG.md": "changelog",
+}
+
+
+def copy_outside_pages(app: Sphinx) -> None:
+    """Copies the pages that lie outside of docs/ to docs/outside/, which git ignores; old copies go."""
+    OUTSIDE.mkdir(exist_ok=True)
+    wanted = {f"{name}.md": ROOT / source for source, name in OUTSIDE_PAGES.items() if (ROOT / source).is_file()}
+    for copy in OUTSIDE.iterdir():
+        if copy.name not in wanted:
+            copy.unlink()
+    for name, source in wanted.items():
+        text = source.read_text(encoding="utf-8")
+        copy = OUTSIDE / name
+        if not copy.is_file() or copy.read_text(encoding="utf-8") != text:
+            copy.write_text(text, encoding="utf-8")
+
+
+def list_other_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Puts the pages that the index does not name where it says OTHER_PAGES."""
+    if docname == "index":
+        pages = sorted(page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("**/*.md"))
+        named = {"index", *source[0].splitlines()}
+        others = [page for page in pages if page not in named and not page.startswith("reference/")]
+        source[0] = source[0].replace("OTHER_PAGES\n", "".join(f"{page}\n" for page in others))
+
+
+LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
+
+
+def mend_links(app: Sphinx, docname: str, source: list[str]) -> None:
+    """
+    Relative links as they are for readers of the repository, made to fit the documentation: those to its pages go
+    there, pictures are found, and of links to other files and folders the name is left.
+    """
+    page = DOCS / f"{docname}.md"
+    original = {f"outside/{name}": ROOT / path for path, name in OUTSIDE_PAGES.items()}.get(docname, page)
+    pages = {(ROOT / path).resolve(): OUTSIDE / f"{name}.md" for path, name in OUTSIDE_PAGES.items()}
+
+    def mend(match: re.Match) -> str:
+        target = (original.parent / match["target"]).resolve()
+        if not target.exists():
+            return match[0]  # Sphinx tells of it.
+        shown = pages.get(target, target)
+        if match["image"] or (shown.suffix == ".md" and shown.is_relative_to(DOCS)):
+            relative = Path(os.path.relpath(shown, page.parent)).as_posix()
+            return f"{match['image']}[{match['text']}]({relative}{match['anchor'] or ''})"
+        path = target.relative_to(ROOT).as_posix() if target.is_relative_to(ROOT) else target.name
+        named = match["text"].strip("`") in (path, target.name)
+        return f"`{path}`" if named else f"{match['text']} (`{path}`)"
+
+    source[0] = LINK.sub(mend, source[0])
+
+
+def table_to_rst(lines: list[str]) -> list[str]:
+    """A Markdown table as a list-table."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if "---" not in line]
+    table = [".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        table += [f"   {'*' if i == 0 else ' '} - {cell}".rstrip() for i, cell in enumerate(row)]
+    return ["", *table, ""]
+
+
+def inline_to_rst(line: str) -> str:
+    """Code, references as transformers writes them, and links, in one line of text."""
+    parts = re.split(r"(\[`[^`]+`\]|`[^`]+`|\[[^\]]+\]\(https?://[^)\s]+\))", line)
+    for i, part in enumerate(parts):
+        if part.startswith("[`"):
+            name = part[2:-2].removeprefix("~")
+            parts[i] = f":py:obj:`{name.split('.')[-1]} <.{name}>`" if "." not in name else f"``{name}``"
+        elif part.startswith("`"):
+            parts[i] = f"`{part}`"
+        elif part.startswith("["):
+            text, url = part[1:-1].split("](", 1)
+            parts[i] = f"`{text} <{url}>`__"
+        else:
+            parts[i] = part.replace("|", "\\|")
+    return "".join(parts)
+
+
+def docstring_to_rst(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings are Markdown with Google's sections, as in transformers; autodoc reads reStructuredText."""
+    result: list[str] = []
+    table: list[str] = []
+    fenced = False
+    for line in [*lines, ""]:
+        indent = line[: len(line) - len(line.lstrip())]
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+            result += ["", f"{indent}.. code-block:: {line.strip('` ') or 'text'}", ""] if fenced else [""]
+        elif fenced:
+            result.append(f"   {line}" if line else "")
+        elif line.lstrip().startswith(("| ", "|-")):
+            table.append(inline_to_rst(line.replace("|", "\0")).replace("\0", "|"))
+        else:
+            if table:
+                result += table_to_rst(table)
+                table = []
+            result.append(inline_to_rst(line))
+    lines[:] = result
+
+
+class CommandReference(SphinxDirective):
+    """What `ascent-vit COMMAND --help` says of every command, from the same source."""
+
+    def run(self) -> list[nodes.Node]:
+        commands = typer.main.get_command(command_line).commands  # type: ignore[attr-defined]
+        text = "\n".join(line for name, command in sorted(commands.items()) for line in self.describe(name, command))
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+    @staticmethod
+    def describe(name: str, command: typer.core.TyperCommand) -> list[str]:
+        lines = [
+            f"## {name}",
+            "",
+            re.sub(r"(--[a-z-]+)", r"`\1`", command.help or ""),
+            "",
+            "| | default | |",
+            "|---|---|---|",
+        ]
+        for parameter in command.params:
+            if parameter.name == "help":
+                continue
+            if isinstance(parameter, typer.core.TyperArgument):
+                usage = parameter.metavar or parameter.name.upper()
+            else:
+                is_flag = getattr(parameter, "is_flag", False)
+                usage = parameter.opts[0] + ("" if is_flag else f" {parameter.metavar or 'VALUE'}")
+            default = "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
+            default = "required" if parameter.required else default
+            help_text = re.sub(r"(--[a-z-]+)", r"`\1`", getattr(parameter, "help", None) or "").replace("|", "\\|")
+            lines.append(f"| `{usage}` | {default} | {help_text} |")
+        return [*lines, ""]
+
+
+def visit_math(translator, node: nodes.Element) -> None:
+    """Equations as MathML, which browsers draw by themselves."""
+    mathml = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    block = isinstance(node, nodes.math_block)
+    translator.body.append(f'<div class="math">{mathml}</div>\n' if block else mathml)
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> None:
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.add_directive("command-reference", CommandReference)
+    app.connect("builder-inited", copy_outside_pages)
+    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["index"])
+    app.connect("source-read", list_other_pages)
+    app.connect("source-read", mend_links)
+    app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)
