@@ -18,9 +18,9 @@ from ascent_vit.training.recipe import Recipe
 
 
 # Placements of each test scan: more images where a bin is small.
-TEST_COPIES = 4
-# Canvases wider than those of training, whose digits are smaller than any in training.
-WIDER = (1.5, 2.0)
+TEST_COPIES = 2
+# Canvases wider than those of training, where some digits are smaller than any in training.
+WIDER = (2.0,)
 # Upper ends of bins of the height of the ink, as a share of the image.
 HEIGHTS = (0.3, 0.5, 0.75, 1.0)
 # Digits of at most this height have a place worth naming.
