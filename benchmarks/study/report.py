@@ -325,6 +325,7 @@ def draw_rows(rows: list[Row]) -> Any:
 
 FIGURES: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
     "digits": ("digits-by-size.png", draw_scales),
+    "digits-recipe": ("digits-recipe-by-size.png", draw_scales),
     "samples": ("samples.png", draw_samples),
     "ablation": ("ablation.png", draw_rows),
     "mnist": ("mnist.png", draw_rows),
