@@ -280,11 +280,12 @@ def draw_scales(rows: list[Row]) -> Any:
 
 
 def draw_samples(rows: list[Row]) -> Any:
+    titles = list(dict.fromkeys(row.title for row in rows if row.results))
+    if len({row.runs[0].train_images for row in rows if row.results}) < 2:
+        # One number of images makes no line.
+        return None
     keys = ("accuracy", "global_concept_accuracy", "pixel_tpr")
     figure, axes = new_axes(len(keys))
-    titles = list(dict.fromkeys(row.title for row in rows if row.results))
-    if not titles:
-        return None
     for axis, key in zip(axes, keys, strict=True):
         for title in titles:
             points = [(int(SAMPLES.fullmatch(row.name)[2]), row.values(key)) for row in rows if row.title == title]
