@@ -149,7 +149,7 @@ def cost_table(rows: list[Row]) -> str:
 
 
 def verdict(key: str, ours: list[float], other: list[float]) -> str:
-    """How a row does beside the first one, in words: no difference where the spread is as large as the difference."""
+    """How a row does beside another one, in words: no difference where the spread is as large as the difference."""
     if len(ours) < 3 or len(other) < 3:
         return "too few seeds" if ours and other else ""
     difference = statistics.mean(other) - statistics.mean(ours)
@@ -160,8 +160,13 @@ def verdict(key: str, ours: list[float], other: list[float]) -> str:
 
 
 def verdict_table(rows: list[Row]) -> str:
-    first = rows[0]
-    cells = [[row.title, *(verdict(key, first.values(key), row.values(key)) for key in COMPARED)] for row in rows[1:]]
+    measured = [row for row in rows if row.results]
+    if not measured:
+        return ""
+    first = measured[0]
+    cells = [
+        [row.title, *(verdict(key, first.values(key), row.values(key)) for key in COMPARED)] for row in measured[1:]
+    ]
     return markdown([f"beside {first.title}", *COMPARED.values()], [line for line in cells if any(line[1:])])
 
 
