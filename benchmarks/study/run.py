@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Makes the runs of a table that are missing, one JSON file each.
+
+    ascent-vit prepare mnist --source MNIST_FOLDER --output DATA/mnist
+    ascent-vit prepare cub --source CUB_200_2011 --output DATA/cub
+    OMP_NUM_THREADS=1 python benchmarks/study/run.py --table digits --data DATA --output benchmarks/study/results
+
+A run that is interrupted goes on at its last checkpoint when the command is given again; `--list` says what is done.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from unittest import mock
+
+import torch
+import typer
+from data import load, rotations, scale_parts, train_part
+from plain import evaluate_plain, train_plain
+from plan import StudyRun, read_tables, runs_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from ascent_vit.cli.inputs import load_model
+from ascent_vit.data import CachedConceptDataset, ConceptCollator, concepts_from_features
+from ascent_vit.data.loading import COLUMNS
+from ascent_vit.evaluation import ShortTraining, evaluate, evaluate_dataset, leakage
+from ascent_vit.files import replace_folder, write_json
+from ascent_vit.training import Recipe, train
+from ascent_vit.training.build import build_model
+from ascent_vit.training.train import versions
+from modeling_ascent_vit import modeling_ascent_vit
+
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 128
+CURVE_STEPS = 8
+# Steps between checkpoints, so that a run that is cut off goes on in the middle of an epoch.
+SAVE_STEPS = 100
+
+
+def sigmoid_forward(stream: Any, tokens: torch.Tensor, override: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A concept stream's forward pass in which concepts do not compete: each has a sigmoid of its own."""
+    attention = stream.scores(tokens).float().sigmoid()[..., : stream.concepts.shape[0]]
+    values = stream.split_heads(stream.value(stream.concepts))
+    return attention, stream.projection((attention.mean(2, keepdim=True) @ values).flatten(1))
+
+
+def attention_of(run: StudyRun) -> contextlib.AbstractContextManager:
+    """While it lasts, concept streams attend as the run asks for."""
+    if run.attention == "softmax":
+        return contextlib.nullcontext()
+    return mock.patch.object(modeling_ascent_vit.AscentViTConceptStream, "forward", sigmoid_forward)
+
+
+def pretrain(run: StudyRun, recipe: Recipe, dataset: Any, folder: Path) -> Path:
+    """The folder of a backbone that has told rotations of the train images apart; trained once for a table."""
+    target = folder / f"{run.table}-{run.pretrained}"
+    if not target.is_dir():
+        logger.info("Training the backbone of %s on %s.", run.table, run.pretrained)
+        side = recipe.model["backbone_config"]["image_size"]
+        first = dataclasses.replace(recipe, seed=0, num_train_epochs=12)
+        model, _, facts = train_plain(first, rotations(dataset, side))
+        with replace_folder(target) as partial:
+            model.base_model.save_pretrained(partial)
+        write_json(folder / f"{target.name}.json", facts)
+    return target
+
+
+def on_backbone(recipe: Recipe, backbone: Path) -> Recipe:
+    """The recipe with a pretrained backbone in place of a random one."""
+    fields = {name: value for name, value in recipe.model.items() if name != "backbone_config"}
+    return dataclasses.replace(recipe, backbone=str(backbone), model=fields)
+
+
+def cost(model: Any) -> dict[str, int]:
+    """Parameters, and multiply-adds of one image's forward pass in matrix products, convolutions and attention."""
+    config = getattr(model.config, "backbone_config", model.config)
+    pixels = torch.zeros(1, 3, config.image_size, config.image_size)
+    # The counter knows matrix products, but not the CPU's fused attention.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(pixel_values=pixels)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+    }
+
+
+def batches(split: Any, processor: Any) -> DataLoader:
+    columns = [name for name in COLUMNS if name in split.features]
+    return DataLoader(split.select_columns(columns), EVALUATION_BATCH, collate_fn=ConceptCollator(processor))
+
+
+def measure_leakage(run: StudyRun, recipe: Recipe, parts: Any, test: Any) -> dict[str, Any]:
+    names = concepts_from_features(parts["train"].features)
+    processor = build_model(recipe, *names)[1]
+    training = ShortTraining(
+        lambda: build_model(recipe, *names)[0],
+        run.steps,
+        recipe.per_device_train_batch_size,
+        recipe.learning_rate,
+        recipe.weight_decay,
+        run.seed,
+    )
+    rows = CachedConceptDataset(parts["train"], processor)
+    return leakage(training, rows, batches(test, processor), seed=run.seed)
+
+
+def measure(run: StudyRun, model: Any, processor: Any, test: Any) -> dict[str, Any]:
+    """What the table asks for of a trained model."""
+    plain = run.head == "linear"
+    if plain:
+        metrics: dict[str, Any] = evaluate_plain(model, batches(test, processor)) | {"num_images": len(test)}
+    else:
+        skip = ["intervention", *({"faithfulness", "robustness"} - set(run.measures))]
+        metrics = evaluate_dataset(
+            model, processor, test, images=run.images, steps=CURVE_STEPS, batch_size=EVALUATION_BATCH, skip=skip
+        )
+    found: dict[str, Any] = {"metrics": metrics}
+    if "scales" in run.measures:
+        judge = evaluate_plain if plain else evaluate
+        found["scales"] = {
+            name: judge(model, batches(part, processor)) | {"num_images": len(part)}
+            for name, part in scale_parts(test).items()
+        }
+    return found
+
+
+def make(run: StudyRun, data: Path, work: Path) -> dict[str, Any]:
+    """Trains and measures."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    recipe = run.load_recipe()
+    dataset = load(run, recipe, data)
+    if run.pretrained is not None:
+        recipe = on_backbone(recipe, pretrain(run, recipe, dataset, work))
+    parts = train_part(run, recipe, dataset)
+    test = dataset["test"]
+    if run.test_images is not None:
+        test = test.shuffle(seed=0).select(range(run.test_images))
+    result: dict[str, Any] = {"settings": run.settings(), "title": run.title}
+    if "leakage" in run.measures:
+        result["metrics"] = measure_leakage(run, recipe, parts, test)
+    else:
+        folder = work / run.label
+        if run.head == "linear":
+            model, processor, facts = train_plain(recipe, parts)
+        else:
+            trained = train(dataclasses.replace(recipe, save_steps=SAVE_STEPS), folder, dataset=parts, resume=True)
+            model, processor = load_model(str(trained.model_dir))
+            report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            facts = {"steps": trained.steps, "train_seconds": report["train_seconds"]}
+        result |= measure(run, model, processor, test) | facts | cost(model)
+        shutil.rmtree(folder, ignore_errors=True)
+    batch = recipe.per_device_train_batch_size
+    return result | {
+        "batch_size": batch,
+        "train_images": len(dataset["train"]) if run.train_images is None else run.train_images,
+        "total_seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - start_cpu,
+        "threads": torch.get_num_threads(),
+        **versions(),
+    }
+
+
+def missing(runs: list[StudyRun], results: Path) -> Iterator[StudyRun]:
+    for run in runs:
+        if run.result(results) is None:
+            yield run
+
+
+def main(
+    table: Annotated[str, typer.Option(help="Table of tables.yaml; all of them by default.")] = "",
+    output: Annotated[Path, typer.Option(help="Folder of the results, one JSON file per run.")] = Path(
+        "benchmarks/study/results"
+    ),
+    data: Annotated[Path, typer.Option(help="Folder with the prepared datasets mnist and cub.")] = Path("data"),
+    work: Annotated[Path, typer.Option(help="Folder for what is needed while runs last.")] = Path("runs/study"),
+    only: Annotated[str, typer.Option(help="Names of runs, with commas between; all by default.")] = "",
+    list_runs: Annotated[bool, typer.Option("--list", help="Say what is done and what is missing, and stop.")] = False,
+):
+    """Makes the runs that are missing. Exit code 2 for a table, run or dataset that does not exist."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    try:
+        runs = [run for name in ([table] if table else read_tables()) for run in runs_of(name)]
+        unknown = set(filter(None, only.split(","))) - {run.name for run in runs}
+        if unknown:
+            raise ValueError(f"There is no run {sorted(unknown)[0]} in {table or 'any table'}.")
+        if only:
+            runs = [run for run in runs if run.name in only.split(",")]
+        if list_runs:
+            for run in runs:
+                print("missing" if run.result(output) is None else "done   ", run.label)
+            return
+        for run in missing(runs, output):
+            with attention_of(run):
+                result = make(run, data.resolve(), work.resolve())
+            write_json(run.path(output), result)
+            shown = {k: round(v, 4) for k, v in result["metrics"].items() if isinstance(v, float) and "acc" in k}
+            logger.info("%s: %s, %.0f s", run.label, shown, result["cpu_seconds"])
+    except (ValueError, FileNotFoundError) as error:
+        logger.error("%s", error)
+        raise typer.Exit(2) from error
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
+    typer.run(main)
