@@ -10,7 +10,6 @@ over the turns, with the quartiles as spread. Below 1 means faster than the peer
 
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -51,18 +50,21 @@ SECTIONS = {
     "concept head": "global_stream spatial_stream",
 }
 
-# Measures one call in a process of its own: its peak over what was there before.
+# Measures one call in a process of its own: its peak over what is held just before. Linux counts the peak anew when told to.
 MEMORY_PROBE = """
-import resource, sys, torch
+import re, sys, torch
 sys.path.insert(0, sys.argv[1])
 import speed
+def mebibytes(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 model = speed.build_models(sys.argv[2])[sys.argv[3] == "plain"].eval()
 with torch.no_grad():
     model(torch.randn(1, 3, 224, 224))
     pixels = torch.randn(int(sys.argv[4]), 3, 224, 224)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    open("/proc/self/clear_refs", "w").write("5")
+    before = mebibytes("VmRSS")
     model(pixels)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(mebibytes("VmHWM") - before)
 """
 
 
@@ -314,7 +316,7 @@ def plan_of_figures(turns: int) -> Plan:
     for size in (224, 448, 896):
         measure = partial(measure_inference, "ViT-Ti", 1, turns if size < 896 else few, size=size)
         plan.append(("size of the image, ViT-Ti, batch 1", f"{size} x {size}", measure))
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and Path("/proc/self/clear_refs").exists():
         plan.append(("growth of memory in forward, MiB", "ViT-B, batch 32", partial(measure_memory, "ViT-B", 32)))
     return plan
 
@@ -396,24 +398,21 @@ def main(
     page: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
     turns: Annotated[int, typer.Option(min=3, help="Turns per figure; a third of it for the slowest ones.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 2,
-    only: Annotated[str, typer.Option(help="Measure only the groups whose name holds this.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Measure only the groups whose name holds this; the file keeps what it has of others.")
+    ] = "",
 ):
     """Measures speed as ratios to the plain backbone and to transformers' deformable attention."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    names = [(group, what) for group, what, _ in plan_of_figures(turns)]
     plan = [figure for figure in plan_of_figures(turns) if only in figure[0]]
-    bar = tqdm(plan, desc="measuring", unit="figure")
-    results = [{"group": group, "what": what, **measure()} for group, what, measure in bar]
-    profiles = {}
-    if device().type == "cpu":
-        profiles = {
-            f"{backbone}, batch 8, {'bfloat16' if autocast else 'float32'}": profile(backbone, 8, 5, autocast)
-            for backbone in BACKBONES
-            for autocast in (False, True)
-        }
-    options = f" --turns {turns}" + (f" --only '{only}'" if only else "")
+    done = {}
+    if only and output.is_file():
+        kept = json.loads(output.read_text(encoding="utf-8"))["results"]
+        done = {(row["group"], row["what"]): row for row in kept if only not in row["group"]}
     report = {
-        "command": f"python benchmarks/speed.py --output {output}{f' --page {page}' if page else ''}{options}",
+        "command": f"python benchmarks/speed.py --output {output}{f' --page {page}' if page else ''} --turns {turns}",
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor_name(),
         "threads": threads,
@@ -421,14 +420,20 @@ def main(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peak": peak_products(),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "results": results,
-        "profiles": profiles,
+        "profiles": {
+            f"{backbone}, batch 8, {'bfloat16' if autocast else 'float32'}": profile(backbone, 8, 5, autocast)
+            for backbone in (BACKBONES if device().type == "cpu" else ())
+            for autocast in (False, True)
+        },
     }
-    write_json(output, report)
+    for group, what, measure in tqdm(plan, desc="measuring", unit="figure"):
+        done[group, what] = {"group": group, "what": what, **measure()}
+        report["results"] = [done[name] for name in names if name in done]
+        # After each figure, since a run is long.
+        write_json(output, report)
     if page is not None:
         write_page(page, report, output)
-    print(table(results))
+    print(table(report["results"]))
 
 
 if __name__ == "__main__":
