@@ -50,7 +50,7 @@ SECTIONS = {
     "concept head": "global_stream spatial_stream",
 }
 
-# Measures one call in a process of its own: its peak over what is held just before. Linux counts the peak anew when told to.
+# Measures one call in a process of its own: its peak, which Linux counts anew when told to, over what is held before.
 MEMORY_PROBE = """
 import re, sys, torch
 sys.path.insert(0, sys.argv[1])
