@@ -288,7 +288,7 @@ class AscentViTConfig(PreTrainedConfig):
             raise ValueError(f"num_labels must be a number of classes, from 1 to {LARGEST_COUNT}; got {num_labels!r}.")
         try:
             indices = [int(index) for index in (self.id2label or {})]
-            fits = len(indices) <= LARGEST_COUNT and isinstance(self.id2label, dict | None)
+            fits = self.id2label is None or (isinstance(self.id2label, dict) and 1 <= len(indices) <= LARGEST_COUNT)
         except (TypeError, ValueError, OverflowError):
             fits = False
         if not fits:

@@ -23,7 +23,7 @@ PROCESSORS = [
         marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
     ),
 ]
-EXAMPLES = [60, pytest.param(1500, marks=pytest.mark.slow)]
+EXAMPLES = [60, pytest.param(500, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(params=PROCESSORS)
