@@ -150,7 +150,7 @@ def test_nothing_is_written_where_no_image_can_be_read(command, folder, tmp_path
     for path in folder.rglob("*.png"):
         path.write_bytes(b"no image")
     assert command(folder, "--processes", "2", "--batch-size", "1") == 2
-    assert "no image that can be read. The first: Image" in one_error(capsys)
+    assert "no image that can be read. The first: The image" in one_error(capsys)
     assert not (tmp_path / "out").exists()
 
 
