@@ -416,7 +416,8 @@ def main(
         kept = json.loads(output.read_text(encoding="utf-8"))["results"]
         done = {(row["group"], row["what"]): row for row in kept}
     report = {
-        "command": f"python benchmarks/speed.py --output {output}{f' --page {page}' if page else ''} --turns {turns}",
+        "command": f"python benchmarks/speed.py --output {output}{f' --page {page}' if page else ''} --turns {turns}"
+        + (f" --only '{only}'" if only else ""),
         "date": time.strftime("%Y-%m-%d"),
         "processor": processor_name(),
         "threads": threads,
