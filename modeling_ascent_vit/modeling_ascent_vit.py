@@ -182,7 +182,9 @@ def alignment_loss(
 
 def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
     """`-p ln p` of an attention of any shape, averaged over all its entries, float32 of shape `()`."""
-    return torch.special.entr(attention.float()).mean()
+    attention = attention.float()
+    # Not torch.special.entr, whose slope is infinite where a softmax has underflowed to 0.
+    return -(attention * attention.clamp_min(torch.finfo(attention.dtype).tiny).log()).mean()
 
 
 def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -> torch.Tensor:

@@ -189,6 +189,21 @@ def test_entropy_by_hand():
     torch.testing.assert_close(attention_entropy(torch.full((3, 7, 4), 0.25)), torch.tensor(math.log(4) / 4))
 
 
+def test_entropy_agrees_with_torch():
+    attention = torch.rand(4, 6, 5).mul_(9).softmax(-1)
+    torch.testing.assert_close(attention_entropy(attention), torch.special.entr(attention.double()).mean().float())
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_entropy_gradient_is_finite_where_attention_underflows(weight):
+    """With 0 as its weight too: 0 times an infinite slope is NaN, and would end a training that has learned its images."""
+    scores = torch.tensor([[200.0, -200.0, 0.0]]).requires_grad_()
+    attention = scores.softmax(-1)
+    assert (attention == 0).any()
+    (weight * attention_entropy(attention)).backward()
+    assert scores.grad.isfinite().all()
+
+
 def test_model_loss_is_the_weighted_sum(make_config):
     from modeling_ascent_vit import AscentViTForImageClassification
 
