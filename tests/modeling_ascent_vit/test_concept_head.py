@@ -196,7 +196,7 @@ def test_entropy_agrees_with_torch():
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_entropy_gradient_is_finite_where_attention_underflows(weight):
-    """With 0 as its weight too: 0 times an infinite slope is NaN, and would end a training that has learned its images."""
+    """With 0 as its weight too: 0 times an infinite slope is NaN, and would end the training."""
     scores = torch.tensor([[200.0, -200.0, 0.0]]).requires_grad_()
     attention = scores.softmax(-1)
     assert (attention == 0).any()
