@@ -12,6 +12,7 @@ Rows with the same `group_id`, where there is such a column, belong together: th
 
 import hashlib
 import inspect
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,7 +340,7 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
 
 
 def load_concept_dataset(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     streaming: bool = False,
     columns: dict[str, str] | None = None,
     labels: list[str] | None = None,
@@ -373,6 +374,7 @@ def load_concept_dataset(
     """
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+    name_or_path = os.fspath(name_or_path)
     if name_or_path == "digits":
         if streaming:
             raise ValueError("The digits are made in memory: leave streaming out.")

@@ -279,6 +279,8 @@ class TestLoading:
     def test_what_does_not_exist(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no dataset folder"):
             load_concept_dataset(str(tmp_path / "nowhere"))
+        with pytest.raises(FileNotFoundError, match="no dataset folder"):
+            load_concept_dataset(tmp_path / "nowhere")
         with pytest.raises(FileNotFoundError, match="is empty"):
             load_concept_dataset(str(tmp_path))
         (tmp_path / "notes").mkdir()
