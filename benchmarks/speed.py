@@ -367,11 +367,12 @@ def profile_table(profiles: dict[str, dict[str, float]]) -> str:
 
 def write_page(path: Path, report: dict[str, Any], results: Path):
     """The report as a page; beside its profile the one of an earlier form of the code, where it is kept."""
-    profiles = dict(report["profiles"])
+    profiles, source = dict(report["profiles"]), ""
     before = results.parent / "profile_before.json"
     if before.is_file():
-        for name, shares in json.loads(before.read_text(encoding="utf-8"))["profiles"].items():
-            profiles[f"{name}, before"] = shares
+        earlier = json.loads(before.read_text(encoding="utf-8"))
+        profiles |= {f"{name}, before": shares for name, shares in earlier["profiles"].items()}
+        source = f"\n\nBefore is commit {earlier['commit']}, printed in a checkout by `{earlier['command']}`."
     machine = ", ".join(
         f"{name} {report[name]}" for name in ("processor", "threads", "python", "torch", "transformers")
     )
@@ -388,7 +389,7 @@ pixels, and there are 13 + 95 concepts and 200 classes. One large float32 matrix
 
 Where a forward pass spends its time, in shares of the backbone's:
 
-{profile_table(profiles)}
+{profile_table(profiles)}{source}
 """
     path.write_text(text, encoding="utf-8")
 
