@@ -6,9 +6,13 @@ Cost of concepts: ASCENT-ViT against its plain backbone, and its deformable samp
 
 Every figure is a ratio of two functions that take turns in one process, so that a noisy machine slows both: the median
 over the turns, with the quartiles as spread. Below 1 means faster than the peer. With a GPU, the same on it.
+
+With glibc the suite starts itself anew, told to keep the memory that is freed: else the system takes pages away and
+gives them back in the middle of a call, now of one peer and now of the other. One group is measured without that.
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -16,13 +20,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import transformers
 import typer
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import AutoModelForImageClassification, ViTConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
@@ -50,6 +56,19 @@ SECTIONS = {
     "concept head": "global_stream spatial_stream",
 }
 
+# glibc keeps what is freed. https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
+
+# Measures one figure in a process of its own.
+FIGURE_PROBE = """
+import json, sys, torch
+sys.path.insert(0, sys.argv[1])
+import speed
+torch.set_num_threads(int(sys.argv[2]))
+backbone, batch_size, turns = json.loads(sys.argv[3])
+print(json.dumps(speed.measure_inference(backbone, batch_size, turns)))
+"""
+
 # Measures one call in a process of its own: its peak, which Linux counts anew when told to, over what is held before.
 MEMORY_PROBE = """
 import re, sys, torch
@@ -66,6 +85,15 @@ with torch.no_grad():
     model(pixels)
 print(mebibytes("VmHWM") - before)
 """
+
+
+MEMORY_NOTE = """
+
+If nothing else is said glibc was told to keep freed memory, for both peers; docs/speed.md says how and why."""
+
+
+def keeps_memory() -> bool:
+    return all(os.environ.get(name) == value for name, value in KEEP_MEMORY.items())
 
 
 def synchronize():
@@ -131,13 +159,52 @@ def predict(
     return forward
 
 
+@cache
+def peak_products(dtype: torch.dtype) -> float:
+    """Multiply-adds per second of one large matrix product, in 10^9: what the device can do at best."""
+    a, b = (torch.randn(4096, 4096, device=device(), dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return 4096**3 / min(times) / 1e9
+
+
+def products_ms(call: Callable[[], Any], dtype: torch.dtype = torch.float32) -> float:
+    """Milliseconds that a call's products and convolutions would take at the peak; the gathering is not counted."""
+    # The counter does not know the fused attention of processors.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 2 / peak_products(dtype) / 1e6
+
+
+def with_floor(result: dict[str, float], extra_ms: float) -> dict[str, float]:
+    """The ratio beside the one there would be if nothing but the products beyond the peer's took time, at the peak."""
+    return result | {"floor": 1 + extra_ms / result["peer_ms"]}
+
+
 def measure_inference(
     backbone: str, batch_size: int, turns: int, autocast: bool = False, size: int = 224, **kwargs: Any
 ) -> dict[str, float]:
     ascent_vit, plain = (model.eval() for model in build_models(backbone, **kwargs))
     pixels = torch.randn(batch_size, 3, size, size, device=device())
     extra = {} if size == 224 else {"interpolate_pos_encoding": True}
-    return paired(predict(ascent_vit, pixels, autocast, **extra), predict(plain, pixels, autocast, **extra), turns)
+    ours, peer = (predict(model, pixels, autocast, **extra) for model in (ascent_vit, plain))
+    dtype = torch.bfloat16 if autocast else torch.float32
+    return with_floor(paired(ours, peer, turns), products_ms(ours, dtype) - products_ms(peer, dtype))
+
+
+def measure_as_it_is(backbone: str, batch_size: int, turns: int) -> dict[str, float]:
+    """`measure_inference` in a process that gives memory back as glibc does by default."""
+    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
+    arguments = [str(Path(__file__).parent), str(torch.get_num_threads()), json.dumps([backbone, batch_size, turns])]
+    process = subprocess.run(
+        [sys.executable, "-c", FIGURE_PROBE, *arguments], capture_output=True, text=True, check=True, env=environment
+    )
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def measure_optimized(
@@ -150,9 +217,10 @@ def measure_optimized(
     ours = predict(fast, pixels.to(fast.dtype))
     expected, logits = predict(ascent_vit, pixels)(), ours().float()
     error = ((logits - expected).norm() / expected.norm()).item()
-    result = paired(ours, predict(plain, pixels), turns) | {"relative_error": error}
+    peer = predict(plain, pixels)
+    result = paired(ours, peer, turns) | {"relative_error": error}
     torch.compiler.reset()
-    return result
+    return with_floor(result, products_ms(predict(ascent_vit, pixels), fast.dtype) - result["peer_ms"])
 
 
 def measure_explanation(backbone: str, batch_size: int, turns: int) -> dict[str, float]:
@@ -187,7 +255,8 @@ def measure_training(backbone: str, batch_size: int, turns: int, **kwargs: Any) 
 
         return step
 
-    return paired(call(ascent_vit, **targets), call(plain), turns)
+    ours, peer = call(ascent_vit, **targets), call(plain)
+    return with_floor(paired(ours, peer, turns), products_ms(ours) - products_ms(peer))
 
 
 def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bool) -> dict[str, float]:
@@ -221,10 +290,15 @@ def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bo
 def measure_memory(backbone: str, batch_size: int) -> dict[str, float]:
     """Growth of the process' peak memory in one forward pass, in MiB, each model in a process of its own."""
     growth = {}
+    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
     for model in ("ours", "plain"):
         arguments = [str(Path(__file__).parent), backbone, model, str(batch_size)]
         process = subprocess.run(
-            [sys.executable, "-c", MEMORY_PROBE, *arguments], capture_output=True, text=True, check=True
+            [sys.executable, "-c", MEMORY_PROBE, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
         )
         growth[model] = float(process.stdout.split()[-1])
     return {"ratio": growth["ours"] / growth["plain"], "ours_mib": growth["ours"], "peer_mib": growth["plain"]}
@@ -297,6 +371,8 @@ def plan_of_figures(turns: int) -> Plan:
     add("inference, bfloat16 autocast", measure_inference, batches, autocast=True)
     add("inference, float32, light pyramid", measure_inference, batches, **LIGHT)
     add("inference, float32, in the layout of the authors' weights", measure_inference, some, shifted_fusion=True)
+    if keeps_memory():
+        add("inference, float32, memory given back as by default", measure_as_it_is, some)
     add("optimised, float32, against the plain ViT as it is", measure_optimized, served)
     add("optimised, bfloat16, against the plain ViT as it is", measure_optimized, served, dtype=torch.bfloat16)
     add("training step", measure_training, [("ViT-Ti", 8)])
@@ -329,31 +405,19 @@ def processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
-def peak_products() -> float:
-    """Multiply-adds per second of one large float32 matrix product, in 10^9: what the device can do at best."""
-    a, b = (torch.randn(4096, 4096, device=device()) for _ in range(2))
-    times = []
-    for _ in range(4):
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return 4096**3 / min(times) / 1e9
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown table of the ratios, in groups."""
-    lines = ["| what | ratio | quartiles | ours, ms | peer, ms |", "|---|---|---|---|---|"]
+    lines = ["| what | ratio | quartiles | floor | ours, ms | peer, ms |", "|---|---|---|---|---|---|"]
     group = None
     for row in results:
         if row["group"] != group:
             group = row["group"]
-            lines.append(f"| **{group}** | | | | |")
+            lines.append(f"| **{group}** | | | | | |")
         spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}" if "ratio_low" in row else ""
         ours, peer = (row.get(f"{name}_ms", row.get(f"{name}_mib")) for name in ("ours", "peer"))
+        floor = f"{row['floor']:.2f}" if "floor" in row else ""
         error = f", relative error {row['relative_error']:.0e}" if "relative_error" in row else ""
-        lines.append(f"| {row['what']}{error} | {row['ratio']:.2f} | {spread} | {ours:.1f} | {peer:.1f} |")
+        lines.append(f"| {row['what']}{error} | {row['ratio']:.2f} | {spread} | {floor} | {ours:.1f} | {peer:.1f} |")
     return "\n".join(lines)
 
 
@@ -382,8 +446,11 @@ Printed by `{report["command"]}` on {report["date"]}; {machine}.
 
 Every ratio is the median over turns of two calls in one process, ours and the peer's; below 1 is faster than the peer.
 If nothing else is said the peer is transformers' ViT of the same backbone with a linear head, the image has 224 x 224
-pixels, and there are 13 + 95 concepts and 200 classes. One large float32 matrix product runs at
-{report["peak"]:.0f} * 10^9 multiply-adds a second here.
+pixels, and there are 13 + 95 concepts and 200 classes.
+
+The floor is what the ratio would be if nothing but the matrix products and convolutions beyond the peer's took time,
+as fast as one large matrix product: {report["peak"]:.0f} * 10^9 multiply-adds a second in float32, and
+{report["peak_bfloat16"]:.0f} * 10^9 in bfloat16. That of an optimised copy counts all its own.{report["memory"]}
 
 {table(report["results"])}
 
@@ -425,7 +492,9 @@ def main(
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "peak": peak_products(),
+        "peak": peak_products(torch.float32),
+        "peak_bfloat16": peak_products(torch.bfloat16),
+        "memory": MEMORY_NOTE if keeps_memory() else "",
         "profiles": {
             f"{backbone}, batch 8, {'bfloat16' if autocast else 'float32'}": profile(backbone, 8, 5, autocast)
             for backbone in (BACKBONES if device().type == "cpu" else ())
@@ -443,4 +512,6 @@ def main(
 
 
 if __name__ == "__main__":
+    if platform.libc_ver()[0] == "glibc" and not keeps_memory():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
     typer.run(main)

@@ -146,12 +146,15 @@ class AscentViTConfig(PreTrainedConfig):
         psi (`float`, *optional*, defaults to 1.0):
             Weight of the pyramid in the fused patch tokens.
         fusion_heads (`int`, *optional*, defaults to 8):
-            Heads of the deformable attention; divides the hidden size.
+            Heads of the deformable attention; divides its width.
         fusion_points (`int`, *optional*, defaults to 4):
             Points each head looks at per level.
         fusion_levels (`int`, *optional*, defaults to 3):
             Levels of the pyramid, at 1/8, 1/16 and 1/32 of the image, finest first. 0 builds no pyramid, which is the
             Concept Transformer (Rigotti et al., ICLR 2022).
+        fusion_hidden_size (`int`, *optional*):
+            Width of the pyramid's levels and of what the fusion samples from them; by default the backbone's hidden size
+            (the paper). A smaller one saves most of the fusion's products on large backbones.
         shifted_fusion (`bool`, *optional*, defaults to `False`):
             For weights trained with the authors' code, which takes the CLS token for patch 1: the fusion's queries are
             CLS and patches 1 to N - 1, at the places of patches 1 to N. The last patch is not fused, and the global
@@ -229,6 +232,7 @@ class AscentViTConfig(PreTrainedConfig):
     fusion_heads: int = 8
     fusion_points: int = 4
     fusion_levels: int = 3
+    fusion_hidden_size: int | None = None
     shifted_fusion: bool = False
     concept_attention_heads: int = 2
     concept_loss_weight: float | int = 1.0
@@ -359,6 +363,11 @@ class AscentViTConfig(PreTrainedConfig):
         return self.backbone_config.hidden_size
 
     @property
+    def fusion_width(self) -> int:
+        """Width of the pyramid's levels: `fusion_hidden_size`, or the backbone's hidden size."""
+        return self.hidden_size if self.fusion_hidden_size is None else self.fusion_hidden_size
+
+    @property
     def num_channels(self) -> int:
         """Channels C of the images."""
         return getattr(self.backbone_config, "num_channels", 3)
@@ -439,12 +448,11 @@ class AscentViTConfig(PreTrainedConfig):
             raise ValueError(
                 "hiera gives its tokens row by row with num_query_pool = len(depths) - 1 alone: set it so."
             )
-        heads = {"concept_attention_heads": self.concept_attention_heads}
-        if self.fusion_levels:
-            heads["fusion_heads"] = self.fusion_heads
-        for name, value in heads.items():
-            if value < 1 or self.hidden_size % value:
-                raise ValueError(f"{name}={value} must divide the backbone's hidden size {self.hidden_size}.")
+        if self.concept_attention_heads < 1 or self.hidden_size % self.concept_attention_heads:
+            raise ValueError(
+                f"concept_attention_heads={self.concept_attention_heads} must divide the backbone's hidden size "
+                f"{self.hidden_size}."
+            )
 
     def validate_fusion(self):
         """The pyramid has the levels that the fusion asks for."""
@@ -454,6 +462,13 @@ class AscentViTConfig(PreTrainedConfig):
             raise ValueError(
                 f"fusion_points must be at most {LARGEST_FUSION_POINTS} and 1 or more; got {self.fusion_points}."
             )
+        if self.fusion_hidden_size is not None and not 1 <= self.fusion_hidden_size <= LARGEST_CHANNELS:
+            raise ValueError(
+                f"fusion_hidden_size must be at most {LARGEST_CHANNELS} and 1 or more; got {self.fusion_hidden_size}."
+            )
+        if self.fusion_levels and (self.fusion_heads < 1 or self.fusion_width % self.fusion_heads):
+            whose = "the backbone's hidden size" if self.fusion_hidden_size is None else "fusion_hidden_size"
+            raise ValueError(f"fusion_heads={self.fusion_heads} must divide {whose} {self.fusion_width}.")
         if not abs(self.psi) <= LARGEST_NUMBER:
             raise ValueError(f"psi must be a finite number of at most {LARGEST_NUMBER:g}; got {self.psi}.")
         channels = self.pyramid_channels

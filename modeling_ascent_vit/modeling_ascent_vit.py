@@ -38,9 +38,10 @@ from .configuration_ascent_vit import LARGEST_NUMBER, PYRAMID_STRIDES, AscentViT
 
 logger = logging.get_logger(__name__)
 
-# Pixels taken at once at inference on a processor: by the pyramid's stem, whose features are as large as a processor's
-# cache, and by the rest of pyramid and fusion, for memory's sake. Two and sixteen images of 224x224.
-STEM_PIXELS_AT_ONCE, PIXELS_AT_ONCE = 2 * 224 * 224, 16 * 224 * 224
+# What is taken at once at inference on a processor: features of the pyramid's stem, which are as large as a processor's
+# cache, and images by the rest of pyramid and fusion, for memory's sake. At 224x224 pixels these are two images in the
+# paper's stem in float32, and sixteen.
+STEM_BYTES_AT_ONCE, PIXELS_AT_ONCE = 2 * 112 * 112 * 64 * 4, 16 * 224 * 224
 
 # Labels that torch's cross-entropy leaves out.
 IGNORED_LABEL = -100
@@ -233,7 +234,7 @@ def bilinear_weights(distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
         first = torch.where(distances < 0, 1 + distances, 1 - distances).relu()
         second = torch.where(distances < 1, distances, 2 - distances)
         return first, torch.where(second < 0, 0.0, second)
-    return distances.abs().neg_().add_(1).relu_(), (distances - 1).abs_().neg_().add_(1).relu_()
+    return (1 - distances.abs()).relu_(), torch.minimum(distances, 2 - distances).relu_()
 
 
 def sampling_taps(
@@ -253,34 +254,39 @@ def sampling_taps(
         behind the first cell `(2, batch_size, num_queries, heads * levels * points)` with x before y, and their weights
         for the first and the second cell, of the same shape.
     """
-    batch_size, num_queries, num_heads, _, num_points = weights.shape
+    batch_size, _, num_heads, _, num_points = weights.shape
     device, dtype = locations.device, locations.dtype
 
-    def per_sample(values: list[int], dtype: torch.dtype) -> torch.Tensor:
+    def per_sample(values: list[tuple], dtype: torch.dtype) -> torch.Tensor:
         # Whole rows of samples, since broadcasting over a few levels and points is slow.
-        return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(num_points).repeat(num_heads)
+        return (
+            torch.tensor(values, device=device, dtype=dtype).t().repeat_interleave(num_points, 1).repeat(1, num_heads)
+        )
 
-    heights, widths = zip(*level_shapes, strict=True)
-    starts = [sum(h * w for h, w in level_shapes[:i]) for i in range(len(level_shapes) + 1)]
-    last_cells = torch.stack([per_sample([max(size - 2, 0) for size in sizes], dtype) for sizes in (widths, heights)])
+    num_cells = sum(height * width for height, width in level_shapes)
+    sizes = per_sample([(max(w - 2, 0), max(h - 2, 0), w) for h, w in level_shapes], dtype)
+    last_cells, widths = sizes[:2, None, None], sizes[2]
 
     locations = locations.flatten(2, 4).movedim(-1, 0).contiguous()
     weights = weights.flatten(2)
-    cells = torch.minimum(locations.detach().floor().clamp_min_(0), last_cells[:, None, None])
+    cells = locations.detach().clamp(torch.zeros_like(last_cells), last_cells).floor_()
     distances = locations - cells
     near, far = bilinear_weights(distances)
-    if min(*heights, *widths) == 1:
+    if min(map(min, level_shapes)) == 1:
         far = far * has_second_cell(level_shapes, num_heads, num_points, device)
 
-    # float32 counts to 2 ** 24, the cells of a picture of 32,768 pixels a side.
-    rows = torch.addcmul(cells[0] + per_sample(starts[:-1], dtype), cells[1], per_sample(widths, dtype))
-    rows = rows.nan_to_num_().int() * num_heads
-    images = torch.arange(batch_size, device=device, dtype=torch.int32) * (starts[-1] * num_heads)
+    # How far the taps lie behind the first cell's row of head 0. A level's cells are counted in float32, which is exact up to
+    # 2 ** 24, the cells of a picture of 32,768 pixels a side.
+    start, steps = 0, []
+    for height, width in level_shapes:
+        right, below = int(width > 1), width * (height > 1)
+        steps.append(tuple(num_heads * (start + step) for step in (0, right, below, below + right)))
+        start += height * width
     heads = torch.arange(num_heads, device=device, dtype=torch.int32).repeat_interleave(weights.shape[-1] // num_heads)
-    rows += images.view(-1, 1, 1) + heads
-    right = per_sample([num_heads * (w > 1) for w in widths], torch.int32)
-    below = per_sample([num_heads * w * (h > 1) for h, w in level_shapes], torch.int32)
-    rows = torch.stack([rows, rows + right, rows + below, rows + (below + right)], dim=-1)
+    taps = (per_sample(steps, torch.int32) + heads).t().contiguous()
+    images = torch.arange(batch_size, device=device, dtype=torch.int32).view(-1, 1, 1) * (num_cells * num_heads)
+    rows = torch.addcmul(cells[0], cells[1], widths).nan_to_num_().int()
+    rows = torch.add(images, rows, alpha=num_heads).unsqueeze(-1) + taps
 
     top, bottom = weights * near[1], weights * far[1]
     shares = torch.stack([top * near[0], top * far[0], bottom * near[0], bottom * far[0]], dim=-1)
@@ -416,6 +422,18 @@ def split_images(module: nn.Module, images: torch.Tensor, num_pixels: int) -> tu
     return images.split(max(1, num_pixels // images[0, 0].numel()))
 
 
+def computing_dtype(features: torch.Tensor) -> torch.dtype:
+    """The dtype that a convolution of these gives, which autocast may choose."""
+    kind = features.device.type
+    casts = torch.is_autocast_enabled(kind) and features.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else features.dtype
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is no more than its weight and bias: an adapter or a quantised layer in its place has more to it."""
+    return type(layer) in (nn.Linear, nn.Conv2d) and type(layer.weight) is nn.Parameter
+
+
 class AscentViTBatchNorm(nn.BatchNorm2d):
     """Batch normalisation that trains on a single value per channel too, by its running statistics."""
 
@@ -428,10 +446,19 @@ class AscentViTBatchNorm(nn.BatchNorm2d):
 
 
 class AscentViTConvLayer(nn.Module):
-    """Convolution, normalisation and ReLU. `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))`."""
+    """
+    Convolution, normalisation, ReLU and, on request, a pooling to half the size.
+    `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))`, before the pooling.
+    """
 
     def __init__(
-        self, config: AscentViTConfig, in_channels: int, out_channels: int, stride: int, kernel_size: int = 3
+        self,
+        config: AscentViTConfig,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        kernel_size: int = 3,
+        pools: bool = False,
     ):
         super().__init__()
         padding = 1 if kernel_size == 3 else 0
@@ -440,21 +467,57 @@ class AscentViTConvLayer(nn.Module):
             self.normalization = AscentViTBatchNorm(out_channels)
         else:
             self.normalization = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
+        # Before ReLU, which gives the same as after it and leaves ReLU a quarter of the values.
+        self.pooling = nn.MaxPool2d(kernel_size=3, stride=2, padding=1) if pools else nn.Identity()
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(B, C_in, H, W)`): features.
+            out (`torch.Tensor`, *optional*): where the result is put; without gradients only.
+        """
         convolution, norm = self.convolution, self.normalization
-        folds = type(norm) is AscentViTBatchNorm and not (self.training or torch.is_grad_enabled())
+        folds = type(norm) is AscentViTBatchNorm and is_plain(convolution)
+        folds = folds and not (self.training or torch.is_grad_enabled())
         if folds and not torch.compiler.is_compiling():
             # Where there are more weights than features, a pass over the features is the cheaper one.
             places = features.shape[0] * features[0, 0].numel() // math.prod(convolution.stride)
             folds = convolution.weight[0].numel() <= places
         if not folds:
-            return nn.functional.relu(norm(convolution(features)), inplace=True)
+            features = self.pooling(norm(convolution(features)))
+            return nn.functional.relu(features, inplace=True) if out is None else torch.clamp_min(features, 0, out=out)
         # Computed anew at each call: cheaper than one pass over the features, and never stale.
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight = convolution.weight * scale.view(-1, 1, 1, 1)
         bias = norm.bias - norm.running_mean * scale
-        return nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding).relu_()
+        features = nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding)
+        features = self.pooling(features)
+        return features.relu_() if out is None else torch.clamp_min(features, 0, out=out)
+
+
+class AscentViTPyramidStem(nn.Sequential):
+    """Layers that bring the image to 1/4 of its size, `(B, C, H, W) -> (B, C_0, ceil(H / 4), ceil(W / 4))`."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        height, width = pixel_values.shape[2:]
+        first = self[0].convolution
+        if first.padding[0] == 0:
+            # Whole cells of 4x4 pixels, so that every level is as large as with the other stems.
+            pixel_values = nn.functional.pad(pixel_values, (0, -width % 4, 0, -height % 4))
+        dtype = computing_dtype(pixel_values)
+        pixel_values = pixel_values.to(dtype=dtype, memory_format=torch.channels_last)
+        values_per_pixel = first.out_channels / math.prod(first.stride)
+        parts = split_images(self, pixel_values, int(STEM_BYTES_AT_ONCE / (values_per_pixel * dtype.itemsize)))
+        if len(parts) == 1:
+            return super().forward(pixel_values)
+        shape = (pixel_values.shape[0], self[-1].convolution.out_channels, -(-height // 4), -(-width // 4))
+        features = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        *layers, last = self
+        for part, place in zip(parts, features.split(len(parts[0])), strict=True):
+            for layer in layers:
+                part = layer(part)
+            last(part, out=place)
+        return features
 
 
 class AscentViTMultiScaleEncoding(nn.Module):
@@ -462,49 +525,46 @@ class AscentViTMultiScaleEncoding(nn.Module):
     Convolutional pyramid of the image at 1/8, 1/16 and 1/32 (the paper's section 4.1, MSE; layout of Chen et al.,
     "ViT-Adapter", ICLR 2023).
 
-    `(B, C, H, W) -> (B, H_l * W_l, D)` for each level, and its shape `(H_l, W_l)`.
+    `(B, C, H, W) -> (B, sum of H_l * W_l, F)`, level by level, and the shape `(H_l, W_l)` of each; F is the fusion's width.
     """
 
     def __init__(self, config: AscentViTConfig):
         super().__init__()
-        channels = config.pyramid_channels
+        channels, width = config.pyramid_channels, config.fusion_width
         if config.pyramid_stem == "patch":
-            self.stem = nn.Sequential(AscentViTConvLayer(config, config.num_channels, channels[0], 4, kernel_size=4))
+            layers = [AscentViTConvLayer(config, config.num_channels, channels[0], stride=4, kernel_size=4)]
         else:
-            self.stem = nn.Sequential(
+            layers = [
                 AscentViTConvLayer(config, config.num_channels, channels[0], stride=2),
                 AscentViTConvLayer(config, channels[0], channels[0], stride=1),
-                AscentViTConvLayer(config, channels[0], channels[0], stride=1),
-                nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
-            )
+                AscentViTConvLayer(config, channels[0], channels[0], stride=1, pools=True),
+            ]
+        self.stem = AscentViTPyramidStem(*layers)
         self.stages = nn.ModuleList(
             AscentViTConvLayer(config, channels[i], channels[i + 1], stride=2) for i in range(config.fusion_levels)
         )
         self.projections = nn.ModuleList(
-            nn.Conv2d(channels[i + 1], config.hidden_size, kernel_size=1) for i in range(config.fusion_levels)
+            nn.Conv2d(channels[i + 1], width, kernel_size=1) for i in range(config.fusion_levels)
         )
-        self.level_embeddings = nn.Parameter(torch.empty(config.fusion_levels, config.hidden_size))
+        self.level_embeddings = nn.Parameter(torch.empty(config.fusion_levels, width))
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
-        if len(self.stem) == 1:
-            # Whole cells of 4x4 pixels, so that every level is as large as with the other stem.
-            pixel_values = nn.functional.pad(
-                pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4)
-            )
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        parts = [self.stem(pixels) for pixels in split_images(self, pixel_values, STEM_PIXELS_AT_ONCE)]
-        features = torch.cat(parts) if len(parts) > 1 else parts[0]
-        levels, level_shapes = [], []
-        for stage, projection, level_embedding in zip(
-            self.stages, self.projections, self.level_embeddings, strict=True
-        ):
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        features, levels = self.stem(pixel_values), []
+        for stage, projection in zip(self.stages, self.projections, strict=True):
             features = stage(features)
-            level = nn.functional.relu(projection(features), inplace=True)
-            level_shapes.append((level.shape[2], level.shape[3]))
-            level = level.flatten(2).transpose(1, 2)
-            embedding = level_embedding.to(level.dtype)
-            levels.append(level + embedding if torch.is_grad_enabled() else level.add_(embedding))
-        return levels, level_shapes
+            levels.append(nn.functional.relu(projection(features), inplace=True))
+        level_shapes = [(level.shape[2], level.shape[3]) for level in levels]
+        levels = [level.flatten(2).transpose(1, 2) for level in levels]
+        embeddings = self.level_embeddings.to(levels[0].dtype)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            embedded = [level + embedding for level, embedding in zip(levels, embeddings, strict=True)]
+            return torch.cat(embedded, dim=1), level_shapes
+        # Each sum at its place, without a copy.
+        cells = [level.shape[1] for level in levels]
+        pyramid = levels[0].new_empty(levels[0].shape[0], sum(cells), levels[0].shape[2])
+        for level, embedding, part in zip(levels, embeddings, pyramid.split(cells, dim=1), strict=True):
+            torch.add(level, embedding, out=part)
+        return pyramid, level_shapes
 
 
 class AscentViTDeformableFusion(nn.Module):
@@ -520,13 +580,13 @@ class AscentViTDeformableFusion(nn.Module):
         self.num_levels = config.fusion_levels
         self.num_points = config.fusion_points
         self.patch_size = config.patch_size
-        num_samples = self.num_heads * self.num_levels * self.num_points
+        num_samples, width = self.num_heads * self.num_levels * self.num_points, config.fusion_width
         self.query_norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
-        self.pyramid_norm = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.pyramid_norm = nn.LayerNorm(width, eps=1e-6)
         self.sampling_offsets = nn.Linear(config.hidden_size, num_samples * 2)
         self.sampling_weights = nn.Linear(config.hidden_size, num_samples)
-        self.value_projection = nn.Linear(config.hidden_size, config.hidden_size)
-        self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value_projection = nn.Linear(width, width)
+        self.output_projection = nn.Linear(width, config.hidden_size)
         self.gamma = nn.Parameter(torch.zeros(config.hidden_size))
 
     def initial_offsets(self) -> torch.Tensor:
@@ -552,12 +612,12 @@ class AscentViTDeformableFusion(nn.Module):
         self,
         patches: torch.Tensor,
         patch_grid: tuple[int, int],
-        levels: list[torch.Tensor],
+        pyramid: torch.Tensor,
         level_shapes: list[tuple[int, int]],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch_size, num_patches, _ = patches.shape
         queries = self.query_norm(patches)
-        values = torch.cat([self.value_projection(self.pyramid_norm(level)) for level in levels], dim=1)
+        values = self.value_projection(self.pyramid_norm(pyramid))
         offsets = self.sampling_offsets(queries).float()
         offsets = offsets.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points, 2)
         # Every centre for every head and point, since broadcasting over a few of them is slow.
@@ -571,7 +631,7 @@ class AscentViTDeformableFusion(nn.Module):
         weights = weights.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points)
         values = values.view(batch_size, values.shape[1], self.num_heads, -1)
         samples = multi_scale_deformable_sampling(values, level_shapes, locations, weights)
-        patches = patches + self.psi * self.gamma * self.output_projection(samples)
+        patches = torch.addcmul(patches, self.psi * self.gamma, self.output_projection(samples))
         return patches, locations, weights
 
     def relative_locations(self, locations: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
@@ -592,11 +652,6 @@ class AscentViTTokenPool(nn.Module):
         scores = tokens @ self.query * tokens.shape[-1] ** -0.5
         weights = scores.softmax(-1, dtype=torch.float32).to(tokens.dtype)
         return weights.unsqueeze(1) @ tokens
-
-
-def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether a layer is no more than its weight and bias: an adapter or a quantised layer in its place has more to it."""
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
 
 
 class AscentViTConceptStream(nn.Module):
@@ -649,7 +704,7 @@ class AscentViTConceptStream(nn.Module):
             not torch.is_grad_enabled()
             and tokens.shape[1] > 1
             and 2 * keys.shape[0] * keys.shape[1] <= tokens.shape[-1]
-            and is_plain_linear(self.query)
+            and is_plain(self.query)
         )
 
     def forward(self, tokens: torch.Tensor, override: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -672,7 +727,7 @@ class AscentViTConceptStream(nn.Module):
     def contribution_table(self) -> torch.Tensor:
         """What attention 1 of head a to concept s adds to the score of class k, `(A, S, K)`."""
         values = self.split_heads(self.value(self.concepts))
-        if not is_plain_linear(self.projection):
+        if not is_plain(self.projection):
             # Each head's values alone, zeros in place of the others'.
             alone = torch.einsum("asd,ab->asbd", values, torch.eye(self.num_heads).to(values)).flatten(2)
             return self.projection(alone) - self.projection.bias

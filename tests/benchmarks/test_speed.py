@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,23 @@ def test_explanation_and_training_are_measured(small):
     assert small.measure_training("small", 1, 3)["ratio"] > 0
 
 
+def test_time_that_products_take_at_the_peak(speed):
+    a, b = torch.randn(64, 256), torch.randn(256, 32)
+    expected = 64 * 256 * 32 / (speed.peak_products(torch.float32) * 1e6)
+    assert speed.products_ms(lambda: a @ b) == pytest.approx(expected)
+    image, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    expected = 2 * 6 * 6 * 4 * 3 * 9 / (speed.peak_products(torch.float32) * 1e6)
+    assert speed.products_ms(lambda: torch.nn.functional.conv2d(image, weight)) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_figure_in_a_process_that_gives_memory_back(speed, monkeypatch):
+    for name, value in speed.KEEP_MEMORY.items():
+        monkeypatch.setenv(name, value)
+    assert speed.keeps_memory()
+    assert speed.measure_as_it_is("ViT-Ti", 1, 3)["ratio"] > 1
+
+
 @pytest.mark.slow
 def test_memory_grows_with_the_batch(speed):
     small, large = (speed.measure_memory("ViT-Ti", batch_size)["peer_mib"] for batch_size in (2, 16))
@@ -75,9 +93,15 @@ def test_page_has_a_row_per_figure(speed, tmp_path):
         "ours_ms": 2.0,
         "peer_ms": 2.0,
     }
-    assert speed.table([row, row]).count("| a | 1.00 | 0.90 to 1.10 | 2.0 | 2.0 |") == 2
-    names = ("command", "date", "processor", "threads", "python", "torch", "transformers")
-    report = dict.fromkeys(names, "x") | {"peak": 1.0, "results": [row], "profiles": {"p": {"backbone": 1.0}}}
+    assert speed.table([row, row]).count("| a | 1.00 | 0.90 to 1.10 |  | 2.0 | 2.0 |") == 2
+    assert "| a | 1.00 | 0.90 to 1.10 | 0.75 | 2.0 | 2.0 |" in speed.table([speed.with_floor(row, -0.5)])
+    names = ("command", "date", "processor", "threads", "python", "torch", "transformers", "memory")
+    report = dict.fromkeys(names, "x") | {
+        "peak": 1.0,
+        "peak_bfloat16": 1.0,
+        "results": [row],
+        "profiles": {"p": {"backbone": 1.0}},
+    }
     speed.write_page(tmp_path / "RESULTS.md", report, tmp_path / "speed.json")
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| a | 1.00 |" in text and "| backbone | 1.000 |" in text

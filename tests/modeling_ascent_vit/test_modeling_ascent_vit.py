@@ -248,20 +248,38 @@ def test_light_pyramid_has_the_levels_of_the_papers(make_config, pyramid_norm, s
     config = make_config("vit", pyramid_norm=pyramid_norm)
     light = make_config("vit", pyramid_norm=pyramid_norm, pyramid_stem="patch", pyramid_channels=[24, 32, 48, 64])
     pixels = torch.randn(2, 3, *size)
-    levels, shapes = AscentViTMultiScaleEncoding(config)(pixels)
-    light_levels, light_shapes = AscentViTMultiScaleEncoding(light)(pixels)
+    pyramid, shapes = AscentViTMultiScaleEncoding(config)(pixels)
+    light_pyramid, light_shapes = AscentViTMultiScaleEncoding(light)(pixels)
     assert light_shapes == shapes
-    assert [level.shape for level in light_levels] == [level.shape for level in levels]
+    assert light_pyramid.shape == pyramid.shape
     model = build(light).train()
     model(torch.randn(2, 3, 48, 48), **supervision(light)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_narrow_fusion(make_config, tmp_path):
+    """Pyramid and fusion of another width than the backbone's: it trains whole, and loads as it was saved."""
+    config = make_config(fusion_hidden_size=24, pyramid_channels=[4, 8, 16, 16])
+    assert (config.fusion_width, config.hidden_size) == (24, 32)
+    model = build(config).train()
+    pyramid, shapes = model.ascent_vit.encoding(torch.randn(2, 3, 48, 48))
+    assert pyramid.shape == (2, sum(h * w for h, w in shapes), 24)
+    model(torch.randn(2, 3, 48, 48), **supervision(config)).loss.backward()
+    assert all(parameter.grad.any() for parameter in model.ascent_vit.fusion.parameters())
+    model.eval().save_pretrained(tmp_path)
+    loaded = AscentViTForImageClassification.from_pretrained(tmp_path)
+    pixels = torch.randn(2, 3, 48, 48)
+    assert loaded.config.fusion_hidden_size == 24
+    assert torch.equal(loaded(pixels).logits, model(pixels).logits)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("pyramid_norm", ["batch", "group"])
-def test_a_few_images_at_a_time_give_what_all_at_once_give(make_config, monkeypatch, pyramid_norm, dtype):
+@pytest.mark.parametrize(
+    "settings", [{}, {"pyramid_norm": "group"}, {"pyramid_stem": "patch"}, {"fusion_hidden_size": 24}]
+)
+def test_a_few_images_at_a_time_give_what_all_at_once_give(make_config, monkeypatch, settings, dtype):
     """The pyramid at inference, cut and with folded normalisation, against the plain form that gradients take."""
-    model = build(make_config(pyramid_norm=pyramid_norm)).to(dtype)
+    model = build(make_config(**settings)).to(dtype)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean)
@@ -269,7 +287,7 @@ def test_a_few_images_at_a_time_give_what_all_at_once_give(make_config, monkeypa
     pixels = torch.randn(5, 3, 48, 48, dtype=dtype)
     plain = model(pixels, output_contributions=True, output_fusion=True)
     assert plain.logits.requires_grad
-    monkeypatch.setattr(modeling, "STEM_PIXELS_AT_ONCE", 48 * 48)
+    monkeypatch.setattr(modeling, "STEM_BYTES_AT_ONCE", 2 * 24 * 24 * 64 * 4)
     tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
     for count in (1, 2, 5):
         monkeypatch.setattr(modeling, "PIXELS_AT_ONCE", count * 48 * 48)
@@ -277,6 +295,35 @@ def test_a_few_images_at_a_time_give_what_all_at_once_give(make_config, monkeypa
             parts = model(pixels, output_contributions=True, output_fusion=True)
         for name in ("logits", "spatial_concept_attention", "concept_contributions", "fusion_locations"):
             torch.testing.assert_close(parts[name], plain[name], **tolerance)
+
+
+def test_a_few_images_at_a_time_under_autocast(make_config, monkeypatch):
+    model = build(make_config())
+    pixels = torch.randn(5, 3, 48, 48)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = model.ascent_vit.encoding(pixels)[0]
+        monkeypatch.setattr(modeling, "STEM_BYTES_AT_ONCE", 2 * 24 * 24 * 64 * 2)
+        parts = model.ascent_vit.encoding(pixels)[0]
+    assert parts.dtype == whole.dtype == torch.bfloat16
+    torch.testing.assert_close(parts, whole)
+
+
+class HalvedConv2d(nn.Conv2d):
+    """As an adapter's layer: there is more to it than weight and bias."""
+
+    def forward(self, features):
+        return super().forward(features) / 2
+
+
+def test_convolution_with_an_adapter_is_not_folded(make_config):
+    model = build(make_config())
+    for layer in (*model.ascent_vit.encoding.stem, *model.ascent_vit.encoding.stages):
+        layer.convolution.__class__ = HalvedConv2d
+        nn.init.uniform_(layer.normalization.running_var, 0.5, 2.0)
+    pixels = torch.randn(2, 3, 48, 48)
+    with torch.no_grad():
+        logits = model(pixels).logits
+    torch.testing.assert_close(logits, model(pixels).logits, rtol=2e-4, atol=2e-5)
 
 
 def test_pyramid_that_nobody_reads_is_not_built(make_config, caplog):
@@ -636,5 +683,5 @@ def test_model_folder_stands_alone():
 
 def test_convolutions_of_the_pyramid_start_small(make_config):
     encoding = AscentViTModel(make_config(initializer_range=0.05)).encoding
-    for layer in (*encoding.stem[:3], *encoding.stages):
+    for layer in (*encoding.stem, *encoding.stages):
         assert layer.convolution.weight.std().item() == pytest.approx(0.05, rel=0.1)
