@@ -44,6 +44,7 @@ BACKBONES = {
     "ViT-B": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
 }
 LIGHT = {"pyramid_stem": "patch", "pyramid_channels": [32, 64, 128, 256]}
+NARROW = {"pyramid_channels": [32, 64, 128, 256], "fusion_hidden_size": "half"}
 BATCHES = [("ViT-B", 1), ("ViT-B", 8), ("ViT-B", 32), ("ViT-Ti", 1), ("ViT-Ti", 8), ("ViT-Ti", 32)]
 GPU_BATCHES = [("ViT-B", 1), ("ViT-B", 64), ("ViT-B", 256), ("ViT-Ti", 64), ("ViT-Ti", 256)]
 
@@ -141,6 +142,8 @@ def build_models(backbone: str, **kwargs: Any) -> tuple[torch.nn.Module, torch.n
     if key in BUILT:
         return BUILT[key]
     sizes = {"num_global_concepts": 13, "num_spatial_concepts": 95, "num_labels": 200, **kwargs}
+    if sizes.get("fusion_hidden_size") == "half":
+        sizes["fusion_hidden_size"] = BACKBONES[backbone]["hidden_size"] // 2
     plain = AutoModelForImageClassification.from_config(
         ViTConfig(**BACKBONES[backbone], num_labels=sizes["num_labels"])
     )
@@ -260,7 +263,10 @@ def measure_training(backbone: str, batch_size: int, turns: int, **kwargs: Any) 
 
 
 def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bool) -> dict[str, float]:
-    """The core of deformable attention on 196 patches and the pyramid of a 224 pixel image, 8 heads, 4 points."""
+    """
+    The core of deformable attention on 196 patches and the pyramid of a 224 pixel image, 8 heads, 4 points. Each takes
+    places as its callers have them: ours in cells of the level, transformers' in shares of its size.
+    """
     level_shapes = [(28, 28), (14, 14), (7, 7)]
     num_cells = sum(h * w for h, w in level_shapes)
     values = torch.randn(batch_size, num_cells, 8, hidden_size // 8, device=device(), requires_grad=backward)
@@ -268,21 +274,22 @@ def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bo
     sizes = torch.tensor([[w, h] for h, w in level_shapes], device=device()).view(1, 1, 1, 3, 1, 2)
     weights = torch.rand(batch_size, 196, 8, 3, 4, device=device())
     weights = weights.flatten(3).softmax(-1).view(batch_size, 196, 8, 3, 4)
+    in_cells = (relative * sizes - 0.5).requires_grad_(backward)
     relative, weights = relative.requires_grad_(backward), weights.requires_grad_(backward)
     peer = MultiScaleDeformableAttention()
     shapes, starts = torch.tensor(level_shapes, device=device()), torch.tensor([0, 784, 980], device=device())
 
-    def run(function: Callable[[], torch.Tensor]) -> Callable[[], Any]:
+    def run(function: Callable[..., torch.Tensor], places: torch.Tensor) -> Callable[[], Any]:
         def call():
             with torch.set_grad_enabled(backward):
-                output = function()
-                return torch.autograd.grad(output.sum(), [values, relative, weights]) if backward else output
+                output = function(places)
+                return torch.autograd.grad(output.sum(), [values, places, weights]) if backward else output
 
         return call
 
     return paired(
-        run(lambda: multi_scale_deformable_sampling(values, level_shapes, relative * sizes - 0.5, weights)),
-        run(lambda: peer(values, shapes, level_shapes, starts, relative, weights, 64)),
+        run(lambda places: multi_scale_deformable_sampling(values, level_shapes, places, weights), in_cells),
+        run(lambda places: peer(values, shapes, level_shapes, starts, places, weights, 64), relative),
         turns,
     )
 
@@ -354,7 +361,7 @@ Plan = list[tuple[str, str, Callable[[], dict[str, float]]]]
 
 def plan_of_figures(turns: int) -> Plan:
     """Group, name and measurement of every figure; fewer turns for the slowest."""
-    few = max(3, turns // 3)
+    few = max(5, turns // 3)
     batches = GPU_BATCHES if torch.cuda.is_available() else BATCHES
     plan: Plan = []
 
@@ -369,6 +376,7 @@ def plan_of_figures(turns: int) -> Plan:
     served = [batch for batch in batches if batch != ("ViT-Ti", 1)]
     add("inference, float32", measure_inference, batches)
     add("inference, bfloat16 autocast", measure_inference, batches, autocast=True)
+    add("inference, float32, narrow pyramid", measure_inference, batches, **NARROW)
     add("inference, float32, light pyramid", measure_inference, batches, **LIGHT)
     add("inference, float32, in the layout of the authors' weights", measure_inference, some, shifted_fusion=True)
     if keeps_memory():
@@ -376,6 +384,7 @@ def plan_of_figures(turns: int) -> Plan:
     add("optimised, float32, against the plain ViT as it is", measure_optimized, served)
     add("optimised, bfloat16, against the plain ViT as it is", measure_optimized, served, dtype=torch.bfloat16)
     add("training step", measure_training, [("ViT-Ti", 8)])
+    add("training step, narrow pyramid", measure_training, [("ViT-Ti", 8)], **NARROW)
     add("training step, light pyramid", measure_training, [("ViT-Ti", 8)], **LIGHT)
     add("explanation, against prediction", measure_explanation, some)
     for hidden_size in (768, 192):

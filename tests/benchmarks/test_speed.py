@@ -36,9 +36,11 @@ def small(speed, monkeypatch):
     return speed
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"autocast": True}, {"size": 256}, {"shifted_fusion": True}, {"light": True}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"autocast": True}, {"size": 256}, {"shifted_fusion": True}, "LIGHT", "NARROW"]
+)
 def test_inference_is_measured_against_the_plain_backbone(small, kwargs):
-    kwargs = small.LIGHT if kwargs.get("light") else kwargs
+    kwargs = getattr(small, kwargs) if isinstance(kwargs, str) else kwargs
     result = small.measure_inference("small", 2, 3, **kwargs)
     assert result["ratio"] > 0 and result["ours_ms"] > 0 and result["peer_ms"] > 0
 
@@ -72,7 +74,7 @@ def test_memory_grows_with_the_batch(speed):
 
 
 def test_profile_adds_up(small):
-    shares = small.profile("small", 2, 3)
+    shares = small.profile("small", 2, 9)
     assert shares["backbone"] == 1.0 and all(share >= 0 for share in shares.values())
     parts = sum(share for name, share in shares.items() if name != "all")
     assert 0.5 * shares["all"] < parts <= shares["all"]
