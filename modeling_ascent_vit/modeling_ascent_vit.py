@@ -461,6 +461,8 @@ class AscentViTConvLayer(nn.Module):
         pools: bool = False,
     ):
         super().__init__()
+        # Not asked of the convolution, which may be an adapter's.
+        self.out_channels, self.stride, self.kernel_size = out_channels, stride, kernel_size
         padding = 1 if kernel_size == 3 else 0
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         if config.pyramid_norm == "batch":
@@ -481,18 +483,18 @@ class AscentViTConvLayer(nn.Module):
         folds = folds and not (self.training or torch.is_grad_enabled())
         if folds and not torch.compiler.is_compiling():
             # Where there are more weights than features, a pass over the features is the cheaper one.
-            places = features.shape[0] * features[0, 0].numel() // math.prod(convolution.stride)
+            places = features.shape[0] * features[0, 0].numel() // self.stride**2
             folds = convolution.weight[0].numel() <= places
-        if not folds:
-            features = self.pooling(norm(convolution(features)))
-            return nn.functional.relu(features, inplace=True) if out is None else torch.clamp_min(features, 0, out=out)
-        # Computed anew at each call: cheaper than one pass over the features, and never stale.
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight = convolution.weight * scale.view(-1, 1, 1, 1)
-        bias = norm.bias - norm.running_mean * scale
-        features = nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding)
+        if folds:
+            # Computed anew at each call: cheaper than one pass over the features, and never stale.
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            weight = convolution.weight * scale.view(-1, 1, 1, 1)
+            bias = norm.bias - norm.running_mean * scale
+            features = nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding)
+        else:
+            features = norm(convolution(features))
         features = self.pooling(features)
-        return features.relu_() if out is None else torch.clamp_min(features, 0, out=out)
+        return nn.functional.relu(features, inplace=True) if out is None else torch.clamp_min(features, 0, out=out)
 
 
 class AscentViTPyramidStem(nn.Sequential):
@@ -500,18 +502,18 @@ class AscentViTPyramidStem(nn.Sequential):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         height, width = pixel_values.shape[2:]
-        first = self[0].convolution
-        if first.padding[0] == 0:
-            # Whole cells of 4x4 pixels, so that every level is as large as with the other stems.
+        first = self[0]
+        if first.kernel_size == 4:
+            # Whole cells, so that every level is as large as with the paper's stem.
             pixel_values = nn.functional.pad(pixel_values, (0, -width % 4, 0, -height % 4))
         dtype = computing_dtype(pixel_values)
         pixel_values = pixel_values.to(dtype=dtype, memory_format=torch.channels_last)
-        values_per_pixel = first.out_channels / math.prod(first.stride)
+        values_per_pixel = first.out_channels / first.stride**2
         parts = split_images(self, pixel_values, int(STEM_BYTES_AT_ONCE / (values_per_pixel * dtype.itemsize)))
         if len(parts) == 1:
             return super().forward(pixel_values)
-        shape = (pixel_values.shape[0], self[-1].convolution.out_channels, -(-height // 4), -(-width // 4))
-        features = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        shape = (pixel_values.shape[0], self[-1].out_channels, -(-height // 4), -(-width // 4))
+        features = torch.empty(shape, dtype=dtype, device=pixel_values.device, memory_format=torch.channels_last)
         *layers, last = self
         for part, place in zip(parts, features.split(len(parts[0])), strict=True):
             for layer in layers:

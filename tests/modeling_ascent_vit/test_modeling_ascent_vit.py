@@ -308,22 +308,22 @@ def test_a_few_images_at_a_time_under_autocast(make_config, monkeypatch):
     torch.testing.assert_close(parts, whole)
 
 
-class HalvedConv2d(nn.Conv2d):
-    """As an adapter's layer: there is more to it than weight and bias."""
-
-    def forward(self, features):
-        return super().forward(features) / 2
-
-
-def test_convolution_with_an_adapter_is_not_folded(make_config):
-    model = build(make_config())
-    for layer in (*model.ascent_vit.encoding.stem, *model.ascent_vit.encoding.stages):
-        layer.convolution.__class__ = HalvedConv2d
-        nn.init.uniform_(layer.normalization.running_var, 0.5, 2.0)
+@pytest.mark.parametrize("pyramid_stem", ["conv", "patch"])
+def test_adapters_of_the_pyramid_count_at_inference(make_config, pyramid_stem):
+    """A convolution that an adapter has taken over is not folded by its weight alone."""
+    peft = pytest.importorskip("peft")
+    model = build(make_config(pyramid_stem=pyramid_stem))
     pixels = torch.randn(2, 3, 48, 48)
+    before = model.ascent_vit.encoding(pixels)[0]
+    adapter = peft.LoraConfig(r=2, target_modules=r".*\.convolution", init_lora_weights=False)
+    adapted = peft.get_peft_model(model, adapter)
+    encoding = adapted.get_submodule("base_model.model.ascent_vit.encoding")
+    with_gradients = encoding(pixels)[0]
+    assert with_gradients.requires_grad and not torch.allclose(with_gradients, before, atol=0.01)
     with torch.no_grad():
-        logits = model(pixels).logits
-    torch.testing.assert_close(logits, model(pixels).logits, rtol=2e-4, atol=2e-5)
+        torch.testing.assert_close(encoding(pixels)[0], with_gradients, rtol=2e-4, atol=2e-5)
+        merged = adapted.merge_and_unload().ascent_vit.encoding
+        torch.testing.assert_close(merged(pixels)[0], with_gradients, rtol=2e-4, atol=2e-5)
 
 
 def test_pyramid_that_nobody_reads_is_not_built(make_config, caplog):
