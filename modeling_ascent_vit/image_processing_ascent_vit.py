@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling
+from transformers.utils import requires_backends
 
 from .image_processing_pil_ascent_vit import (
     AscentViTImageProcessorBase,
@@ -29,6 +30,10 @@ from .image_processing_pil_ascent_vit import (
 class AscentViTImageProcessor(AscentViTImageProcessorBase, TorchvisionBackend):
     __doc__ = f"""ASCENT-ViT image processor on torchvision.
     {AscentViTImageProcessorBase.__doc__}"""
+
+    def _preprocess(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+        requires_backends(self, "torchvision")
+        return super()._preprocess(images, *args, **kwargs)
 
     def resize(self, image: Any, size: Any, resample: Any = None, **kwargs) -> Any:  # type: ignore[override]
         if resample in (PILImageResampling.BOX, PILImageResampling.HAMMING):

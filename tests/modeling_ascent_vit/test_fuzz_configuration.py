@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import PreTrainedConfig
+from transformers.utils import is_torchvision_available
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessorPil
 from modeling_ascent_vit.image_processing_ascent_vit import AscentViTImageProcessor
@@ -66,7 +67,14 @@ WRONG_BACKBONES = [
     *({**BACKBONE, "num_channels": value} for value in (0, -1, "x", None, NAN, 1.5)),
     *({**BACKBONE, "image_size": (48, 56), "patch_size": size} for size in ((8, 64), (64, 8), (49, 49))),
 ]
-PROCESSORS = [AscentViTImageProcessorPil, AscentViTImageProcessor]
+PROCESSORS = [
+    pytest.param(AscentViTImageProcessorPil, id="pil"),
+    pytest.param(
+        AscentViTImageProcessor,
+        id="torchvision",
+        marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
+    ),
+]
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 ANNOTATION = {"concepts": [0], "points": {"xy": [[3, 3]], "category": [1]}}
 # The device has a test of its own, and return_tensors an error of transformers'.

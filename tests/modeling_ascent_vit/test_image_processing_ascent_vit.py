@@ -573,6 +573,12 @@ assert "modeling_ascent_vit" not in sys.modules
 """
 
 
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+def test_without_torchvision_the_error_names_it():
+    with pytest.raises(ImportError, match="Torchvision library"):
+        AscentViTImageProcessor()(Image.new("RGB", (64, 48)))
+
+
 @pytest.mark.slow
 def test_remote_code_loads_either_backend(saved_with_code, tmp_path):
     expected = "AscentViTImageProcessor" + ("" if is_torchvision_available() else "Pil")
