@@ -200,14 +200,17 @@ def measure_inference(
     return with_floor(paired(ours, peer, turns), products_ms(ours, dtype) - products_ms(peer, dtype))
 
 
+def in_a_process(probe: str, *arguments: str) -> str:
+    """What a program prints in a process of its own that gives memory back as glibc does by default."""
+    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
+    command = [sys.executable, "-c", probe, str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
 def measure_as_it_is(backbone: str, batch_size: int, turns: int) -> dict[str, float]:
     """`measure_inference` in a process that gives memory back as glibc does by default."""
-    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
-    arguments = [str(Path(__file__).parent), str(torch.get_num_threads()), json.dumps([backbone, batch_size, turns])]
-    process = subprocess.run(
-        [sys.executable, "-c", FIGURE_PROBE, *arguments], capture_output=True, text=True, check=True, env=environment
-    )
-    return json.loads(process.stdout.splitlines()[-1])
+    printed = in_a_process(FIGURE_PROBE, str(torch.get_num_threads()), json.dumps([backbone, batch_size, turns]))
+    return json.loads(printed.splitlines()[-1])
 
 
 def measure_optimized(
@@ -297,17 +300,8 @@ def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bo
 def measure_memory(backbone: str, batch_size: int) -> dict[str, float]:
     """Growth of the process' peak memory in one forward pass, in MiB, each model in a process of its own."""
     growth = {}
-    environment = {name: value for name, value in os.environ.items() if name not in KEEP_MEMORY}
     for model in ("ours", "plain"):
-        arguments = [str(Path(__file__).parent), backbone, model, str(batch_size)]
-        process = subprocess.run(
-            [sys.executable, "-c", MEMORY_PROBE, *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-        )
-        growth[model] = float(process.stdout.split()[-1])
+        growth[model] = float(in_a_process(MEMORY_PROBE, backbone, model, str(batch_size)).split()[-1])
     return {"ratio": growth["ours"] / growth["plain"], "ours_mib": growth["ours"], "peer_mib": growth["plain"]}
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers' test mixins need before they are imported, see test_transformers_mixins.py."""
+"""What transformers' test mixins need before they are imported, see test_transformers_mixins.py; image processors."""
 
 import os
+
+import pytest
 
 
 # transformers skips what it calls slow without this. Its tests bear the marker `slow` too, and here that decides.
@@ -22,3 +24,16 @@ UPSTREAM_MARKERS = (
 def pytest_configure(config):
     for name in UPSTREAM_MARKERS:
         config.addinivalue_line("markers", f"{name}: of transformers' test mixins")
+
+
+@pytest.fixture(params=["pil", "torchvision"])
+def processor_class(request):
+    """Each image processor that can run here."""
+    if request.param == "pil":
+        from modeling_ascent_vit import AscentViTImageProcessorPil
+
+        return AscentViTImageProcessorPil
+    pytest.importorskip("torchvision")
+    from modeling_ascent_vit.image_processing_ascent_vit import AscentViTImageProcessor
+
+    return AscentViTImageProcessor

@@ -10,9 +10,8 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import PreTrainedConfig
-from transformers.utils import is_torchvision_available
 
-from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessorPil
+from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.image_processing_ascent_vit import AscentViTImageProcessor
 
 
@@ -66,14 +65,6 @@ WRONG_BACKBONES = [
     *({**BACKBONE, name: value} for name in ("hidden_size", "image_size", "patch_size") for value in WRONG),
     *({**BACKBONE, "num_channels": value} for value in (0, -1, "x", None, NAN, 1.5)),
     *({**BACKBONE, "image_size": (48, 56), "patch_size": size} for size in ((8, 64), (64, 8), (49, 49))),
-]
-PROCESSORS = [
-    pytest.param(AscentViTImageProcessorPil, id="pil"),
-    pytest.param(
-        AscentViTImageProcessor,
-        id="torchvision",
-        marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
-    ),
 ]
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 ANNOTATION = {"concepts": [0], "points": {"xy": [[3, 3]], "category": [1]}}
@@ -145,7 +136,6 @@ def check_processor(fuzz, processor_class, given_at, parameters):
     assert pixels.ndim == 4 and pixels.numel() and pixels.isfinite().all()
 
 
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_every_parameter_wrong_once(fuzz, processor_class):
     cases = [
         (given_at, {name: value, **switch})
@@ -158,7 +148,6 @@ def test_every_parameter_wrong_once(fuzz, processor_class):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_several_parameters_wrong_at_once(fuzz, processor_class):
     parameters = st.dictionaries(st.sampled_from(PARAMETERS), st.sampled_from(WRONG), min_size=2, max_size=4)
     cases = st.tuples(st.sampled_from(["start", "call"]), parameters)
@@ -166,7 +155,6 @@ def test_several_parameters_wrong_at_once(fuzz, processor_class):
 
 
 @pytest.mark.parametrize("device", ["x", "", -1, [], {}, object(), "cuda:x"])
-@pytest.mark.parametrize("processor_class", PROCESSORS)
 def test_devices_that_are_none(fuzz, processor_class, device):
     assert isinstance(fuzz.outcome(lambda: processor_class(device=device)), fuzz.Refused)
     assert isinstance(fuzz.outcome(lambda: processor_class()(IMAGE, device=device)), fuzz.Refused)

@@ -8,27 +8,15 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
-from transformers.utils import is_torchvision_available
-
-from modeling_ascent_vit import AscentViTImageProcessorPil
-from modeling_ascent_vit.image_processing_ascent_vit import AscentViTImageProcessor
 
 
 SIZE = {"height": 48, "width": 40}
-PROCESSORS = [
-    pytest.param(AscentViTImageProcessorPil, id="pil"),
-    pytest.param(
-        AscentViTImageProcessor,
-        id="torchvision",
-        marks=pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed"),
-    ),
-]
 EXAMPLES = [60, pytest.param(500, marks=pytest.mark.slow)]
 
 
-@pytest.fixture(params=PROCESSORS)
-def processor(request):
-    return request.param(size=SIZE)
+@pytest.fixture
+def processor(processor_class):
+    return processor_class(size=SIZE)
 
 
 def check(fuzz, processor, odd):
