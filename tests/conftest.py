@@ -1,18 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several test files need: small configurations over every backbone, and where the real data lies."""
 
+import atexit
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
-import pytest
-import torch
 
-from modeling_ascent_vit import AscentViTConfig
+# Before anything of Hugging Face is imported: tests know nothing of the user's Hub, token, cache and switches, and the
+# processes of one run share a cache that goes with it.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))]:
+        del os.environ[name]
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ascent-vit-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+# The models here are so small that a second thread costs more than it gives; for processes that tests start too.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from modeling_ascent_vit import AscentViTConfig  # noqa: E402
 
 
-# The models here are so small that a second thread costs more than it gives.
 torch.set_num_threads(1)
 
 BACKBONES = ["vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model"]
@@ -67,11 +83,26 @@ def fuzz():
     return sys.modules["fuzzing"]
 
 
+# Fuzzed cases by what they fuzz, of all processes of the run.
+CASES: Counter[str] = Counter()
+
+
+def pytest_sessionfinish(session):
+    if "fuzzing" in sys.modules:
+        CASES.update(sys.modules["fuzzing"].CASES)
+    if IS_WORKER:
+        session.config.workeroutput["fuzzed"] = dict(CASES)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    CASES.update(getattr(node, "workeroutput", {}).get("fuzzed", {}))
+
+
 def pytest_terminal_summary(terminalreporter):
-    fuzzing = sys.modules.get("fuzzing")
-    if fuzzing is not None and fuzzing.CASES:
-        counts = ", ".join(f"{number} of {name}" for name, number in sorted(fuzzing.CASES.items()))
-        terminalreporter.write_line(f"fuzz: {fuzzing.CASES.total()} cases, {counts}")
+    if CASES:
+        counts = ", ".join(f"{number} of {name}" for name, number in sorted(CASES.items()))
+        terminalreporter.write_line(f"fuzz: {CASES.total()} cases, {counts}")
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,14 @@ def test_inference_is_measured_against_the_plain_backbone(small, kwargs):
     assert result["ratio"] > 0 and result["ours_ms"] > 0 and result["peer_ms"] > 0
 
 
+def test_peaks_are_measured_in_a_limited_time(speed):
+    """Also in a dtype that a CPU may lack units for, where one product of 4,096 a side would take many minutes."""
+    for dtype in (torch.float32, torch.bfloat16):
+        start = time.perf_counter()
+        assert speed.peak_products.__wrapped__(dtype, seconds=0.2) > 0
+        assert time.perf_counter() - start < 10
+
+
 def test_explanation_and_training_are_measured(small):
     assert small.measure_explanation("small", 1, 3)["ratio"] > 0
     assert small.measure_training("small", 1, 3)["ratio"] > 0
@@ -82,7 +90,7 @@ def test_profile_adds_up(small):
 
 def test_every_figure_has_its_own_name(speed):
     names = [(group, what) for group, what, _ in speed.plan_of_figures(9)]
-    assert len(set(names)) == len(names) > 40
+    assert len(set(names)) == len(names) > 30
 
 
 def test_page_has_a_row_per_figure(speed, tmp_path):
@@ -97,7 +105,7 @@ def test_page_has_a_row_per_figure(speed, tmp_path):
     }
     assert speed.table([row, row]).count("| a | 1.00 | 0.90 to 1.10 |  | 2.0 | 2.0 |") == 2
     assert "| a | 1.00 | 0.90 to 1.10 | 0.75 | 2.0 | 2.0 |" in speed.table([speed.with_floor(row, -0.5)])
-    names = ("command", "date", "processor", "threads", "python", "torch", "transformers", "memory")
+    names = ("command", "date", "processor", "threads", "python", "torch", "transformers", "notes")
     report = dict.fromkeys(names, "x") | {
         "peak": 1.0,
         "peak_bfloat16": 1.0,
