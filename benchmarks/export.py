@@ -21,9 +21,9 @@ from speed import BACKBONES, paired, table
 from tqdm import tqdm
 from transformers import ViTConfig
 
-from ascent_vit.conversion import export_model
-from ascent_vit.conversion.export_example import load
-from ascent_vit.files import write_json
+from ascent_vit.export import export_model
+from ascent_vit.export.example import load
+from ascent_vit.utils.files import write_json
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.image_processing_pil_ascent_vit import AscentViTImageProcessorPil
 

@@ -30,9 +30,9 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import ViTConfig
 
-from ascent_vit.files import write_json
 from ascent_vit.training import Recipe
 from ascent_vit.training.build import make_loader
+from ascent_vit.utils.files import write_json
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessor
 
 

@@ -34,7 +34,7 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from ascent_vit import optimize_for_inference
-from ascent_vit.files import write_json
+from ascent_vit.utils.files import write_json
 from ascent_vit.utils.hardware import is_slow
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.modeling_ascent_vit import multi_scale_deformable_sampling

@@ -26,9 +26,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tqdm import tqdm
 
-from ascent_vit.files import write_json
 from ascent_vit.training import Recipe
 from ascent_vit.training.train import Run
+from ascent_vit.utils.files import write_json
 
 
 VIT_TI = {"model_type": "vit", "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}

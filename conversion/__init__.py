@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in from other layouts, models out to other runtimes; everything is imported when it is first used."""
+"""Weights in from other layouts; everything is imported when it is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .checkpoint import ConversionReport, convert
-    from .export import export_model
-    from .export_check import measure_quantization
 
 _LAZY = {
     "ConversionReport": "checkpoint",
     "convert": "checkpoint",
-    "export_model": "export",
-    "measure_quantization": "export_check",
 }
 
-__all__ = ["ConversionReport", "convert", "export_model", "measure_quantization"]
+__all__ = ["ConversionReport", "convert"]
 
 
 def __getattr__(name: str):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ascent_vit.files import check_new_folder, new_folder, write_json, write_text
+from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
 
 from .reading import read_settings, read_state_dict
 from .rules import setting
@@ -88,7 +88,7 @@ def _write_backbone(
     from huggingface_hub import ModelCardData
     from transformers import ViTImageProcessorPil
 
-    from ascent_vit.markdown import escape_markdown
+    from ascent_vit.utils.markdown import escape_markdown
 
     size = backbone.config.image_size
     height, width = (size, size) if isinstance(size, int) else size

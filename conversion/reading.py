@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ascent_vit.files import read_json
+from ascent_vit.utils.files import read_json
 
 
 # What training scripts keep beside the weights and reading cannot abuse: both hold plain values and run nothing.

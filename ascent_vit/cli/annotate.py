@@ -35,7 +35,7 @@ def annotate(
 ) -> None:
     """Let an open-vocabulary detector mark concepts in a dataset: writes it with objects, a card and review.png."""
     from ascent_vit.data.annotate import annotate_dataset, read_concepts
-    from ascent_vit.files import claim
+    from ascent_vit.utils.files import claim
 
     dataset_options = read_dataset_options(options or ())
     wanted = read_concepts(concepts, threshold)

@@ -111,10 +111,10 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
 
     from ascent_vit.data.digits import load_digits_dataset
     from ascent_vit.explanation import explain
-    from ascent_vit.explanation.plot import plot_grid
-    from ascent_vit.files import write_json
+    from ascent_vit.explanation.render.plot import plot_grid
     from ascent_vit.publishing import ModelCardContent, write_model_card
     from ascent_vit.training import load_recipe, train
+    from ascent_vit.utils.files import write_json
 
     started = time.perf_counter()
     recipe = load_recipe(RECIPE)

@@ -46,8 +46,8 @@ def evaluate(
 
     from ascent_vit.data import load_concept_dataset
     from ascent_vit.evaluation import evaluate_dataset
-    from ascent_vit.files import write_json
-    from ascent_vit.training.train import versions
+    from ascent_vit.utils.files import write_json
+    from ascent_vit.utils.versions import versions
 
     # Accelerate takes processes on CPU for one group only when it is told that they are on CPU.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())

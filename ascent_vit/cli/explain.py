@@ -96,10 +96,10 @@ def explain(
 
     Images that cannot be read are left out and listed at the end, with exit code 1.
     """
-    from ascent_vit.explanation.export import FORMATS, Export, export_explanations
+    from ascent_vit.explanation.batch import FORMATS, Export, export_explanations
     from ascent_vit.explanation.names import class_index
     from ascent_vit.explanation.sources import ImageFiles
-    from ascent_vit.files import check_new_folder, new_folder
+    from ascent_vit.utils.files import check_new_folder, new_folder
 
     unknown = [name for name in formats or () if name not in FORMATS]
     if unknown:

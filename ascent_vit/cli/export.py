@@ -32,9 +32,9 @@ def export(
     ] = None,
 ) -> None:
     """Write a model for another runtime, with preprocessing and an example; checked against PyTorch."""
-    from ascent_vit.conversion import export_model
-    from ascent_vit.conversion.export_formats import check_format
-    from ascent_vit.files import check_new_folder
+    from ascent_vit.export import export_model
+    from ascent_vit.export.formats import check_format
+    from ascent_vit.utils.files import check_new_folder
 
     from .inputs import load_model, read_dataset_options
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ascent_vit.models import load_model
+from ascent_vit.inference.load import load_model
 
 
 DatasetOptions = Annotated[
@@ -26,18 +26,9 @@ def read_dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: for something else than KEY=VALUE, a value that is no YAML, or streaming.
     """
-    import yaml
+    from ascent_vit.utils.yaml import read_key_value
 
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        key = key.strip()
-        if not (key and equals):
-            raise ValueError(f"--option takes KEY=VALUE; got {pair!r}.")
-        try:
-            options[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, AttributeError, RecursionError) as error:
-            raise ValueError(f"The value of --option {key} cannot be read: {error}") from error
+    options = dict(read_key_value(pair, "--option") for pair in pairs)
     if options.get("streaming"):
         raise ValueError("This command needs the whole dataset: leave --option streaming out.")
     return options

@@ -1,56 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ascent-vit prepare`."""
 
-import difflib
 import inspect
 import shlex
 import tempfile
-import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ascent_vit.utils.suggest import suggest
+from ascent_vit.utils.types import describe, fits
 
 
 if TYPE_CHECKING:
     from ascent_vit.data.schema import PreparedDataset
-
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _convert(text: str, hint: Any) -> Any:
-    """A typed value from the text of an option; ValueError where it is none."""
-    if get_origin(hint) in (Union, types.UnionType):
-        choices = get_args(hint)
-        if type(None) in choices and text.lower() in ("none", "null"):
-            return None
-        for choice in sorted((c for c in choices if c is not type(None)), key=lambda c: c is str):
-            try:
-                return _convert(text, choice)
-            except ValueError:
-                continue
-        raise ValueError
-    if get_origin(hint) is Literal:
-        for value in get_args(hint):
-            if text == str(value):
-                return value
-        raise ValueError
-    if get_origin(hint) in (list, tuple, Sequence):
-        (item, *_) = get_args(hint)
-        return get_origin(hint)(_convert(part.strip(), item) for part in text.split(",") if part.strip())
-    if hint is bool:
-        if text.lower() not in TRUTH:
-            raise ValueError
-        return TRUTH[text.lower()]
-    return hint(text)
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(str(value) for value in get_args(hint))
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint, str(hint))
 
 
 def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:
@@ -60,24 +26,21 @@ def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -
     Raises:
         ValueError: for an option that is unknown, given twice, or of another type.
     """
+    from ascent_vit.utils.yaml import read_key_value
+
     hints = typing.get_type_hints(adapter)
     known = [p.name for p in inspect.signature(adapter).parameters.values() if p.kind is p.KEYWORD_ONLY]
     options: dict[str, Any] = {}
     for pair in pairs:
-        key, separator, text = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if not separator:
-            raise ValueError(f"--option takes KEY=VALUE; got {pair!r}.")
+        key, value = read_key_value(pair, "--option")
+        key = key.replace("-", "_")
         if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f" did you mean {close[0]}?" if close else f" it has {', '.join(known) or 'none'}."
-            raise ValueError(f"{name} has no option {key};{hint}")
+            raise ValueError(f"{name} has no option {key}; {suggest(key, known)}")
         if key in options:
             raise ValueError(f"--option {key} is given twice.")
-        try:
-            options[key] = _convert(text.strip(), hints[key])
-        except ValueError:
-            raise ValueError(f"The option {key} of {name} takes {_describe(hints[key])}; got {text!r}.") from None
+        if not fits(value, hints[key]):
+            raise ValueError(f"The option {key} of {name} takes {describe(hints[key])}; got {value!r}.")
+        options[key] = value
     return options
 
 
@@ -85,7 +48,7 @@ def _write(prepared: "PreparedDataset", folder: Path, repo_id: str | None, comma
     """Everything into an empty folder; gives what there is to print."""
     from ascent_vit.data.card import write_dataset
     from ascent_vit.data.inspect import dataset_table, format_table, picture_sheet
-    from ascent_vit.files import write_json
+    from ascent_vit.utils.files import write_json
 
     write_dataset(prepared, folder, repo_id, command)
     if not inspected:
@@ -114,7 +77,7 @@ def prepare(
     """Turn a dataset's official files into a concept dataset that train takes: parquet files and a card."""
     if (output is None) == (push_to_hub is None):
         raise ValueError("Give either --output, a folder, or --push-to-hub, a repository of the Hub.")
-    from ascent_vit.files import check_new_folder, new_folder
+    from ascent_vit.utils.files import check_new_folder, new_folder
 
     if output is not None:
         check_new_folder(output)

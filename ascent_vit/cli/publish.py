@@ -59,7 +59,7 @@ def publish(
         raise ValueError("--output goes with --dry-run; without it, publish sends to the Hub and writes nothing.")
     if examples and not space:
         raise ValueError("--examples goes with --space.")
-    from ascent_vit.files import check_new_folder, new_folder
+    from ascent_vit.utils.files import check_new_folder, new_folder
 
     if output is not None:
         check_new_folder(output)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ascent_vit.files import replace_folder, write_json
-from ascent_vit.markdown import code_span, escape_markdown
+from ascent_vit.utils.files import replace_folder, write_json
+from ascent_vit.utils.markdown import code_span, escape_markdown
 
 from .card import write_dataset
 from .loading import GLOBAL_COLUMNS, SPATIAL_COLUMNS, load_concept_dataset

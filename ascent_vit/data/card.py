@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ascent_vit.files import write_text
-from ascent_vit.markdown import code_span, escape_markdown
+from ascent_vit.utils.files import write_text
+from ascent_vit.utils.markdown import code_span, escape_markdown
 
 from .loading import GROUP_COLUMN, concepts_from_features
 from .schema import PreparedDataset

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torchmetrics import MaxMetric
 
+from ascent_vit.inference.mode import evaluation_mode
+
 from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, SpatialConceptMetrics
-from .probe import evaluation_mode
 
 
 if TYPE_CHECKING:

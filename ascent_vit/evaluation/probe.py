@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ascent_vit.explanation.explain import evaluation_mode
+from ascent_vit.inference.mode import evaluation_mode
 
 
 if TYPE_CHECKING:

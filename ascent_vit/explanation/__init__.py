@@ -5,7 +5,7 @@ from .explain import explain
 from .explanation import ConceptContribution, Contrast, Explanation
 from .fusion import FusionMaps
 from .intervention import Intervention, intervene
-from .table import ExplanationTable
+from .render.table import ExplanationTable
 
 
 __all__ = [

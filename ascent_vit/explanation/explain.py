@@ -3,7 +3,6 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice, repeat
 from typing import Any, overload
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ascent_vit.inference.mode import evaluation_mode
 from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
 
 from .explanation import Explanation
@@ -22,18 +22,6 @@ from .names import class_index
 ClassIds = int | str | Iterable[int | str] | None
 
 STREAMS = ("global", "spatial", "unsupervised")
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the model gets its own mode back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
 
 
 def check_model_and_processor(model: Any, processor: Any) -> None:
@@ -305,4 +293,4 @@ def explain(
     return explanations if isinstance(images, Iterator) else list(explanations)
 
 
-__all__ = ["Explainer", "evaluation_mode", "explain"]
+__all__ = ["Explainer", "explain"]

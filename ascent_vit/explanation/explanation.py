@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ascent_vit.files import write_json, write_text
+from ascent_vit.utils.files import write_json, write_text
 
 from .fusion import FusionMaps
 from .names import class_index, find_concept
@@ -295,8 +295,8 @@ class Explanation:
         return values
 
     def to_html(self, **kwargs) -> str:
-        """One self-contained HTML page, see [`~ascent_vit.explanation.html.explanation_to_html`]."""
-        from .html import explanation_to_html
+        """One self-contained HTML page, see [`~ascent_vit.explanation.render.html.explanation_to_html`]."""
+        from .render.html import explanation_to_html
 
         return explanation_to_html(self, **kwargs)
 
@@ -311,19 +311,19 @@ class Explanation:
         Returns:
             `matplotlib.figure.Figure`: to be saved with its `savefig`; pyplot and its backend are left alone.
         """
-        from .plot import plot_explanation
+        from .render.plot import plot_explanation
 
         return plot_explanation(self, top, truth)
 
     def plot_heads(self, top: int = 3) -> "Figure":
-        """Draws the attention of each head to spatial concepts, see [`~ascent_vit.explanation.plot.plot_heads`]."""
-        from .plot import plot_heads
+        """Draws each head's attention to spatial concepts, see [`~ascent_vit.explanation.render.plot.plot_heads`]."""
+        from .render.plot import plot_heads
 
         return plot_heads(self, top)
 
     def plot_levels(self) -> "Figure":
-        """Draws where the fusion looked in the pyramid, see [`~ascent_vit.explanation.plot.plot_levels`]."""
-        from .plot import plot_levels
+        """Draws where the fusion looked in the pyramid, see [`~ascent_vit.explanation.render.plot.plot_levels`]."""
+        from .render.plot import plot_levels
 
         return plot_levels(self)
 
@@ -346,7 +346,7 @@ class Explanation:
         elif suffix == ".html":
             write_text(path, self.to_html(**kwargs))
         elif suffix == ".png":
-            from .plot import plot_grid
+            from .render.plot import plot_grid
 
             path.parent.mkdir(parents=True, exist_ok=True)
             truth = kwargs.pop("truth", None)

@@ -1,18 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classes and concepts by name, with the nearest names where there is none of that name."""
 
-import difflib
 import operator
 from collections.abc import Sequence
 
-
-def suggest(name: str, names: Sequence[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest names, else the first few."""
-    by_lower_case = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.4)
-    if close:
-        return f"did you mean {', '.join(repr(by_lower_case[match]) for match in close)}?"
-    return f"the first are {', '.join(names[:5])}."
+from ascent_vit.utils.suggest import suggest
 
 
 def class_index(class_id: int | str, labels: Sequence[str]) -> int:
@@ -67,4 +59,4 @@ def find_concept(name: str, concept_names: dict[str, list[str]], stream: str | N
     return found[0]
 
 
-__all__ = ["class_index", "find_concept", "suggest"]
+__all__ = ["class_index", "find_concept"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ascent_vit.files import read_json, write_text
-from ascent_vit.markdown import escape_markdown
+from ascent_vit.utils.files import read_json, write_text
+from ascent_vit.utils.markdown import escape_markdown
 
 
 if TYPE_CHECKING:

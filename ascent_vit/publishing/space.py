@@ -11,8 +11,8 @@ from typing import Any
 
 import ascent_vit
 import modeling_ascent_vit
-from ascent_vit.files import check_new_folder, new_folder, write_text
-from ascent_vit.models import load_processor, load_whole
+from ascent_vit.inference.load import load_processor, load_whole
+from ascent_vit.utils.files import check_new_folder, new_folder, write_text
 
 from .privacy import check_secrets
 from .publish import PublishedModel, check_repo_id, commit_folder
@@ -45,8 +45,8 @@ REQUIREMENTS = (
     "transformers >= 5.23",
 )
 
-# The rooms of the package that the app needs, beside its single files.
-ROOMS = ("explanation", "publishing")
+# The rooms of the package that the app needs.
+ROOMS = ("explanation", "inference", "publishing", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
 
 EXAMPLES = "examples"
@@ -154,13 +154,12 @@ def check_space_options(source: Source, options: PublishOptions, examples: Seque
 def copy_code(target: Path) -> None:
     """Copies the code that the app needs: the model's package, and of this one the explanations and the app."""
     package, model = Path(ascent_vit.__file__).parent, Path(modeling_ascent_vit.__file__).parent
-    folders = {package: package.name, model: model.name}
-    folders |= {package / room: f"{package.name}/{room}" for room in ROOMS}
-    for folder, name in folders.items():
-        (target / name).mkdir()
-        for file in sorted(folder.iterdir()):
-            if file.is_file() and file.suffix in CODE_ENDINGS:
-                shutil.copyfile(file, target / name / file.name)
+    files = [*package.glob("*"), *model.glob("*"), *(file for room in ROOMS for file in package.glob(f"{room}/**/*"))]
+    for file in files:
+        if file.is_file() and file.suffix in CODE_ENDINGS:
+            place = target / file.relative_to(model.parent if file.is_relative_to(model) else package.parent)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
 
 
 def about_examples(dataset: str | None, number: int, given: bool, options: PublishOptions) -> str:

@@ -14,7 +14,14 @@ from ascent_vit.explanation import ConceptContribution, Contrast, Explanation, I
 from ascent_vit.explanation.explain import check_model_and_processor
 from ascent_vit.explanation.inputs import read_image
 from ascent_vit.explanation.intervention import Concept, Correction
-from ascent_vit.explanation.plot import ATTENTION_COLORS, CONTRIBUTION_COLORS, add_scale, draw_maps, top_of, wrapped
+from ascent_vit.explanation.render.plot import (
+    ATTENTION_COLORS,
+    CONTRIBUTION_COLORS,
+    add_scale,
+    draw_maps,
+    top_of,
+    wrapped,
+)
 
 
 if TYPE_CHECKING:

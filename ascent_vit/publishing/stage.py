@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ascent_vit.files import check_extent, read_json, write_json, write_text
-from ascent_vit.markdown import escape_markdown
-from ascent_vit.models import load_processor, load_whole
+from ascent_vit.inference.load import load_processor, load_whole
+from ascent_vit.utils.files import check_extent, read_json, write_json, write_text
+from ascent_vit.utils.markdown import escape_markdown
 
 from .card import METRIC_MEANINGS, ModelCardContent, check_card, model_card, pin_examples
 from .privacy import check_secrets, strip_paths, strip_values

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ascent_vit.files import write_json
+from ascent_vit.utils.files import write_json
 
 from .errors import writing
 

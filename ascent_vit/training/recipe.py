@@ -2,22 +2,18 @@
 """Training recipes: what to train, on what, and how, as a YAML file whose keys bear TrainingArguments' names."""
 
 import dataclasses
-import difflib
 import importlib.resources
-import re
-import sys
-import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ascent_vit.data.augmentation import Augmentation
 from ascent_vit.evaluation import GREATER_IS_BETTER
-from ascent_vit.files import check_extent
+from ascent_vit.utils.suggest import suggest
+from ascent_vit.utils.types import describe, fits
+from ascent_vit.utils.yaml import read_key_value, read_yaml
 
 
 # Metrics of an evaluation that can choose the best epoch.
@@ -152,41 +148,6 @@ FREE_KEYS = (
 NESTED_KEYS = ("model", "processor", "augmentation", "dataset_options")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, as people mean them: 5e-5 is a number and `no` a word."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise ValueError(f"the key {repeated[0]} is given twice.")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(text: str, source: str) -> Any:
-    """Parses YAML in which 5e-5 is a number and `no` a word; ValueError naming `source` for what is no YAML."""
-    try:
-        data = yaml.load(text, Loader=_Loader)
-        check_extent(data)
-        return data
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        # The last two for `!!timestamp` of something else, and for lists within lists without end.
-        raise ValueError(f"{source} is no valid YAML: {error}") from error
-
-
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -194,41 +155,11 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from error
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name nearest to `name`, or at all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, item) for item in typing.get_args(hint))
-    if origin is Literal:
-        return isinstance(value, str) and value in typing.get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(item) for item in typing.get_args(hint))
-    if origin is Literal:
-        return " or ".join(typing.get_args(hint))
-    words = {float: "a number", int: "a whole number", str: "text", bool: "true or false", dict: "a mapping"}
-    return words.get(hint, "null")
-
-
 def _augmentation(options: dict[str, Any], source: str) -> Augmentation:
     known = [item.name for item in dataclasses.fields(Augmentation)]
     for key in options:
         if key not in known:
-            raise ValueError(f"{source}: augmentation has no key {key}; {closest(str(key), known)}")
+            raise ValueError(f"{source}: augmentation has no key {key}; {suggest(str(key), known)}")
     try:
         return Augmentation(**options)
     except ValueError as error:
@@ -248,9 +179,9 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
     """
     for key, value in values.items():
         if key not in FIELDS:
-            raise ValueError(f"{source}: there is no key {key}; {closest(str(key), FIELDS)}")
-        if not _fits(value, TYPES[key]):
-            raise ValueError(f"{source}: {key} must be {_describe(TYPES[key])}; got {value!r}.")
+            raise ValueError(f"{source}: there is no key {key}; {suggest(str(key), FIELDS)}")
+        if not fits(value, TYPES[key]):
+            raise ValueError(f"{source}: {key} must be {describe(TYPES[key])}; got {value!r}.")
         if value is None:
             continue
         for limit, text, holds in (
@@ -267,7 +198,7 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
         raise ValueError(f"{source}: lr_scheduler_type constant has no warm-up: use constant_with_warmup.")
     metric = values.get("metric_for_best_model", "accuracy")
     if metric not in METRICS:
-        raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {closest(metric, METRICS)}")
+        raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, METRICS)}")
     if values.get("augmentation"):
         _augmentation(values["augmentation"], source)
     epochs = values.get("num_train_epochs", FIELDS["num_train_epochs"].default)
@@ -292,7 +223,7 @@ def configuration_files(kind: Literal["models", "recipes"]) -> dict[str, Any]:
 def _read_shipped(kind: Literal["models", "recipes"], name: str, source: str) -> dict[str, Any]:
     files = configuration_files(kind)
     if not isinstance(name, str) or name not in files:
-        raise ValueError(f"{source}: there is no {kind[:-1]} preset {name!r}; {closest(str(name), sorted(files))}")
+        raise ValueError(f"{source}: there is no {kind[:-1]} preset {name!r}; {suggest(str(name), sorted(files))}")
     return read_yaml(files[name].read_text(encoding="utf-8"), f"{kind}/{name}.yaml")
 
 
@@ -306,11 +237,10 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ValueError(f"--set takes KEY=VALUE, for example learning_rate=1e-4 or model.psi=0.5; got {override!r}.")
-    value = read_yaml(text, f"--set {key}")
+    key, value = read_key_value(override, "--set")
+    parts = key.split(".")
+    if not all(parts):
+        raise ValueError(f"--set takes keys as in learning_rate or model.psi; got {key!r}.")
     if key == "dataset" and values.get("dataset") not in (None, value):
         values = values | {"dataset_options": {}}
     if len(parts) == 1:
@@ -396,7 +326,7 @@ def model_fields(recipe: Recipe, source: str = "The recipe") -> dict[str, Any]:
     known = [name for name in AscentViTConfig.__annotations__ if name in AscentViTConfig.__dataclass_fields__]
     for key in given:
         if key not in known:
-            raise ValueError(f"{source}: model has no field {key}; {closest(str(key), ['preset', *known])}")
+            raise ValueError(f"{source}: model has no field {key}; {suggest(str(key), ['preset', *known])}")
     fields = merge(_read_shipped("models", preset, source), given) if preset is not None else given
     if recipe.backbone is not None:
         return fields
@@ -413,7 +343,7 @@ def model_fields(recipe: Recipe, source: str = "The recipe") -> dict[str, Any]:
     known = list(CONFIG_MAPPING[model_type].__dataclass_fields__)
     for key in backbone_config:
         if key not in ("model_type", *known):
-            raise ValueError(f"{source}: model.backbone_config has no field {key}; {closest(str(key), known)}")
+            raise ValueError(f"{source}: model.backbone_config has no field {key}; {suggest(str(key), known)}")
     return fields
 
 
@@ -429,7 +359,7 @@ def processor_fields(recipe: Recipe, source: str = "The recipe") -> dict[str, An
     known = typing.get_type_hints(AscentViTImageProcessor.valid_kwargs)
     for key in recipe.processor:
         if key not in known or key.startswith("num_"):
-            raise ValueError(f"{source}: processor has no parameter {key}; {closest(str(key), known)}")
+            raise ValueError(f"{source}: processor has no parameter {key}; {suggest(str(key), known)}")
     return dict(recipe.processor)
 
 

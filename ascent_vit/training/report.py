@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a run: what it was, how it went and what came out, in Markdown, as curves, and as JSON."""
 
-import io
-import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ascent_vit.files import write_json, write_text
-from ascent_vit.markdown import escape_markdown
+from ascent_vit.utils.files import write_json, write_text
+from ascent_vit.utils.markdown import escape_markdown
 
 
 if TYPE_CHECKING:
@@ -131,14 +129,9 @@ def report_text(report: dict[str, Any]) -> str:
 
 def write_report(output: Path, report: dict[str, Any]) -> None:
     """Writes `report.json`, `report.md` and `curves.png` into a run's folder, each whole or not at all."""
-    buffer = io.BytesIO()
-    plot_curves(report).savefig(buffer, format="png", dpi=RESOLUTION)
-    partial = output / ".curves.png.partial"
-    try:
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, output / "curves.png")
-    finally:
-        partial.unlink(missing_ok=True)
+    from ascent_vit.utils.figures import write_figure
+
+    write_figure(output / "curves.png", plot_curves(report), RESOLUTION)
     write_text(output / "report.md", report_text(report))
     write_json(output / "report.json", report)
 

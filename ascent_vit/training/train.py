@@ -2,13 +2,10 @@
 """Trains a concept classifier by a recipe, on any number of processes, with checkpoints to resume from."""
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import math
 import os
-import platform
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,10 +28,10 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ascent_vit import __version__
 from ascent_vit.data import check_concepts, concepts_from_features, load_concept_dataset
 from ascent_vit.evaluation import evaluate
-from ascent_vit.files import LOCK, claim, read_json, replace_folder, write_json
+from ascent_vit.utils.files import LOCK, claim, read_json, replace_folder, write_json
+from ascent_vit.utils.versions import versions
 
 from .build import build_model, make_loader, split_dataset
 from .checkpoints import last_whole_checkpoint, leftovers, new_checkpoint, remove_leftovers
@@ -54,8 +51,6 @@ logger = logging.getLogger(__name__)
 
 # A batch by its epoch and place in it, and, of a stream, the places of its rows.
 TakenBatch = tuple[int, int, list[list[int]]]
-
-PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
 
 
 @dataclass(frozen=True)
@@ -99,16 +94,6 @@ class Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a run depends on, as far as they are installed."""
-    installed = [package for package in PACKAGES if importlib.util.find_spec(package)]
-    return {
-        "python_version": platform.python_version(),
-        "ascent_vit_version": __version__,
-        **{f"{package}_version": importlib.metadata.version(package) for package in installed},
-    }
 
 
 def check_output(output: Path, resume: bool) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ascent_vit.training import Recipe, load_recipe
-from ascent_vit.training.recipe import closest, read_yaml
+from ascent_vit.utils.suggest import suggest
+from ascent_vit.utils.yaml import read_yaml
 
 
 TABLES = Path(__file__).parent / "tables.yaml"
@@ -56,7 +57,7 @@ class StudyRun:
                 raise ValueError(f"{self.table}: {key} of {self.name} must be one of {choices}.")
         unknown = [name for name in self.measures if name not in MEASURES]
         if unknown:
-            raise ValueError(f"{self.table}: there is no measure {unknown[0]}; {closest(unknown[0], MEASURES)}")
+            raise ValueError(f"{self.table}: there is no measure {unknown[0]}; {suggest(unknown[0], MEASURES)}")
 
     @property
     def label(self) -> str:
@@ -97,7 +98,7 @@ def runs_of(table: str, path: Path = TABLES) -> list[StudyRun]:
     """
     tables = read_tables(path)
     if table not in tables:
-        raise ValueError(f"There is no table {table}; {closest(table, tables)}")
+        raise ValueError(f"There is no table {table}; {suggest(table, tables)}")
     common = dict(tables[table])
     names, seeds, changes = common.pop("runs"), common.pop("seeds"), common.pop("set", [])
     for key in ("title", "also"):
@@ -110,6 +111,6 @@ def runs_of(table: str, path: Path = TABLES) -> list[StudyRun]:
             values |= {"overrides": tuple(changes + values.pop("set", [])), "measures": tuple(values["measures"])}
             unknown = sorted(set(values) - known)
             if unknown:
-                raise ValueError(f"{table}: {name} has no key {unknown[0]}; {closest(unknown[0], known)}")
+                raise ValueError(f"{table}: {name} has no key {unknown[0]}; {suggest(unknown[0], known)}")
             runs.append(StudyRun(table=table, name=name, seed=seed, **values))
     return runs

@@ -18,7 +18,7 @@ import typer
 from plan import StudyRun, read_tables, runs_of
 
 from ascent_vit.evaluation import GREATER_IS_BETTER
-from ascent_vit.files import write_text
+from ascent_vit.utils.files import write_text
 
 
 PERCENT = {

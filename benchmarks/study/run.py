@@ -34,10 +34,10 @@ from ascent_vit.cli.inputs import load_model
 from ascent_vit.data import CachedConceptDataset, ConceptCollator, concepts_from_features
 from ascent_vit.data.loading import COLUMNS
 from ascent_vit.evaluation import ShortTraining, evaluate, evaluate_dataset, leakage
-from ascent_vit.files import replace_folder, write_json
 from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import build_model
-from ascent_vit.training.train import versions
+from ascent_vit.utils.files import replace_folder, write_json
+from ascent_vit.utils.versions import versions
 from modeling_ascent_vit import modeling_ascent_vit
 
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit import Explanation, intervene
-from ascent_vit.explanation.plot import ATTENTION_COLORS, NEGATIVE, POSITIVE
+from ascent_vit.explanation.render.plot import ATTENTION_COLORS, NEGATIVE, POSITIVE
 
 
 MODEL = Path(__file__).parents[2] / "hub" / "concept-mnist"

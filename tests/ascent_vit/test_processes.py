@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ascent_vit.cli.app import USAGE_ERROR, run
-from ascent_vit.files import claim, replace_folder
-from ascent_vit.models import load_model
+from ascent_vit.inference.load import load_model
+from ascent_vit.utils.files import claim, replace_folder
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -140,7 +140,7 @@ def test_models_that_are_replaced_meanwhile_are_read_whole(make_config, tmp_path
 
     code = f"""
 import json, sys
-from ascent_vit.models import load_model
+from ascent_vit.inference.load import load_model
 print("ready", flush=True)
 sys.stdin.readline()
 seen = []

@@ -138,7 +138,7 @@ def substitutes() -> dict[str, ModuleType]:
     """
     Modules that the mixins import, and that the source distribution lacks.
 
-    The export and generation mixins are empty: `tests/conversion` tests exports, and the model generates nothing.
+    The export and generation mixins are empty: `tests/ascent_vit/export` has exports, and the model generates nothing.
     The common arguments of configurations are read for configurations without sub-configurations alone.
     """
     contents = {

@@ -105,7 +105,7 @@ def test_resume_goes_on_with_the_same_settings(arguments, tmp_path, capsys, monk
         (["--iou", "-1"], "iou must be a number from 0 to 1; got -1"),
         (["--batch-size", "0"], "batch_size must be 1 or more"),
         (["--option", "columns"], "--option takes KEY=VALUE"),
-        (["--option", "columns={label: x"], "The value of --option columns cannot be read"),
+        (["--option", "columns={label: x"], "--option columns is no valid YAML"),
     ],
 )
 def test_bad_input(change, message, arguments, tmp_path, capsys):

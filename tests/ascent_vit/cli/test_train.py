@@ -88,7 +88,7 @@ def test_train(recipe, dataset, tmp_path, capsys):
         (["tarin"], "No such command 'tarin'."),
         (["train", "--recipe", "nowhere.yaml", "--output", "x"], "There is no recipe nowhere.yaml: give a YAML file"),
         (["train", "--recipe", "digits", "--output", "x", "--set", "seed"], "--set takes KEY=VALUE"),
-        (["train", "--recipe", "digits", "--output", "x", "--set", "sede=1"], "no key sede; did you mean seed?"),
+        (["train", "--recipe", "digits", "--output", "x", "--set", "sede=1"], "no key sede; did you mean 'seed'?"),
         (["train", "--recipe", "digits", "--output", "x", "--seed", "-1"], "Invalid value for '--seed'"),
         (["train", "--recipe", "cub", "--output", "x"], "The recipe names no dataset: give one"),
         (["train", "--recipe", "digits", "--dataset", "./nowhere", "--output", "x"], "no dataset folder nowhere"),

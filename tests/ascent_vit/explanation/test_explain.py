@@ -224,7 +224,7 @@ def test_models_with_one_stream(make_model, image, streams):
     ("class_id", "message"),
     [
         ("painted buntings", "did you mean 'Painted Bunting', 'Indigo Bunting'"),
-        ("zebra!!", "the first are Black Tern"),
+        ("zebra!!", "known are Black Tern"),
         (5, "classes are 0 to 4; the nearest, 4, is 'Winter Wren'"),
         (-1, "the nearest, 0, is 'Black Tern'"),
         ([0, 1], "one for each of the 1 images; got 2"),

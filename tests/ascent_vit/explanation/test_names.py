@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from ascent_vit.explanation.names import class_index, find_concept, suggest
+from ascent_vit.explanation.names import class_index, find_concept
 
 
 LABELS = ["Black Tern", "Painted Bunting", "Indigo Bunting"]
@@ -19,11 +19,6 @@ def test_classes_by_name_and_index(class_id):
 def test_other_things_are_no_classes(class_id):
     with pytest.raises(ValueError, match="given by its name or index; got"):
         class_index(class_id, LABELS)
-
-
-def test_nearest_names_are_suggested_whatever_their_case():
-    assert suggest("BLACK TERNS", LABELS) == "did you mean 'Black Tern'?"
-    assert suggest("zzz", LABELS) == f"the first are {', '.join(LABELS)}."
 
 
 def test_concepts_of_a_stream():

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of explanations: image, signed contributions, and where the concepts were seen."""
 
-import io
 import os
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .explanation import ConceptContribution, Contrast, Explanation
+from ..explanation import ConceptContribution, Contrast, Explanation
 
 
 if TYPE_CHECKING:
@@ -60,15 +58,9 @@ def plot_grid(
     Raises:
         ValueError: for no explanations, another number of truths, or `top` below 1.
     """
-    path = Path(path)
-    buffer = io.BytesIO()
-    plot_rows(explanations, top, truths).savefig(buffer, format="png", dpi=dpi)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    from ascent_vit.utils.figures import write_figure
+
+    write_figure(path, plot_rows(explanations, top, truths), dpi)
 
 
 def plot_heads(explanation: Explanation, top: int = MAPS) -> "Figure":
@@ -121,7 +113,7 @@ def plot_maps(
     explanation: Explanation, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
 ) -> "Figure":
     """A figure of patch maps from 0, `(rows, columns, h, w)`, on a common scale."""
-    from .figure import NotebookFigure
+    from ascent_vit.utils.figures import NotebookFigure
 
     rows, columns = maps.shape[:2]
     shape = np.clip(explanation.image.width / explanation.image.height, 0.5, LONGEST_SHAPE)
@@ -140,7 +132,7 @@ def plot_maps(
 
 def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[str] | None) -> "Figure":
     """A figure with one row per explanation, maps on a common scale."""
-    from .figure import NotebookFigure
+    from ascent_vit.utils.figures import NotebookFigure
 
     if not explanations:
         raise ValueError("There is nothing to draw: give at least one explanation.")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascent_vit.cli.inputs import load_model
-from ascent_vit.explanation.export import Export, cut_into_shares, export_explanations
+from ascent_vit.explanation.batch import Export, cut_into_shares, export_explanations
 from ascent_vit.explanation.sources import DatasetImages, ImageFiles
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import read_json
+from ascent_vit.utils.files import read_json
 
 
 if TYPE_CHECKING:

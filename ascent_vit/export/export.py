@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ascent_vit.files import check_new_folder, new_folder, write_json, write_text
+from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
 
-from . import export_example
-from .export_check import check_export, measure_quantization
-from .export_example import load
-from .export_formats import PACKAGES, WRITERS, ExportableModel, check_format, in_bfloat16, quietly
+from . import example
+from .check import check_export, measure_quantization
+from .example import load
+from .formats import PACKAGES, WRITERS, ExportableModel, check_format, in_bfloat16, quietly
 
 
 # Pixels of an image on which the image processor shows what it makes of images: neither square nor a whole number of
@@ -236,7 +236,7 @@ def export_model(
     Example:
 
     ```python
-    >>> from ascent_vit.conversion import export_model
+    >>> from ascent_vit.export import export_model
     >>> report = export_model(model, processor, "exported", to="onnx")
     >>> report["max_differences"]["logits"] < 1e-4
     True
@@ -278,7 +278,7 @@ def export_model(
         write_json(folder / "export.json", report)
         write_json(folder / "preprocessing.json", facts)
         np.savez(folder / "tables.npz", **tables(model))  # type: ignore[arg-type]
-        shutil.copyfile(Path(export_example.__file__), folder / "example.py")
+        shutil.copyfile(Path(example.__file__), folder / "example.py")
         has_maps = model.spatial_stream is not None
         readme = README.format(
             name=name,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ascent_vit.explanation import Explanation
-from ascent_vit.explanation.html import explanation_to_html, patch_axes
+from ascent_vit.explanation.render.html import explanation_to_html, patch_axes
 from modeling_ascent_vit import AscentViTImageProcessor
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ascent_vit.conversion import export_example, export_model, measure_quantization
-from ascent_vit.conversion.export import image_settings, processed_shape
-from ascent_vit.conversion.export_check import ExportError, check_export
-from ascent_vit.conversion.export_formats import WRITERS, ExportableModel, check_format, in_bfloat16
+from ascent_vit.export import example, export_model, measure_quantization
+from ascent_vit.export.check import ExportError, check_export
+from ascent_vit.export.export import image_settings, processed_shape
+from ascent_vit.export.formats import WRITERS, ExportableModel, check_format, in_bfloat16
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.image_processing_pil_ascent_vit import AscentViTImageProcessorPil
 
@@ -97,7 +97,7 @@ def exported(model, tmp_path_factory):
 def test_onnx_agrees_with_the_model_in_double_precision(model, exported, batch_size):
     pixels = torch.randn(batch_size, *SHAPE)
     expected = float64_outputs(model, pixels)
-    got = export_example.load(exported[0])(pixels.numpy())
+    got = example.load(exported[0])(pixels.numpy())
     assert list(got) == exported[1]["outputs"] and len(got) == 7
     for name, value in got.items():
         assert value.shape == expected[name].shape and value.shape[0] == batch_size
@@ -137,10 +137,10 @@ def test_names_and_sizes_are_written_down(model, exported):
 
 def test_example_maps_are_those_of_the_model(model, exported):
     pixels = torch.randn(2, *SHAPE)
-    outputs = export_example.load(exported[0])(pixels.numpy())
+    outputs = example.load(exported[0])(pixels.numpy())
     with np.load(exported[0] / "tables.npz") as file:
         tables = dict(file)
-    got = export_example.contribution_maps(outputs, tables, np.array([4, 1]))
+    got = example.contribution_maps(outputs, tables, np.array([4, 1]))
     with torch.no_grad():
         expected = model.contribution_maps(pixels, [[4], [1]])[:, 0]
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
@@ -202,7 +202,7 @@ def test_example_prepares_images_as_the_processor_does(tmp_path_factory, width, 
         **{"size": {"height": 48, "width": 40}, "crop_size": {"height": 48, "width": 40}, "resample": resample}
         | parameters
     )
-    got = export_example.prepare(export_example.read_image(path), image_settings(processor))
+    got = example.prepare(example.read_image(path), image_settings(processor))
     expected = processor(str(path), return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert got.dtype == np.float32
@@ -321,7 +321,7 @@ def test_missing_packages_are_named(monkeypatch):
 @pytest.mark.slow
 def test_a_missing_compiler_is_named(tmp_path):
     program = (
-        "from ascent_vit.conversion.export_formats import check_format\n"
+        "from ascent_vit.export.formats import check_format\n"
         "try: check_format('aotinductor', 'none')\n"
         "except RuntimeError as error: print(error)"
     )
@@ -364,7 +364,7 @@ def test_other_formats(model, tmp_path, to, quantize):
         assert report["measured"]["logit_max_difference"] < 1e-4
     pixels = torch.randn(4, *SHAPE)
     expected = float64_outputs(model, pixels)
-    got = export_example.load(tmp_path / "out")(pixels.numpy())
+    got = example.load(tmp_path / "out")(pixels.numpy())
     np.testing.assert_allclose(got["logits"], expected.logits, atol=1e-4 if quantize == "none" else 0.5)
     for path in (tmp_path / "out").iterdir():
         assert os.getcwd().encode() not in path.read_bytes()
@@ -391,7 +391,7 @@ def test_images_of_another_size_than_the_backbones(tmp_path):
     model = make_model(backbone_kwargs={"image_size": 48}, **STREAMS)
     export_model(model, make_processor(model, size={"height": 64, "width": 56}), tmp_path / "out")
     pixels = torch.randn(2, 3, 64, 56)
-    got = export_example.load(tmp_path / "out")(pixels.numpy())
+    got = example.load(tmp_path / "out")(pixels.numpy())
     with torch.no_grad():
         expected = model(pixels, interpolate_pos_encoding=True)
     np.testing.assert_allclose(got["logits"], expected.logits.numpy(), atol=1e-4)

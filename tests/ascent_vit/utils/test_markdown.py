@@ -11,11 +11,11 @@ from PIL import Image
 from ascent_vit.data.annotate import Annotations, DetectedConcept, describe
 from ascent_vit.data.card import dataset_card
 from ascent_vit.data.schema import PreparedDataset, concept_features
-from ascent_vit.markdown import code_span, escape_markdown
 from ascent_vit.publishing import ModelCardContent
 from ascent_vit.publishing.card import model_card
 from ascent_vit.publishing.stage import PublishOptions, card_content, make_card
 from ascent_vit.training.report import report_text
+from ascent_vit.utils.markdown import code_span, escape_markdown
 
 
 ATTACKS = [

@@ -54,16 +54,21 @@ def check_extent(data: Any) -> None:
         waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, making its folder; readers see the old file or the new one, never a part."""
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path`, making its folder; readers see the old file or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, "partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, as [`write_bytes`] does."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def _without_nan(value: Any) -> Any:
@@ -198,6 +203,7 @@ __all__ = [
     "new_folder",
     "read_json",
     "replace_folder",
+    "write_bytes",
     "write_json",
     "write_text",
 ]

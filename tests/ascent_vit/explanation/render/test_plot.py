@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ascent_vit.explanation import Explanation, FusionMaps
-from ascent_vit.explanation.plot import NEGATIVE, POSITIVE, plot_grid, shorten, wrapped
+from ascent_vit.explanation.render.plot import NEGATIVE, POSITIVE, plot_grid, shorten, wrapped
 from modeling_ascent_vit import AscentViTImageProcessor
 
 
@@ -200,7 +200,7 @@ assert "matplotlib.pyplot" not in sys.modules
     here = Path(__file__).parent
     process = subprocess.run(
         [sys.executable, "-c", script, str(here), str(tmp_path / "figure.png")],
-        env={"PYTHONPATH": str(here.parents[2]), "PATH": "", "MPLBACKEND": "gtk4agg"},
+        env={"PYTHONPATH": str(here.parents[3]), "PATH": "", "MPLBACKEND": "gtk4agg"},
         capture_output=True,
         text=True,
     )

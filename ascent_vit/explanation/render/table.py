@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .explanation import Explanation
+from ..explanation import Explanation
 
 
 if TYPE_CHECKING:

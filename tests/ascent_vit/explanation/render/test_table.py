@@ -10,7 +10,7 @@ from datasets import load_dataset
 
 from ascent_vit import explain
 from ascent_vit.explanation import ExplanationTable
-from ascent_vit.explanation.table import ROW_GROUP_SIZE
+from ascent_vit.explanation.render.table import ROW_GROUP_SIZE
 
 
 @pytest.fixture

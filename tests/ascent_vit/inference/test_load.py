@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ascent_vit.cli.app import USAGE_ERROR, run
-from ascent_vit.models import load_model
+from ascent_vit.inference.load import load_model
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from .explain import explain
 from .explanation import Explanation
+from .render.table import ExplanationTable
 from .sources import DatasetImages, ImageFiles, Item
-from .table import ExplanationTable
 
 
 FORMATS = ("png", "html", "json", "parquet")

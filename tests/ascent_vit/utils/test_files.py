@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ascent_vit import files
-from ascent_vit.files import check_extent, claim, new_folder, read_json, replace_folder, write_json, write_text
+from ascent_vit.utils import files
+from ascent_vit.utils.files import check_extent, claim, new_folder, read_json, replace_folder, write_json, write_text
 
 
 # In a process of its own: the functions of the file, without all that the package imports.

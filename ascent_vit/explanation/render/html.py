@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .explanation import Contrast, Explanation
+from ..explanation import Contrast, Explanation
 from .plot import ATTENTION_COLORS, CONTRIBUTION_COLORS
 
 

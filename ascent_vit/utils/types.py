@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values from files and options, held against the annotations of what takes them."""
+
+import sys
+import types
+import typing
+from typing import Any, Literal
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that an annotation names; whole numbers are numbers too, booleans are neither."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, item) for item in typing.get_args(hint))
+    if origin is Literal:
+        return isinstance(value, str) and value in typing.get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    """An annotation in words, as in "a whole number or null"."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(item) for item in typing.get_args(hint))
+    if origin is Literal:
+        return " or ".join(typing.get_args(hint))
+    words = {float: "a number", int: "a whole number", str: "text", bool: "true or false", dict: "a mapping"}
+    return words.get(hint, "null")
+
+
+__all__ = ["describe", "fits"]
