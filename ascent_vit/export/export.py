@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
+from ascent_vit.utils.hardware import warn_if_slow
 
 from . import example
 from .check import check_export, measure_quantization
@@ -255,6 +256,8 @@ def export_model(
         from tqdm.auto import tqdm
 
         bar = tqdm(total=len(steps), desc=steps[0], unit="step")
+    if quantize == "bf16":
+        warn_if_slow(torch.bfloat16, "the exported model")
     with new_folder(output) as folder:
         written = ExportableModel(in_bfloat16(model), interpolate).eval() if quantize == "bf16" else module
         with quietly():

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ascent_vit.utils.hardware import warn_if_slow
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,7 +20,8 @@ def optimize_for_inference(model: "PreTrainedModel", dtype: torch.dtype | None =
     by [`explain`]. What is compiled runs without gradients alone, in `torch.no_grad()` or `torch.inference_mode()`.
 
     In the model's own dtype the results are equal to rounding. `torch.bfloat16` rounds weights and activations to
-    eight bits, which is much faster on processors with matrix units for it; docs/speed.md has what it changes.
+    eight bits, which is much faster on CPUs with matrix units for it; docs/speed.md has what it changes. On a CPU
+    without them it is slower, and a warning says so.
 
     Args:
         model: an `AscentViTForImageClassification` or `AscentViTModel`, also one loaded as remote code.
@@ -42,6 +45,8 @@ def optimize_for_inference(model: "PreTrainedModel", dtype: torch.dtype | None =
     """
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, for example torch.bfloat16; got {dtype}.")
+    if dtype is not None:
+        warn_if_slow(dtype, "inference")
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

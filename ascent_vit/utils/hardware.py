@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the machine at hand computes fast."""
 
+import logging
 import time
 from functools import cache
 
 import torch
 
+
+logger = logging.getLogger(__name__)
 
 # As long as float32 or nearly: what is left is noise, and a dtype of half the size still saves memory.
 TOLERATED_SLOWDOWN = 2.0
@@ -36,4 +39,17 @@ def is_slow(dtype: torch.dtype, device: str | torch.device = "cpu") -> bool:
     return torch.device(device).type == "cpu" and slowdown(dtype) > TOLERATED_SLOWDOWN
 
 
-__all__ = ["is_slow", "slowdown"]
+def warn_if_slow(dtype: torch.dtype, what: str, device: str | torch.device = "cpu") -> None:
+    """
+    Warns in one sentence where float32 is faster.
+
+    Args:
+        dtype: dtype that was asked for.
+        what: what is computed in it, as in "training".
+        device: where it is computed.
+    """
+    if is_slow(dtype, device):
+        logger.warning("This CPU has no %s units: %s in float32 is faster.", str(dtype).removeprefix("torch."), what)
+
+
+__all__ = ["is_slow", "slowdown", "warn_if_slow"]

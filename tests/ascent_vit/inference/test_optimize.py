@@ -43,10 +43,15 @@ def test_optimized_in_bfloat16_stays_near(model):
     assert model.dtype == torch.float32
 
 
-def test_wrong_dtype_and_missing_compiler(model, monkeypatch):
+def test_wrong_dtype_slow_dtype_and_missing_compiler(model, monkeypatch, caplog):
     with pytest.raises(ValueError, match=r"floating point.*torch.int8"):
         optimize_for_inference(model, torch.int8)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(RuntimeError, match="needs a C\\+\\+ compiler: install"):
         optimize_for_inference(model)
+    assert not caplog.messages
+    monkeypatch.setattr("ascent_vit.utils.hardware.slowdown", lambda dtype: 25.0)
+    with pytest.raises(RuntimeError):
+        optimize_for_inference(model, torch.bfloat16)
+    assert caplog.messages == ["This CPU has no bfloat16 units: inference in float32 is faster."]
