@@ -48,20 +48,21 @@ html_copy_source = False
 html_static_path = ["style"]
 html_css_files = ["pages.css"]
 
-# Pages of the repository that are pages of the documentation too, where they exist.
+# Pages of the repository that are pages of the documentation too.
 OUTSIDE = DOCS / "outside"
 OUTSIDE_PAGES = {
     "benchmarks/RESULTS.md": "results",
     "benchmarks/study/README.md": "study",
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",
+    "SECURITY.md": "security",
 }
 
 
 def copy_outside_pages(app: Sphinx) -> None:
     """Copies the pages that lie outside of docs/ to docs/outside/, which git ignores; old copies go."""
     OUTSIDE.mkdir(exist_ok=True)
-    wanted = {f"{name}.md": ROOT / source for source, name in OUTSIDE_PAGES.items() if (ROOT / source).is_file()}
+    wanted = {f"{name}.md": ROOT / source for source, name in OUTSIDE_PAGES.items()}
     for copy in OUTSIDE.iterdir():
         if copy.name not in wanted:
             copy.unlink()
@@ -70,15 +71,6 @@ def copy_outside_pages(app: Sphinx) -> None:
         copy = OUTSIDE / name
         if not copy.is_file() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
-
-
-def list_other_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Puts the pages that the index does not name where it says OTHER_PAGES."""
-    if docname == "index":
-        pages = sorted(page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("**/*.md"))
-        named = {"index", *source[0].splitlines()}
-        others = [page for page in pages if page not in named and not page.startswith("reference/")]
-        source[0] = source[0].replace("OTHER_PAGES\n", "".join(f"{page}\n" for page in others))
 
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
@@ -182,8 +174,6 @@ def setup(app: Sphinx) -> None:
     app.add_directive("markdown", Markdown)
     app.add_directive("command-reference", CommandReference)
     app.connect("builder-inited", copy_outside_pages)
-    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["index"])
-    app.connect("source-read", list_other_pages)
     app.connect("source-read", mend_links)
     # Napoleon's priority is 500.
     app.connect("autodoc-process-docstring", prepare_docstring, priority=400)

@@ -19,7 +19,7 @@ import ascent_vit
 
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("conversion", "data", "evaluation", "explanation", "publishing", "training")
+ROOMS = ("conversion", "data", "evaluation", "explanation", "export", "inference", "publishing", "training")
 MARKDOWN = [path for folder in (".", "docs") for path in sorted((ROOT / folder).glob("*.md"))]
 
 
@@ -93,6 +93,17 @@ def test_equations_and_reference_are_there(pages):
     public |= {f"ascent_vit.{name}" for name in ("AscentViTConfig", "AscentViTForImageClassification")}
     assert not public - places
     assert {"explain", "train", "publish"} <= places  # commands
+
+
+@pytest.mark.slow
+def test_docstrings_are_rendered_whole(pages):
+    """Sections become lists of arguments, references become links, and nothing of the notation is left."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in pages if path.parent.name == "reference"}
+    for name, text in texts.items():
+        shown = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
+        assert not re.findall(r"\[<code[^>]*>[^\]]*</code>\]|\n\.\. \w+::|{py:|(?:Args|Returns):\s", shown), name
+    assert 'href="#ascent_vit.explanation.Explanation.for_class"' in texts["explanation.html"]
+    assert texts["explanation.html"].count("field-list") > 10
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
