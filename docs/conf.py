@@ -113,7 +113,7 @@ def prepare_docstring(app: Sphinx, what: str, name: str, obj: object, options: o
 
 def docstring_to_markdown(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Hands a docstring to MyST, which reads Napoleon's field lists too, with its references as roles."""
-    text = REFERENCE.sub(r"{py:obj}`\1.\2`", "\n".join(lines)).replace(".. rubric:: Example", "**Example**")
+    text = REFERENCE.sub(r"{py:obj}`\1.\2`", "\n".join(lines))
     lines[:] = [".. markdown::", "", *(f"   {line}" for line in text.split("\n")), ""]
 
 

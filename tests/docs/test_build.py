@@ -101,7 +101,7 @@ def test_docstrings_are_rendered_whole(pages):
     texts = {path.name: path.read_text(encoding="utf-8") for path in pages if path.parent.name == "reference"}
     for name, text in texts.items():
         shown = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
-        assert not re.findall(r"\[<code[^>]*>[^\]]*</code>\]|\n\.\. \w+::|{py:|(?:Args|Returns):\s", shown), name
+        assert not re.findall(r"\[<code[^>]*>[^\]]*</code>\]|\.\. \w+::|{py:|(?:Args|Returns):\s", shown), name
     assert 'href="#ascent_vit.explanation.Explanation.for_class"' in texts["explanation.html"]
     assert texts["explanation.html"].count("field-list") > 10
 
