@@ -3,6 +3,7 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -127,6 +128,11 @@ def test_the_picture_is_drawn_by_its_program(tmp_path):
     # Fonts are smoothed a little otherwise in other versions.
     assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(shown, dtype=float)).mean() < 2
     assert (ROOT / "docs" / "images" / "explanation.png").stat().st_size < 200_000
+
+
+def test_the_table_of_rooms_is_in_the_order_of_imports():
+    named = re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named == runpy.run_path(str(ROOT / "tests" / "test_rooms.py"))["ROOMS"]
 
 
 def test_citation_and_changelog_name_the_version():
