@@ -7,7 +7,9 @@ from pathlib import Path
 
 import typer
 from docutils import nodes
+from docutils.utils import new_document
 from docutils.utils.math.latex2mathml import tex2mathml
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -26,7 +28,7 @@ release = version = ascent_vit.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["images"]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["dollarmath", "fieldlist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -36,6 +38,7 @@ python_maximum_signature_line_length = 100
 napoleon_numpy_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = f"ASCENT-ViT {release}"
@@ -45,20 +48,21 @@ html_copy_source = False
 html_static_path = ["style"]
 html_css_files = ["pages.css"]
 
-# Pages of the repository that are pages of the documentation too, where they exist.
+# Pages of the repository that are pages of the documentation too.
 OUTSIDE = DOCS / "outside"
 OUTSIDE_PAGES = {
     "benchmarks/RESULTS.md": "results",
     "benchmarks/study/README.md": "study",
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",
+    "SECURITY.md": "security",
 }
 
 
 def copy_outside_pages(app: Sphinx) -> None:
     """Copies the pages that lie outside of docs/ to docs/outside/, which git ignores; old copies go."""
     OUTSIDE.mkdir(exist_ok=True)
-    wanted = {f"{name}.md": ROOT / source for source, name in OUTSIDE_PAGES.items() if (ROOT / source).is_file()}
+    wanted = {f"{name}.md": ROOT / source for source, name in OUTSIDE_PAGES.items()}
     for copy in OUTSIDE.iterdir():
         if copy.name not in wanted:
             copy.unlink()
@@ -67,15 +71,6 @@ def copy_outside_pages(app: Sphinx) -> None:
         copy = OUTSIDE / name
         if not copy.is_file() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
-
-
-def list_other_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Puts the pages that the index does not name where it says OTHER_PAGES."""
-    if docname == "index":
-        pages = sorted(page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.glob("**/*.md"))
-        named = {"index", *source[0].splitlines()}
-        others = [page for page in pages if page not in named and not page.startswith("reference/")]
-        source[0] = source[0].replace("OTHER_PAGES\n", "".join(f"{page}\n" for page in others))
 
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
@@ -105,52 +100,32 @@ def mend_links(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = LINK.sub(mend, source[0])
 
 
-def table_to_rst(lines: list[str]) -> list[str]:
-    """A Markdown table as a list-table."""
-    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if "---" not in line]
-    table = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        table += [f"   {'*' if i == 0 else ' '} - {cell}".rstrip() for i, cell in enumerate(row)]
-    return ["", *table, ""]
+CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+REFERENCE = re.compile(r"\[``(~?)([\w.]+)``\]")
 
 
-def inline_to_rst(line: str) -> str:
-    """Code, references as transformers writes them, and links, in one line of text."""
-    parts = re.split(r"(\[`[^`]+`\]|`[^`]+`|\[[^\]]+\]\(https?://[^)\s]+\))", line)
-    for i, part in enumerate(parts):
-        if part.startswith("[`"):
-            name = part[2:-2].removeprefix("~")
-            parts[i] = f":py:obj:`{name.split('.')[-1]} <.{name}>`" if "." not in name else f"``{name}``"
-        elif part.startswith("`"):
-            parts[i] = f"`{part}`"
-        elif part.startswith("["):
-            text, url = part[1:-1].split("](", 1)
-            parts[i] = f"`{text} <{url}>`__"
-        else:
-            parts[i] = part.replace("|", "\\|")
-    return "".join(parts)
+def prepare_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Mends what Napoleon would misread: colons in single backticks, and a list of arguments without its heading."""
+    lines[:] = CODE.sub(r"``\1``", "\n".join(lines)).split("\n")
+    if re.match(r"\w+ \(.*:$", lines[0]):
+        lines[:] = ["Args:", *(f"    {line}" for line in lines)]
 
 
-def docstring_to_rst(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are Markdown with Google's sections, as in transformers; autodoc reads reStructuredText."""
-    result: list[str] = []
-    table: list[str] = []
-    fenced = False
-    for line in [*lines, ""]:
-        indent = line[: len(line) - len(line.lstrip())]
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-            result += ["", f"{indent}.. code-block:: {line.strip('` ') or 'text'}", ""] if fenced else [""]
-        elif fenced:
-            result.append(f"   {line}" if line else "")
-        elif line.lstrip().startswith(("| ", "|-")):
-            table.append(inline_to_rst(line.replace("|", "\0")).replace("\0", "|"))
-        else:
-            if table:
-                result += table_to_rst(table)
-                table = []
-            result.append(inline_to_rst(line))
-    lines[:] = result
+def docstring_to_markdown(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Hands a docstring to MyST, which reads Napoleon's field lists too, with its references as roles."""
+    text = REFERENCE.sub(r"{py:obj}`\1.\2`", "\n".join(lines))
+    lines[:] = [".. markdown::", "", *(f"   {line}" for line in text.split("\n")), ""]
+
+
+class Markdown(SphinxDirective):
+    """Markdown within the reStructuredText that autodoc writes."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        document = new_document(self.get_source_info()[0], self.state.document.settings)
+        MystParser().parse("\n".join(self.content), document)
+        return document.children
 
 
 class CommandReference(SphinxDirective):
@@ -196,9 +171,10 @@ def visit_math(translator, node: nodes.Element) -> None:
 
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
+    app.add_directive("markdown", Markdown)
     app.add_directive("command-reference", CommandReference)
     app.connect("builder-inited", copy_outside_pages)
-    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["index"])
-    app.connect("source-read", list_other_pages)
     app.connect("source-read", mend_links)
-    app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)
+    # Napoleon's priority is 500.
+    app.connect("autodoc-process-docstring", prepare_docstring, priority=400)
+    app.connect("autodoc-process-docstring", docstring_to_markdown, priority=600)

@@ -36,7 +36,7 @@ NOT_RUN = {
     ("docs/publishing.md", 0): "sends to the Hub; test_publish.py sends to a double",
     ("docs/publishing.md", 1): "loads from the Hub with its code; test_remote_code.py does so from a folder",
     ("docs/space.md", 0): "starts an app, and sends to the Hub; test_space.py does both",
-    ("docs/speed.md", 1): "compiles for half a minute; test_inference.py does so",
+    ("docs/speed.md", 1): "compiles for half a minute; test_optimize.py does so",
     ("docs/training.md", 0): "trains three epochs of a ViT-B; test_trainer.py does so with a small one",
     ("docs/training.md", 1): "goes on from the block before",
 }
@@ -91,7 +91,7 @@ NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def assert_printed(printed: str, shown: str):
-    """Equal but for one in the last digit after a decimal point: another processor rounds otherwise."""
+    """Equal but for one in the last digit after a decimal point: another CPU rounds otherwise."""
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown), f"printed:\n{printed}\nshown:\n{shown}"
     for got, expected in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
         decimals = len(expected.partition(".")[2])

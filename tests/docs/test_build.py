@@ -3,6 +3,7 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ import ascent_vit
 
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("conversion", "data", "evaluation", "explanation", "publishing", "training")
+ROOMS = ("conversion", "data", "evaluation", "explanation", "export", "inference", "publishing", "training")
 MARKDOWN = [path for folder in (".", "docs") for path in sorted((ROOT / folder).glob("*.md"))]
 
 
@@ -95,6 +96,17 @@ def test_equations_and_reference_are_there(pages):
     assert {"explain", "train", "publish"} <= places  # commands
 
 
+@pytest.mark.slow
+def test_docstrings_are_rendered_whole(pages):
+    """Sections become lists of arguments, references become links, and nothing of the notation is left."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in pages if path.parent.name == "reference"}
+    for name, text in texts.items():
+        shown = re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
+        assert not re.findall(r"\[<code[^>]*>[^\]]*</code>\]|\.\. \w+::|{py:|(?:Args|Returns):\s", shown), name
+    assert 'href="#ascent_vit.explanation.Explanation.for_class"' in texts["explanation.html"]
+    assert texts["explanation.html"].count("field-list") > 10
+
+
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_in_the_repository_lead_somewhere(path):
     for token in MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8")):
@@ -116,6 +128,11 @@ def test_the_picture_is_drawn_by_its_program(tmp_path):
     # Fonts are smoothed a little otherwise in other versions.
     assert np.abs(np.asarray(drawn, dtype=float) - np.asarray(shown, dtype=float)).mean() < 2
     assert (ROOT / "docs" / "images" / "explanation.png").stat().st_size < 200_000
+
+
+def test_the_table_of_rooms_is_in_the_order_of_imports():
+    named = re.findall(r"^\| `([\w/]+)/` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named == runpy.run_path(str(ROOT / "tests" / "test_rooms.py"))["ROOMS"]
 
 
 def test_citation_and_changelog_name_the_version():
