@@ -20,8 +20,9 @@ from ascent_vit.utils.files import replace_folder, write_json
 from ascent_vit.utils.markdown import code_span, escape_markdown
 
 from .card import write_dataset
-from .loading import GLOBAL_COLUMNS, SPATIAL_COLUMNS, load_concept_dataset
-from .schema import PreparedDataset, concept_features
+from .loading import load_concept_dataset
+from .prepared import PreparedDataset
+from .schema import GLOBAL_COLUMNS, SPATIAL_COLUMNS, concept_features
 
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask, read_placed
+from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask
 from modeling_ascent_vit.image_inputs_ascent_vit import rgb_array
+
+from .schema import COORDINATES, GLOBAL_COLUMNS, placed_concepts
 
 
 # Boxes narrower than this many pixels are empty: rounding leaves slivers along the edges of a crop.
@@ -192,9 +194,8 @@ class ConceptAugmenter:
         height, width = image.shape[-2:]
         parts: dict[str, Any] = {"image": image}
         placed = {
-            column: items
-            for column in ("objects", "points")
-            if (items := self._read(row, column, height, width)) is not None
+            column: (self._boxes(column, coordinates, height, width), ids)
+            for column, (coordinates, ids) in placed_concepts(row, self.num_spatial_concepts).items()
         }
         if placed:
             # Points are the boxes of their pixels: torchvision's KeyPoints count from pixel centres in a flip and from
@@ -227,7 +228,7 @@ class ConceptAugmenter:
             height, width = crop[2:]
 
         augmented = dict(row) | {"image": self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()}
-        for column in ("concepts", "unknown_concepts"):
+        for column in GLOBAL_COLUMNS:
             if flipped and row.get(column) is not None:
                 ids = read_ids(row[column], len(self.global_swap), column)
                 augmented[column] = self.global_swap[ids].tolist()
@@ -241,17 +242,9 @@ class ConceptAugmenter:
             augmented["mask"] = self._swap_mask(mask) if flipped else np.ascontiguousarray(mask)
         return augmented
 
-    def _read(
-        self, row: Mapping[str, Any], column: str, height: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Boxes `(n, 4)` as left, top, right, bottom, of points the boxes of their pixels, and ids `(n,)`."""
-        if row.get(column) is None:
-            return None
-        key, names = ("bbox", "x, y, width, height") if column == "objects" else ("xy", "x, y")
-        items = read_placed(row[column], key, names, self.num_spatial_concepts, column)
-        if items is None:
-            return None
-        values, ids = items
+    @staticmethod
+    def _boxes(column: str, values: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Boxes `(n, 4)` as left, top, right, bottom, of points the boxes of their pixels."""
         if column == "points":
             boxes = np.concatenate([np.floor(values), np.floor(values) + 1], axis=1)
         else:
@@ -259,11 +252,12 @@ class ConceptAugmenter:
         boxes = boxes.clip(0, [width, height] * 2)
         empty = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1)
         if empty.any():
+            key, names = COORDINATES[column]
             raise ValueError(
                 f"{column}.{key} must lie in the image, width {width} and height {height}; "
                 f"got [{names}] = {values[empty][0].tolist()}."
             )
-        return boxes, ids
+        return boxes
 
     def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width in pixels; where no drawn crop fits, the largest one with an allowed ratio."""

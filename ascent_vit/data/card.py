@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 from ascent_vit.utils.files import write_text
 from ascent_vit.utils.markdown import code_span, escape_markdown
 
-from .loading import GROUP_COLUMN, concepts_from_features
-from .schema import PreparedDataset
+from .prepared import PreparedDataset
+from .schema import GROUP_COLUMN, concepts_from_features
 
 
 if TYPE_CHECKING:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's data: handwritten digits at any scale and place, told apart as even or odd."""
 
-import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from .cells import image_cell
+from .schema import concept_features
 
 
 if TYPE_CHECKING:
@@ -18,12 +20,6 @@ CONCEPTS = [f"digit {digit}" for digit in range(10)]
 INK_THRESHOLD = 64
 
 
-def _png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def _place(digit: np.ndarray, canvas: int, rng: np.random.Generator) -> np.ndarray:
     """One digit (8, 8) with values 0 to 16 on an empty canvas (canvas, canvas) with values 0 to 255."""
     side = int(rng.integers(canvas // 4, canvas + 1))
@@ -34,29 +30,26 @@ def _place(digit: np.ndarray, canvas: int, rng: np.random.Generator) -> np.ndarr
     return placed
 
 
+def ink_cell(pixels: np.ndarray, digit: int) -> dict[str, Any]:
+    """The mask of a digit of white ink on black (height, width) as a cell of an Image column."""
+    mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
+    return image_cell(Image.fromarray(mask), compress_level=1)
+
+
 def _build_split(
     samples: np.ndarray, digits: np.ndarray, targets: np.ndarray, copies: int, canvas: int, rng: np.random.Generator
 ) -> "Dataset":
-    from datasets import ClassLabel, Dataset, Features, List, Value
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Value
 
-    features = Features(
-        {
-            "image": ImageFeature(),
-            "label": ClassLabel(names=CLASSES),
-            "concepts": List(ClassLabel(names=CONCEPTS)),
-            "mask": ImageFeature(),
-            "sample": Value("int32"),
-        }
-    )
+    features = concept_features(CLASSES, CONCEPTS, columns=["mask"], extra={"sample": Value("int32")})
     columns: dict[str, list] = {name: [] for name in features}
     for sample in np.repeat(samples, copies):
         digit = int(targets[sample])
         placed = _place(digits[sample], canvas, rng)
-        columns["image"].append(_png(placed))
+        columns["image"].append(image_cell(Image.fromarray(placed), compress_level=1))
         columns["label"].append(digit % 2)
         columns["concepts"].append([digit])
-        columns["mask"].append(_png(np.where(placed > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)))
+        columns["mask"].append(ink_cell(placed, digit))
         columns["sample"].append(int(sample))
     return Dataset.from_dict(columns, features=features)
 
@@ -105,4 +98,4 @@ def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_o
     )
 
 
-__all__ = ["CLASSES", "CONCEPTS", "INK_THRESHOLD", "load_digits_dataset"]
+__all__ = ["CLASSES", "CONCEPTS", "INK_THRESHOLD", "ink_cell", "load_digits_dataset"]

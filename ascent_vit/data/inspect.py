@@ -11,12 +11,11 @@ from tqdm.auto import tqdm
 from modeling_ascent_vit.concept_targets_ascent_vit import (
     PatchAxis,
     global_concept_targets,
-    read_placed,
     spatial_concept_targets,
 )
 
-from .loading import annotation_from_row, concepts_from_features
-from .schema import stored_annotation, stored_columns
+from .cells import stored_annotation, stored_columns
+from .schema import annotation_from_row, concepts_from_features, placed_concepts
 
 
 if TYPE_CHECKING:
@@ -191,16 +190,11 @@ def _draw_row(axes: "Axes", row: Mapping[str, Any], names: list[str]) -> list[tu
     if row.get("mask") is not None:
         entries += _draw_mask(axes, np.asarray(row["mask"]), names)
     number = 0
-    for column, key, axis_names in (("objects", "bbox", "x, y, width, height"), ("points", "xy", "x, y")):
-        placed = None
-        if row.get(column) is not None:
-            placed = read_placed(row[column], key, axis_names, len(names), column)
-        if placed is None:
-            continue
+    for column, (coordinates, ids) in placed_concepts(row, len(names)).items():
         # Several concepts at one place share a number.
         places: dict[tuple[float, ...], list[str]] = {}
-        for coordinates, category in zip(placed[0].tolist(), placed[1].tolist(), strict=True):
-            places.setdefault(tuple(coordinates), []).append(names[category])
+        for place, category in zip(coordinates.tolist(), ids.tolist(), strict=True):
+            places.setdefault(tuple(place), []).append(names[category])
         for place, concepts in places.items():
             number += 1
             colour = COLOURS[(number - 1) % len(COLOURS)]

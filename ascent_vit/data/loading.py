@@ -1,160 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Concept datasets of the Hub, of local folders or by name, and their rows as batches for the model.
-
-A concept dataset has the columns image and label, and any of concepts, unknown_concepts, objects, points and mask. The
-names of the concepts stand in the features: those of `concepts` are the global ones, those of the `category` of
-`objects` and `points` the spatial ones. An image of class numbers has no place for names; those of a mask are, in this
-order, the names of `objects` or `points`, the names given as `spatial_concepts`, the names of `concepts`.
-
-Rows with the same `group_id`, where there is such a column, belong together: they are never in two splits.
+Concept datasets of the Hub, of local folders or by name, cast to the schema: columns renamed, names as ClassLabels.
 """
 
 import hashlib
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm.auto import tqdm
-
 from .digits import load_digits_dataset
+from .schema import (
+    COLUMNS,
+    GLOBAL_COLUMNS,
+    GROUP_COLUMN,
+    category_feature,
+    concepts_from_features,
+    innermost,
+)
 
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict, Features, IterableDatasetDict
-    from transformers import PreTrainedConfig
-
-    from modeling_ascent_vit import AscentViTImageProcessorPil
-
-GLOBAL_COLUMNS = ("concepts", "unknown_concepts")
-SPATIAL_COLUMNS = ("objects", "points", "mask")
-ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS
-COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
-
-# What rows belong together, such as the slices of a patient, which no two splits may share.
-GROUP_COLUMN = "group_id"
+    from datasets import DatasetDict, IterableDatasetDict
 
 # Keys within columns that can be mapped.
 KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
 
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
-
-# Target codes of the cache: 0 and 1 as they are.
-UNKNOWN_CODE = 255
-
-
-def _innermost(feature: Any) -> Any:
-    while hasattr(feature, "feature"):
-        feature = feature.feature
-    return feature
-
-
-def _category(feature: Any) -> Any:
-    """The category of a column of objects or points, which is a dict of lists or a list of dicts."""
-    feature = _innermost(feature)
-    return _innermost(feature.get("category")) if isinstance(feature, Mapping) else None
-
-
-def concepts_from_features(
-    features: "Features", spatial_concepts: list[str] | None = None
-) -> tuple[list[str], list[str], list[str]]:
-    """
-    Names of classes and concepts of a dataset.
-
-    Args:
-        features: of the dataset.
-        spatial_concepts: names of a mask's concepts, 1 being the first, for a dataset without objects and points.
-
-    Returns:
-        Names of the labels, of the global and of the spatial concepts, each in the order of their ids.
-
-    Raises:
-        ValueError: for a label or concepts that are no ClassLabel, for objects and points with different names, or a
-            mask without names.
-    """
-    from datasets import ClassLabel
-
-    found = {"label": features["label"]}
-    found |= {name: _innermost(features[name]) for name in GLOBAL_COLUMNS if name in features}
-    found |= {f"{name}.category": _category(features[name]) for name in ("objects", "points") if name in features}
-    names: dict[str, list[str]] = {}
-    for column, feature in found.items():
-        if not isinstance(feature, ClassLabel):
-            raise ValueError(
-                f"Column {column} must hold a ClassLabel, whose names are those of the model; got {feature}. "
-                f'Cast it, for example dataset.cast_column("{column.split(".")[0]}", ...).'
-            )
-        names[column] = list(feature.names)
-    global_concepts = names.get("concepts", [])
-    placed = [names[column] for column in ("objects.category", "points.category") if column in names]
-    if len(placed) == 2 and placed[0] != placed[1]:
-        raise ValueError("The categories of objects and points must have the same names in the same order.")
-    if names.get("unknown_concepts", global_concepts) != global_concepts:
-        raise ValueError("concepts and unknown_concepts must have the same names in the same order.")
-    if placed:
-        if spatial_concepts is not None and list(spatial_concepts) != placed[0]:
-            raise ValueError(
-                "spatial_concepts differ from the names of the categories in the dataset: leave them out."
-            )
-        return names["label"], global_concepts, placed[0]
-    if "mask" not in features:
-        return names["label"], global_concepts, []
-    if not (spatial_concepts or global_concepts):
-        raise ValueError(
-            "The dataset has a mask, but no names for its values: give them as spatial_concepts, in the recipe as "
-            "dataset_options: {spatial_concepts: [...]}."
-        )
-    return names["label"], global_concepts, list(spatial_concepts or global_concepts)
-
-
-def check_groups(dataset: "DatasetDict") -> None:
-    """
-    Checks that the rows of a group, those with the same `group_id`, are in one split.
-
-    Raises:
-        ValueError: naming a group that is in two splits, or for a `group_id` that is neither text nor a number.
-    """
-    from datasets import ClassLabel, Value
-
-    home: dict[Any, str] = {}
-    for name, split in dataset.items():
-        feature = split.features.get(GROUP_COLUMN)
-        if feature is None:
-            continue
-        if not isinstance(feature, ClassLabel | Value):
-            raise ValueError(f"Column {GROUP_COLUMN} must hold text or numbers, one for each row; got {feature}.")
-        for group in sorted(split.unique(GROUP_COLUMN), key=str):
-            if group is not None and home.setdefault(group, name) != name:
-                raise ValueError(
-                    f"The rows of {GROUP_COLUMN} {group!r} are in the splits {home[group]} and {name}: put all rows "
-                    "of a group into one split."
-                )
-
-
-def check_concepts(config: "PreTrainedConfig", global_concepts: list[str], spatial_concepts: list[str]) -> None:
-    """
-    Checks that the model's concepts are the dataset's: the same names in the same order, or none at all in the model.
-
-    Raises:
-        ValueError: naming the first place where they differ.
-    """
-    for stream, expected, got in (
-        ("global", config.global_concepts, global_concepts),
-        ("spatial", config.spatial_concepts, spatial_concepts),
-    ):
-        if not expected or expected == got:
-            continue
-        if len(expected) != len(got):
-            difference = f"the model has {len(expected)}, the dataset {len(got)}"
-        else:
-            place = next(i for i, (left, right) in enumerate(zip(expected, got, strict=True)) if left != right)
-            difference = f"number {place} is {expected[place]!r} in the model and {got[place]!r} in the dataset"
-        raise ValueError(
-            f"The {stream} concepts of model and dataset must have the same names in the same order, but {difference}."
-        )
 
 
 def _rename_keys(dataset: Any, column: str, keys: dict[str, str]) -> Any:
@@ -174,7 +47,7 @@ def _rename_keys(dataset: Any, column: str, keys: dict[str, str]) -> Any:
         return renamed(feature)
 
     new_names = {old: new for new, old in keys.items()}
-    known = _innermost(dataset.features[column])
+    known = innermost(dataset.features[column])
     for new, old in keys.items():
         if not isinstance(known, Mapping) or old not in known:
             has = f"the keys {', '.join(known)}" if isinstance(known, Mapping) else "no keys"
@@ -248,7 +121,7 @@ def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
         for column in sources:
             if column not in features:
                 continue
-            feature = _category(features[column]) if key else _innermost(features[column])
+            feature = category_feature(features[column]) if key else innermost(features[column])
             if isinstance(feature, Value) and (feature.dtype in ("string", "large_string") or "int" in feature.dtype):
                 open_columns.append(column)
             elif isinstance(feature, ClassLabel) and names is not None and list(names) != list(feature.names):
@@ -427,134 +300,4 @@ def load_concept_dataset(
     return dataset
 
 
-def annotation_from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotations of a row for the image processor: those of the schema's columns that are not null."""
-    return {name: row[name] for name in ANNOTATION_COLUMNS if row.get(name) is not None}
-
-
-class ConceptCollator:
-    """
-    Turns rows of a concept dataset into a batch for the model.
-
-    Args:
-        processor: the model's image processor. Annotations of a stream in which it has no concepts are left out.
-        kwargs: further arguments of the processor.
-
-    Returns:
-        When called with a list of rows, a dict of `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 and, where
-        the processor has such concepts, `concept_targets` (B, G) and `spatial_concept_targets` (B, N, S) float32.
-    """
-
-    def __init__(self, processor: "AscentViTImageProcessorPil", **kwargs: Any):
-        self.processor = processor
-        self.kwargs = kwargs
-        self.used = (GLOBAL_COLUMNS if processor.num_global_concepts else ()) + (
-            SPATIAL_COLUMNS if processor.num_spatial_concepts else ()
-        )
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        images = [row["image"] for row in rows]
-        arguments = dict(self.kwargs)
-        if self.used:
-            annotations = [annotation_from_row(row) for row in rows]
-            arguments["annotations"] = [
-                {name: value for name, value in annotation.items() if name in self.used} for annotation in annotations
-            ]
-        batch = dict(self.processor(images, return_tensors="pt", **arguments))
-        batch["labels"] = torch.tensor([row["label"] for row in rows])
-        return batch
-
-
-class CachedConceptDataset(torch.utils.data.Dataset):
-    """
-    A split that the image processor has gone over once, held in memory as bytes.
-
-    Pixels are kept as the processor leaves them before it rescales and normalises, which is done batch by batch, so
-    that batches are equal to those of [`ConceptCollator`] up to float32 rounding. It gives whole batches: pass
-    `collate_fn=lambda batch: batch` to the DataLoader.
-
-    Args:
-        dataset: a split with random access, of one image or more.
-        processor: the model's image processor, with whole-number pixels until it rescales and one size for all images.
-        batch_size: images per call of the processor.
-        progress: whether to show a progress bar.
-
-    Raises:
-        ValueError: for a processor that gives something other than bytes before rescaling, or targets other than 0, 1
-            and NaN.
-    """
-
-    def __init__(
-        self, dataset: Any, processor: "AscentViTImageProcessorPil", batch_size: int = 256, progress: bool = False
-    ):
-        collate = ConceptCollator(processor, do_rescale=False, do_normalize=False)
-        self.scale, self.mean, self.std = 1.0, torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
-        if processor.do_rescale:
-            self.scale = 1 / processor.rescale_factor
-        if processor.do_normalize:
-            self.mean = torch.tensor(processor.image_mean).view(-1, 1, 1)
-            self.std = torch.tensor(processor.image_std).view(-1, 1, 1)
-        self.columns: dict[str, torch.Tensor] = {}
-        starts = range(0, len(dataset), batch_size)
-        for start in tqdm(starts, desc="Reading images", unit="batch", leave=False, disable=not progress):
-            stop = min(start + batch_size, len(dataset))
-            encoded = {
-                name: self._encode(name, values) for name, values in collate(_rows(dataset, start, stop)).items()
-            }
-            for name, values in encoded.items():
-                if name not in self.columns:
-                    self.columns[name] = torch.empty((len(dataset), *values.shape[1:]), dtype=values.dtype)
-                self.columns[name][start:stop] = values
-
-    @staticmethod
-    def _encode(name: str, values: torch.Tensor) -> torch.Tensor:
-        if name == "labels":
-            return values
-        if name == "pixel_values":
-            fits = values.dtype == torch.uint8
-        else:
-            unknown = values.isnan()
-            fits = bool(((values == 0) | (values == 1) | unknown).all())
-            values = values.masked_fill(unknown, UNKNOWN_CODE).to(torch.uint8)
-        if not fits:
-            raise ValueError(f"{name} cannot be kept as bytes: set cache_mebibytes: 0 in the recipe.")
-        return values
-
-    def __len__(self) -> int:
-        return len(self.columns["labels"])
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: values[0] for name, values in self.__getitems__([index]).items()}
-
-    def __getitems__(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
-        chosen = torch.as_tensor(list(indices))
-        batch = {name: values[chosen] for name, values in self.columns.items()}
-        # In the order of the processor's own arithmetic: (pixel - mean / factor) / (std / factor).
-        batch["pixel_values"] = (batch["pixel_values"].float() - self.mean * self.scale).div_(self.std * self.scale)
-        for name in batch.keys() - {"pixel_values", "labels"}:
-            codes = batch[name]
-            batch[name] = codes.float().masked_fill_(codes == UNKNOWN_CODE, torch.nan)
-        return batch
-
-
-def _rows(dataset: Any, start: int, stop: int) -> list[dict[str, Any]]:
-    columns = dataset[start:stop]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def cached_bytes(dataset: Any, processor: "AscentViTImageProcessorPil") -> int:
-    """Memory in bytes that [`CachedConceptDataset`] takes for a split, told from its first row."""
-    batch = ConceptCollator(processor, do_rescale=False, do_normalize=False)(_rows(dataset, 0, 1))
-    return len(dataset) * sum(values.numel() for values in batch.values())
-
-
-__all__ = [
-    "CachedConceptDataset",
-    "ConceptCollator",
-    "annotation_from_row",
-    "cached_bytes",
-    "check_concepts",
-    "check_groups",
-    "concepts_from_features",
-    "load_concept_dataset",
-]
+__all__ = ["load_concept_dataset"]

@@ -4,7 +4,7 @@
 import importlib
 from collections.abc import Callable
 
-from ..schema import PreparedDataset
+from ..prepared import PreparedDataset
 
 
 ADAPTERS = ("cub", "apy", "awa2", "kits19", "mnist")

@@ -7,7 +7,6 @@ attribute_data/ with apascal_train.txt, apascal_test.txt, ayahoo_test.txt and at
 of PASCAL VOC 2008 (VOCdevkit/VOC2008/JPEGImages) and of ayahoo_test_images.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..schema import PreparedDataset, concept_features
+from ..cells import image_cell
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines
 
 
@@ -212,10 +213,8 @@ def _rows(
             raise ValueError(f"{file}, line {item.line}, image {item.image}: {error}; correct the line.") from error
         counts["clipped"] += _clip(item.box, image.size) != item.box
         counts["without attributes"] += not item.attributes
-        buffer = io.BytesIO()
-        crop.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
         yield {
-            "image": {"bytes": buffer.getvalue(), "path": None},
+            "image": image_cell(crop, format="JPEG", quality=JPEG_QUALITY, subsampling=0),
             "label": classes.index(item.label),
             "objects": {"bbox": [box] * len(item.attributes), "category": list(item.attributes)},
             "group_id": item.image,

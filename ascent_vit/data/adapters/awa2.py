@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..schema import PreparedDataset, concept_features
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
 
 

@@ -15,7 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..schema import PreparedDataset, concept_features, read_image_file
+from ..cells import read_image_file
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 from .archive import check_shares, dataset_from_splits, file_in, find_file, read_lines
 
 

@@ -7,7 +7,6 @@ case_XXXXX/imaging.nii.gz and segmentation.nii.gz with kits.json, whose first ax
 that were made of them, images/PATIENT_SLICE.png and masks/PATIENT_SLICE.png.
 """
 
-import io
 import json
 import math
 import re
@@ -25,7 +24,9 @@ from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..schema import PreparedDataset, concept_features, read_image_file
+from ..cells import image_cell, read_image_file
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 from .archive import check_shares, dataset_from_splits, draw
 
 
@@ -86,12 +87,6 @@ class Slice:
     number: int
     image: dict[str, Any]
     mask: np.ndarray
-
-
-def _png(pixels: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def _check_mask(values: np.ndarray, where: str) -> np.ndarray:
@@ -158,7 +153,7 @@ def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterato
             continue
         if not np.isfinite(density[number]).all():
             raise ValueError(f"{folder / 'imaging.nii.gz'}, slice {number}: a density is not finite.")
-        yield Slice(folder.name, number, _png(options.grey(density[number])), mask[number])
+        yield Slice(folder.name, number, image_cell(Image.fromarray(options.grey(density[number]))), mask[number])
 
 
 def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
@@ -398,7 +393,7 @@ def prepare(
                     "image": item.image,
                     "label": label,
                     "concepts": present,
-                    "mask": _png(item.mask),
+                    "mask": image_cell(Image.fromarray(item.mask)),
                     "group_id": item.patient,
                     "slice": item.number,
                 }

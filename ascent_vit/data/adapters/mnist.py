@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..digits import CLASSES, CONCEPTS, INK_THRESHOLD
-from ..schema import PreparedDataset, concept_features
+from ..digits import CLASSES, CONCEPTS, INK_THRESHOLD, ink_cell
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 
 
 if TYPE_CHECKING:
@@ -83,10 +83,7 @@ def _ink(image: bytes, digit: int, where: str) -> dict[str, Any]:
     """The mask of a digit as a cell of an Image column."""
     with opened_image(io.BytesIO(image), f"The image of {where}", "download the dataset again.") as opened:
         pixels = np.asarray(opened.convert("L"))
-    buffer = io.BytesIO()
-    mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
-    Image.fromarray(mask).save(buffer, format="PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return ink_cell(pixels, digit)
 
 
 def _build(images: list[bytes], digits: np.ndarray, rows: np.ndarray, ink: bool, name: str) -> "Dataset":

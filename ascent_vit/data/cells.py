@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells of Image columns: made of files and pixels, and read without decoding more than their size."""
+
+import io
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
+
+from .schema import COLUMNS, annotation_from_row
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EXIF_ORIENTATION = 274
+
+
+def image_cell(image: Image.Image, **kwargs: Any) -> dict[str, Any]:
+    """An image as a cell of an Image column, written as `Image.save(**kwargs)` does: as PNG by default."""
+    buffer = io.BytesIO()
+    image.save(buffer, **({"format": "PNG"} | kwargs))
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
+    """
+    An image file as a cell of an Image column, with its own bytes, and its height and width in pixels.
+
+    Raises:
+        FileNotFoundError: for a file that is missing.
+        ValueError: for a file that is no image, is cut off, or that its EXIF tag turns or mirrors, so that annotations
+            in stored pixels would not fit what `datasets` decodes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"The image {path} is missing: unpack the whole archive.")
+    content = path.read_bytes()
+    with opened_image(io.BytesIO(content), f"The image {path}", "unpack the archive again.") as image:
+        size = image.height, image.width
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
+        image.draft("L", (1, 1))
+        image.load()
+    if orientation != 1:
+        raise ValueError(
+            f"The image {path} has the EXIF orientation {orientation}, so its annotations in stored pixels would be "
+            "misplaced: store it upright, without the tag."
+        )
+    return {"bytes": content, "path": path.name}, size
+
+
+def _opened(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
+    """An image that is not decoded yet, from a cell of an Image column."""
+    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+        raise ValueError(f"{where} is empty; every row needs an image.")
+    return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width as `datasets` decodes the image."""
+    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def stored_columns(split: "Dataset") -> "Dataset":
+    """The schema's columns of a split, images and masks as they are stored, not decoded."""
+    from datasets import Image as ImageFeature
+
+    columns = [name for name in COLUMNS if name in split.features]
+    stored = split.select_columns(columns)
+    for column in {"image", "mask"} & set(columns):
+        stored = stored.cast_column(column, ImageFeature(decode=False))
+    return stored
+
+
+def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    """
+    The annotations of a row of [`stored_columns`], and its image's height and width, for which no pixel is decoded.
+
+    Raises:
+        ValueError: for an image or a mask that cannot be read; `where` is the row's name in errors.
+    """
+    with _opened(row["image"], f"{where}.image") as image:
+        size = _upright_size(image)
+    annotation = annotation_from_row(row)
+    if "mask" in annotation:
+        with _opened(annotation["mask"], f"{where}.mask") as mask:
+            annotation["mask"] = ImageOps.exif_transpose(mask)
+    return annotation, size
+
+
+__all__ = ["image_cell", "read_image_file", "stored_annotation", "stored_columns"]
