@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ascent_vit.utils.files import write_text
+from ascent_vit.utils.files import file_digest, write_text
 from ascent_vit.utils.markdown import code_span, escape_markdown
 
 from .prepared import PreparedDataset
@@ -177,8 +177,7 @@ def _write_split(split: "Dataset", folder: Path, name: str) -> str:
             writer, written = None, 0
     digest = hashlib.sha256()
     for path in partial:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(file_digest(path))
     ending = f"{digest.hexdigest()[:16]}.parquet"
     for number, path in enumerate(partial):
         path.rename(folder / f"{name}-{number:05d}-of-{len(partial):05d}-{ending}")

@@ -2,6 +2,7 @@
 """Files and folders that are written whole or not at all."""
 
 import ctypes
+import hashlib
 import json
 import math
 import os
@@ -41,6 +42,12 @@ def read_json(path: str | os.PathLike) -> Any:
         raise FileNotFoundError(f"{path} does not exist.") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file: {error}.") from error
+
+
+def file_digest(path: str | os.PathLike) -> bytes:
+    """The SHA-256 digest of a file, of which a part is in memory at a time."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def check_extent(data: Any) -> None:
@@ -200,6 +207,7 @@ __all__ = [
     "check_extent",
     "check_new_folder",
     "claim",
+    "file_digest",
     "new_folder",
     "read_json",
     "replace_folder",

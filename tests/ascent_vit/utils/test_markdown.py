@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
-from ascent_vit.data.annotate import Annotations, DetectedConcept, describe
+from ascent_vit.data.annotate import Annotations, DetectedConcept
+from ascent_vit.data.annotate.dataset import describe
 from ascent_vit.data.card import dataset_card
 from ascent_vit.data.prepared import PreparedDataset
 from ascent_vit.data.schema import concept_features
