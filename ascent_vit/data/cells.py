@@ -27,21 +27,28 @@ def image_cell(image: Image.Image, **kwargs: Any) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
+def read_image_file(path: Path, placed: bool = True) -> tuple[dict[str, Any], tuple[int, int]]:
     """
-    An image file as a cell of an Image column, with its own bytes, and its height and width in pixels.
+    An image file, decoded once to its end, as a cell of an Image column with its own bytes.
+
+    Args:
+        path: the image file.
+        placed: whether annotations have a place in the image, whose stored pixels must then be upright.
+
+    Returns:
+        The cell, and the stored image's height and width in pixels.
 
     Raises:
         FileNotFoundError: for a file that is missing.
-        ValueError: for a file that is no image, is cut off, or that its EXIF tag turns or mirrors, so that annotations
-            in stored pixels would not fit what `datasets` decodes.
+        ValueError: for a file that is no image or is cut off; and, if `placed`, for one that its EXIF tag turns or
+            mirrors, so that annotations in stored pixels would not fit what `datasets` decodes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} is missing: unpack the whole archive.")
     content = path.read_bytes()
     with opened_image(io.BytesIO(content), f"The image {path}", "unpack the archive again.") as image:
         size = image.height, image.width
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1) if placed else 1
         # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
         image.draft("L", (1, 1))
         image.load()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .digits import load_digits_dataset
 from .schema import (
     COLUMNS,
+    COORDINATES,
     GLOBAL_COLUMNS,
     GROUP_COLUMN,
     category_feature,
@@ -22,7 +23,7 @@ from .schema import (
 
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict, IterableDatasetDict
+    from datasets import DatasetDict, Features, IterableDatasetDict
 
 # Keys within columns that can be mapped.
 KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
@@ -30,7 +31,7 @@ KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
-def _rename_keys(dataset: Any, column: str, keys: dict[str, str]) -> Any:
+def _rename_keys_of(dataset: Any, column: str, keys: dict[str, str]) -> Any:
     """A dataset or stream in which a column of dicts has other keys, `keys` being {new: old}."""
     from datasets import Dataset, concatenate_datasets
 
@@ -76,72 +77,34 @@ def _values(value: Any, key: str | None) -> Iterator[Any]:
         yield value
 
 
-def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
-    """
-    Turns names that are still text, and class numbers, into ClassLabels, over all splits.
+def _found_names(
+    dataset: Any, columns: list[str], key: str | None, names: list[str] | None, parameter: str
+) -> list[str]:
+    """The names given for columns of text or numbers, which must name all that they hold; by default those found."""
+    values: set = set()
+    for split in dataset.values():
+        for column in columns:
+            values |= set(_values(list(split.select_columns([column])[column]), key))
+    numbers = bool(values) and not all(isinstance(value, str) for value in values)
+    if numbers and min(values) < 0:
+        raise ValueError(f"Column {columns[0]} holds the class number {min(values)}; numbers start at 0.")
+    if names is None:
+        return [str(number) for number in range(max(values) + 1)] if numbers else sorted(values)
+    strange = sorted(values - set(range(len(names)) if numbers else names))
+    if strange:
+        raise ValueError(f"Column {columns[0]} holds {strange[0]!r}, which has no name among {parameter}.")
+    return names
 
-    Args:
-        dataset: all splits, or streams of them.
-        given: names by parameter; None takes those found, sorted.
-    """
-    from datasets import ClassLabel, IterableDatasetDict, Value
 
-    features = next(iter(dataset.values())).features
-    streaming = isinstance(dataset, IterableDatasetDict)
+def _encoded_feature(feature: Any, names: list[str]) -> Any:
+    """A feature of text or numbers, or of dicts with such a category, as ClassLabels."""
+    from datasets import ClassLabel
 
-    def found_names(columns: list[str], key: str | None, given_names: list[str] | None) -> list[str]:
-        values: set = set()
-        for split in dataset.values():
-            for column in columns:
-                values |= set(_values(list(split.select_columns([column])[column]), key))
-        numbers = bool(values) and not all(isinstance(value, str) for value in values)
-        if numbers and min(values) < 0:
-            raise ValueError(f"Column {columns[0]} holds the class number {min(values)}; numbers start at 0.")
-        if given_names is None:
-            return [str(number) for number in range(max(values) + 1)] if numbers else sorted(values)
-        strange = sorted(values - set(range(len(given_names)) if numbers else given_names))
-        if strange:
-            raise ValueError(f"Column {columns[0]} holds {strange[0]!r}, which has no name among {parameter}.")
-        return given_names
-
-    def encoded(feature: Any, names: list[str]) -> Any:
-        if hasattr(feature, "feature"):
-            return type(feature)(encoded(feature.feature, names))
-        if isinstance(feature, Mapping):
-            return {key: encoded(item, names) if key == "category" else item for key, item in feature.items()}
-        return ClassLabel(names=names)
-
-    for parameter, sources, key in (
-        ("labels", ("label",), None),
-        ("global_concepts", GLOBAL_COLUMNS, None),
-        ("spatial_concepts", ("objects", "points"), "category"),
-    ):
-        names = given[parameter]
-        open_columns = []
-        for column in sources:
-            if column not in features:
-                continue
-            feature = category_feature(features[column]) if key else innermost(features[column])
-            if isinstance(feature, Value) and (feature.dtype in ("string", "large_string") or "int" in feature.dtype):
-                open_columns.append(column)
-            elif isinstance(feature, ClassLabel) and names is not None and list(names) != list(feature.names):
-                raise ValueError(f"{parameter} differ from the names of {column} in the dataset: leave them out.")
-        if not open_columns:
-            continue
-        if streaming and names is None:
-            raise ValueError(
-                f"Column {open_columns[0]} holds text or numbers, whose names a stream does not tell: give them in "
-                f"their order, in the recipe as dataset_options: {{{parameter}: [...]}}, or leave streaming out."
-            )
-        if not streaming:
-            names = found_names(open_columns, key, names)
-        for column in open_columns:
-            feature = encoded(features[column], list(names or []))
-            for split in dataset if streaming else ():
-                dataset[split] = _encode_stream(dataset[split], column, feature, list(names or []), parameter)
-            if not streaming:
-                dataset = dataset.cast_column(column, feature)
-    return dataset
+    if hasattr(feature, "feature"):
+        return type(feature)(_encoded_feature(feature.feature, names))
+    if isinstance(feature, Mapping):
+        return {key: _encoded_feature(item, names) if key == "category" else item for key, item in feature.items()}
+    return ClassLabel(names=names)
 
 
 def _encode_stream(stream: Any, column: str, feature: Any, names: list[str], parameter: str) -> Any:
@@ -163,6 +126,63 @@ def _encode_stream(stream: Any, column: str, feature: Any, names: list[str], par
     features = stream.features.copy()
     features[column] = feature
     return stream.map(encode_row, input_columns=column, features=features)
+
+
+def _open_columns(
+    features: "Features", columns: tuple[str, ...], names: list[str] | None, parameter: str
+) -> list[str]:
+    """Those of the columns that hold text or numbers instead of ClassLabels, whose names must be those given."""
+    from datasets import ClassLabel, Value
+
+    found = []
+    for column in columns:
+        if column not in features:
+            continue
+        feature = category_feature(features[column]) if column in COORDINATES else innermost(features[column])
+        if isinstance(feature, Value) and (feature.dtype in ("string", "large_string") or "int" in feature.dtype):
+            found.append(column)
+        elif isinstance(feature, ClassLabel) and names is not None and list(names) != list(feature.names):
+            raise ValueError(f"{parameter} differ from the names of {column} in the dataset: leave them out.")
+    return found
+
+
+def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
+    """
+    Turns names that are still text, and class numbers, into ClassLabels, over all splits.
+
+    Args:
+        dataset: all splits, or streams of them.
+        given: names by parameter; None takes those found, sorted.
+    """
+    from datasets import IterableDatasetDict
+
+    features = next(iter(dataset.values())).features
+    streaming = isinstance(dataset, IterableDatasetDict)
+    for parameter, sources, key in (
+        ("labels", ("label",), None),
+        ("global_concepts", GLOBAL_COLUMNS, None),
+        ("spatial_concepts", tuple(COORDINATES), "category"),
+    ):
+        names = given[parameter]
+        columns = _open_columns(features, sources, names, parameter)
+        if not columns:
+            continue
+        if not streaming:
+            names = _found_names(dataset, columns, key, names, parameter)
+        elif names is None:
+            raise ValueError(
+                f"Column {columns[0]} holds text or numbers, whose names a stream does not tell: give them in "
+                f"their order, in the recipe as dataset_options: {{{parameter}: [...]}}, or leave streaming out."
+            )
+        names = list(names)
+        for column in columns:
+            feature = _encoded_feature(features[column], names)
+            if streaming:
+                for split in dataset:
+                    dataset[split] = _encode_stream(dataset[split], column, feature, names, parameter)
+            else:
+                dataset = dataset.cast_column(column, feature)
+    return dataset
 
 
 def _cache_of(folder: Path) -> str:
@@ -212,6 +232,75 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
         raise FileNotFoundError(f"{name_or_path} holds no data files that datasets can read: {error}") from error
 
 
+def _load_digits(streaming: bool, options: dict[str, Any]) -> "DatasetDict":
+    if streaming:
+        raise ValueError("The digits are made in memory: leave streaming out.")
+    known = inspect.signature(load_digits_dataset).parameters
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"The digits take the options {', '.join(known)}; got {', '.join(unknown)}.")
+    return load_digits_dataset(**options)
+
+
+def _as_splits(dataset: Any, name_or_path: str) -> Any:
+    """A dict of splits, a single one as train, validation splits under that name."""
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+    if isinstance(dataset, Dataset):
+        dataset = DatasetDict(train=dataset)
+    elif isinstance(dataset, IterableDataset):
+        dataset = IterableDatasetDict(train=dataset)
+    renamed = {SPLIT_ALIASES.get(name, name): split for name, split in dataset.items()}
+    if len(renamed) < len(dataset):
+        raise ValueError(f"{name_or_path} has two validation splits: {', '.join(dataset)}.")
+    return type(dataset)(renamed)
+
+
+def _rename_columns(dataset: Any, columns: Mapping[str, str]) -> Any:
+    """The dataset with its columns named as in the schema, `columns` being {new: old}."""
+    for column, source in columns.items():
+        if column in KEYS:
+            continue
+        if column not in (*COLUMNS, GROUP_COLUMN):
+            raise ValueError(f"columns may map {', '.join((*COLUMNS, GROUP_COLUMN, *KEYS))}; got {column!r}.")
+        if source == column:
+            continue
+        for name, split in dataset.items():
+            if split.features is not None and source not in split.features:
+                raise ValueError(
+                    f"columns maps {column} to {source!r}, but the split {name} has {', '.join(split.features)}."
+                )
+        dataset = dataset.rename_column(source, column)
+    return dataset
+
+
+def _rename_keys(dataset: Any, columns: Mapping[str, str]) -> Any:
+    """The dataset with the keys within its columns named as in the schema, as {"objects.category": "categories"}."""
+    keys: dict[str, dict[str, str]] = {}
+    for name, source in columns.items():
+        if name in KEYS:
+            column, key = name.split(".")
+            keys.setdefault(column, {})[key] = source
+    for column, names in keys.items():
+        for name, split in dataset.items():
+            if column not in split.features:
+                raise ValueError(f"columns maps keys of {column}, but the split {name} has no such column.")
+            dataset[name] = _rename_keys_of(split, column, names)
+    return dataset
+
+
+def _check_columns(dataset: Any, name_or_path: str) -> None:
+    for name, split in dataset.items():
+        if split.features is None:
+            raise ValueError(f"{name_or_path} does not declare its features, so it cannot be streamed: load it whole.")
+        missing = [column for column in ("image", "label") if column not in split.features]
+        if missing:
+            raise ValueError(
+                f"The split {name} of {name_or_path} has no column {' and no '.join(missing)}; it has "
+                f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}."
+            )
+
+
 def load_concept_dataset(
     name_or_path: str | os.PathLike[str],
     streaming: bool = False,
@@ -245,57 +334,16 @@ def load_concept_dataset(
         FileNotFoundError: for a dataset that does not exist.
         ValueError: for columns that are missing, or names that cannot be told.
     """
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-
     name_or_path = os.fspath(name_or_path)
     if name_or_path == "digits":
-        if streaming:
-            raise ValueError("The digits are made in memory: leave streaming out.")
-        known = inspect.signature(load_digits_dataset).parameters
-        unknown = [option for option in options if option not in known]
-        if unknown:
-            raise ValueError(f"The digits take the options {', '.join(known)}; got {', '.join(unknown)}.")
-        return load_digits_dataset(**options)
-    dataset = _read(name_or_path, streaming, options)
-    if isinstance(dataset, Dataset):
-        dataset = DatasetDict(train=dataset)
-    elif isinstance(dataset, IterableDataset):
-        dataset = IterableDatasetDict(train=dataset)
-    renamed = {SPLIT_ALIASES.get(name, name): split for name, split in dataset.items()}
-    if len(renamed) < len(dataset):
-        raise ValueError(f"{name_or_path} has two validation splits: {', '.join(dataset)}.")
-    dataset = type(dataset)(renamed)
-    keys: dict[str, dict[str, str]] = {}
-    for column, source in (columns or {}).items():
-        if column in KEYS:
-            whole, key = column.split(".")
-            keys.setdefault(whole, {})[key] = source
-        elif column not in (*COLUMNS, GROUP_COLUMN):
-            raise ValueError(f"columns may map {', '.join((*COLUMNS, GROUP_COLUMN, *KEYS))}; got {column!r}.")
-        elif source != column:
-            for name, split in dataset.items():
-                if split.features is not None and source not in split.features:
-                    raise ValueError(
-                        f"columns maps {column} to {source!r}, but the split {name} has {', '.join(split.features)}."
-                    )
-            dataset = dataset.rename_column(source, column)
-    for name, split in dataset.items():
-        if split.features is None:
-            raise ValueError(f"{name_or_path} does not declare its features, so it cannot be streamed: load it whole.")
-        missing = [column for column in ("image", "label") if column not in split.features]
-        if missing:
-            raise ValueError(
-                f"The split {name} of {name_or_path} has no column {' and no '.join(missing)}; it has "
-                f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}."
-            )
-    for column, names in keys.items():
-        for name, split in dataset.items():
-            if column not in split.features:
-                raise ValueError(f"columns maps keys of {column}, but the split {name} has no such column.")
-            dataset[name] = _rename_keys(split, column, names)
-    dataset = _encode_names(
-        dataset, {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
-    )
+        return _load_digits(streaming, options)
+    dataset = _as_splits(_read(name_or_path, streaming, options), name_or_path)
+    columns = columns or {}
+    dataset = _rename_columns(dataset, columns)
+    _check_columns(dataset, name_or_path)
+    dataset = _rename_keys(dataset, columns)
+    names = {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
+    dataset = _encode_names(dataset, names)
     concepts_from_features(next(iter(dataset.values())).features, spatial_concepts)
     return dataset
 

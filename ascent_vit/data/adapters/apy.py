@@ -21,7 +21,7 @@ from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 from ..cells import image_cell
 from ..prepared import PreparedDataset
 from ..schema import concept_features
-from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines
+from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines, sizes_in_words
 
 
 NUM_ATTRIBUTES = 64
@@ -222,6 +222,57 @@ def _rows(
         }
 
 
+def _find_files(source: Path, splits: str, attribute_names: str | None) -> tuple[dict[str, Path], Path]:
+    """The annotation files by split, and the file of the attributes' names."""
+    chosen = [name.strip() for name in splits.split(",")]
+    if not set(chosen) <= set(FILES) or len(set(chosen)) != len(chosen):
+        raise ValueError(f"splits must be some of {', '.join(FILES)}, with commas between; got {splits!r}.")
+    folders = [source, source / "attribute_data"]
+    files = {
+        name: find_file(
+            folders, FILES[name], f"Unpack the whole archive, or leave {name} out of the option splits={splits}."
+        )
+        for name in FILES
+        if name in chosen
+    }
+    if attribute_names is None:
+        hint = "It is part of the archive's attribute_data; give it as attribute_names=FILE where it lies elsewhere."
+        return files, find_file(folders, "attribute_names.txt", hint)
+    path = Path(attribute_names).expanduser()
+    return files, find_file([path.parent], path.name, "Give the file of the attributes' names.")
+
+
+def _check_objects(objects: dict[str, list[AnnotatedObject]], files: dict[str, Path], classes: list[str]) -> None:
+    """ValueError for an image in two files, or a class that is none of `classes`."""
+    home: dict[str, str] = {}
+    for name, items in objects.items():
+        for item in items:
+            if home.setdefault(item.image, name) != name:
+                raise ValueError(
+                    f"{item.image} is in {files[home[item.image]]} and in {files[name]} (line {item.line}): an image "
+                    "may be in one split alone. Unpack the archive again."
+                )
+    for name, items in objects.items():
+        for item in items:
+            if item.label not in classes:
+                raise ValueError(f"{files[name]}, line {item.line}: {item.label!r} is no class of aPascal.")
+
+
+def _cut_validation(
+    objects: dict[str, list[AnnotatedObject]], share: float, seed: int
+) -> dict[str, list[AnnotatedObject]]:
+    """Splits in which the objects of a share of train's images are validation."""
+    if "train" not in objects:
+        return objects
+    images = sorted({item.image for item in objects["train"]})
+    held_out = set(draw(images, {"validation": round(share * len(images))}, seed)["validation"])
+    return {
+        "train": [item for item in objects["train"] if item.image not in held_out],
+        "validation": [item for item in objects["train"] if item.image in held_out],
+        **{name: items for name, items in objects.items() if name != "train"},
+    }
+
+
 def prepare(
     source: Path,
     *,
@@ -256,52 +307,16 @@ def prepare(
     """
     from datasets import Value
 
-    chosen = [name.strip() for name in splits.split(",")]
-    if not set(chosen) <= set(FILES) or len(set(chosen)) != len(chosen):
-        raise ValueError(f"splits must be some of {', '.join(FILES)}, with commas between; got {splits!r}.")
     if not 0 <= context <= 10:
         raise ValueError(f"context must be from 0 to 10 times the box; got {context}.")
     check_shares(validation_share)
-    folders = [source, source / "attribute_data"]
-    files = {
-        name: find_file(
-            folders, FILES[name], f"Unpack the whole archive, or leave {name} out of the option splits={splits}."
-        )
-        for name in FILES
-        if name in chosen
-    }
-    if attribute_names is None:
-        hint = "It is part of the archive's attribute_data; give it as attribute_names=FILE where it lies elsewhere."
-        names_file = find_file(folders, "attribute_names.txt", hint)
-    else:
-        names_file = Path(attribute_names).expanduser()
-        names_file = find_file([names_file.parent], names_file.name, "Give the file of the attributes' names.")
+    files, names_file = _find_files(source, splits, attribute_names)
     names = read_attribute_names(names_file)
     objects = {name: read_objects(file) for name, file in files.items()}
-    home: dict[str, str] = {}
-    for name, items in objects.items():
-        for item in items:
-            if home.setdefault(item.image, name) != name:
-                raise ValueError(
-                    f"{item.image} is in {files[home[item.image]]} and in {files[name]} (line {item.line}): an image "
-                    "may be in one split alone. Unpack the archive again."
-                )
     classes = PASCAL_CLASSES + (YAHOO_CLASSES if "yahoo" in objects else [])
-    for name, items in objects.items():
-        for item in items:
-            if item.label not in classes:
-                raise ValueError(f"{files[name]}, line {item.line}: {item.label!r} is no class of aPascal.")
+    _check_objects(objects, files, classes)
     found = _find_images(source, images, [item for items in objects.values() for item in items])
-    parts = dict(objects)
-    if "train" in objects:
-        train_images = sorted({item.image for item in objects["train"]})
-        drawn = draw(train_images, {"validation": round(validation_share * len(train_images))}, seed)
-        held_out = set(drawn["validation"])
-        parts = {
-            "train": [item for item in objects["train"] if item.image not in held_out],
-            "validation": [item for item in objects["train"] if item.image in held_out],
-            **{name: items for name, items in objects.items() if name != "train"},
-        }
+    parts = _cut_validation(objects, validation_share, seed)
     counts: Counter = Counter()
     features = concept_features(
         classes,
@@ -314,11 +329,11 @@ def prepare(
         for name, items in parts.items()
     }
     dataset = dataset_from_splits(rows, features)
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.items())
     yahoo = " The split yahoo has 12 classes that train does not have." if "yahoo" in objects else ""
     description = (
         "[Describing Objects by their Attributes](https://vision.cs.uiuc.edu/attributes/): "
-        f"{sum(map(len, parts.values()))} objects ({sizes}) in {len(found)} images, of {len(classes)} classes.{yahoo}"
+        f"{sum(map(len, parts.values()))} objects ({sizes_in_words(dataset)}) in {len(found)} images, of "
+        f"{len(classes)} classes.{yahoo}"
         "\n\nOne row for each object: the image around its box, with a margin of "
         f"{context:g} of the box on each side, stored as JPEG of quality {JPEG_QUALITY}. Whole images would show "
         "several classes, and the same pixels with different labels.\n\n"

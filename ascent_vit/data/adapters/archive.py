@@ -119,4 +119,18 @@ def dataset_from_splits(splits: Mapping[str, Iterable[dict[str, Any]]], features
     return DatasetDict({name: dataset for name, dataset in datasets.items() if len(dataset)})
 
 
-__all__ = ["check_shares", "dataset_from_rows", "dataset_from_splits", "draw", "file_in", "find_file", "read_lines"]
+def sizes_in_words(dataset: "DatasetDict") -> str:
+    """Rows of each split for a card, as in "100 train, 20 test"."""
+    return ", ".join(f"{len(split)} {name}" for name, split in dataset.items())
+
+
+__all__ = [
+    "check_shares",
+    "dataset_from_rows",
+    "dataset_from_splits",
+    "draw",
+    "file_in",
+    "find_file",
+    "read_lines",
+    "sizes_in_words",
+]

@@ -7,10 +7,10 @@ concept: where an image shows it, each visible part that bears it, by `ATTRIBUTE
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -20,6 +20,9 @@ from ..prepared import PreparedDataset
 from ..schema import concept_features
 from .archive import check_shares, dataset_from_splits, file_in, find_file, read_lines
 
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 # Attributes by the text before "::", compared whole. The parts are those of parts.txt; "upperparts" and "underparts"
 # are the regions of ornithology as far as they have a part. There is no part "head": its patterns (cap, eyebrow,
@@ -333,6 +336,134 @@ def split_rows(archive: Archive, validation_share: float, seed: int) -> dict[str
     }
 
 
+@dataclass(frozen=True)
+class Attributes:
+    """
+    The attributes that become concepts, in the order of their numbers.
+
+    Args:
+        numbers: numbers of attributes.txt.
+        names: their names, such as "has_size::small_(5_-_9_in)".
+        shown: whether an image shows an attribute, (images, attributes) bool.
+        known: whether that is known, (images, attributes) bool.
+    """
+
+    numbers: list[int]
+    names: list[str]
+    shown: np.ndarray
+    known: np.ndarray
+
+    @property
+    def groups(self) -> list[str]:
+        """What stands before "::" in each name, by which an attribute belongs to parts or to the whole bird."""
+        return [name.split("::")[0] for name in self.names]
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Whether each belongs to the whole bird, (attributes,) bool."""
+        return np.array([group in GLOBAL_ATTRIBUTES for group in self.groups])
+
+
+def select_attributes(archive: Archive, concepts: str, min_classes: int, majority: float) -> list[int]:
+    """Numbers of the attributes that become concepts; ValueError where there is none. See [`prepare`]."""
+    if concepts != "threshold":
+        return list(CT_108 if concepts == "ct108" else CBM_112)
+    classes_with = (archive.class_shares >= majority).sum(axis=0)
+    chosen = (np.flatnonzero(classes_with >= min_classes) + 1).tolist()
+    if not chosen:
+        raise ValueError(f"No attribute is that of {min_classes} classes: lower min_classes or majority.")
+    return chosen
+
+
+def read_attributes(
+    archive: Archive, numbers: list[int], by_image: bool, min_certainty: int, majority: float
+) -> Attributes:
+    """Which images show the attributes of these numbers, by their own annotations or those of their class."""
+    if by_image:
+        shown, known = read_image_attributes(archive, numbers, min_certainty)
+    else:
+        shown = archive.class_shares[archive.labels][:, np.array(numbers) - 1] >= majority
+        known = np.ones_like(shown)
+    return Attributes(numbers, [archive.attributes[number - 1] for number in numbers], shown, known)
+
+
+def _rows(
+    rows: np.ndarray, archive: Archive, attributes: Attributes, features: Iterable[str], counts: Counter, bar: tqdm
+) -> Iterator[dict[str, Any]]:
+    """Rows of the images, with the columns `features`; what the card tells of them is added to `counts`."""
+    ids, whole, groups = list(archive.images), attributes.whole, attributes.groups
+    for row in rows.tolist():
+        image, (height, width) = read_image_file(archive.images[ids[row]])
+        visible = archive.places[row]
+        inside = {part: (x, y) for part, (x, y) in visible.items() if 0 <= x < width and 0 <= y < height}
+        marks = [
+            (list(inside[part]), concept)
+            for concept, column in enumerate(np.flatnonzero(~whole).tolist())
+            if attributes.shown[row, column]
+            for part in ATTRIBUTE_PARTS[groups[column]]
+            if part in inside
+        ]
+        box = clip_box(archive.boxes[row], (height, width), f"bounding_boxes.txt, image {ids[row]}")
+        counts["visible"] += len(visible)
+        counts["outside"] += len(visible) - len(inside)
+        counts["unplaced"] += not marks
+        counts["clipped"] += box != archive.boxes[row]
+        bar.update()
+        cells = {
+            "image": image,
+            "label": int(archive.labels[row]),
+            "concepts": np.flatnonzero(attributes.shown[row, whole]).tolist(),
+            "unknown_concepts": np.flatnonzero(~attributes.known[row, whole]).tolist(),
+            "points": {"xy": [place for place, _ in marks], "category": [concept for _, concept in marks]},
+            "bbox": box,
+            "image_id": ids[row],
+        }
+        yield {name: cells[name] for name in features}
+
+
+def _read_rows(
+    archive: Archive, attributes: Attributes, splits: dict[str, np.ndarray], by_image: bool
+) -> tuple["DatasetDict", Counter]:
+    """The dataset, and the counts of what its card tells."""
+    from datasets import List, Value
+
+    names = np.array(attributes.names)
+    global_names, spatial_names = names[attributes.whole].tolist(), names[~attributes.whole].tolist()
+    features = concept_features(
+        archive.classes,
+        global_names,
+        spatial_names,
+        columns=["points"] + (["unknown_concepts"] if by_image and global_names else []),
+        extra={"bbox": List(Value("float32"), length=4), "image_id": Value("int64")},
+    )
+    counts: Counter[str] = Counter()
+    with tqdm(total=len(archive.images), desc="Reading images", unit="image", leave=False) as bar:
+        dataset = dataset_from_splits(
+            {name: _rows(rows, archive, attributes, features, counts, bar) for name, rows in splits.items()}, features
+        )
+    if counts["outside"] > MAX_OUTSIDE * counts["visible"]:
+        raise ValueError(
+            f"{counts['outside']} of {counts['visible']} visible part locations lie outside their image, so these "
+            "images have another size than the archive's: use its own."
+        )
+    return dataset, counts
+
+
+def _description(archive: Archive, groups: list[str], counts: Counter, selection: str, origin: str) -> str:
+    table = [f"| {', '.join(GLOBAL_ATTRIBUTES)} | whole image |"]
+    table += [f"| {group} | {', '.join(parts)} |" for group, parts in ATTRIBUTE_PARTS.items() if group in groups]
+    return DESCRIPTION.format(
+        selection=selection,
+        origin=origin,
+        clipped=counts["clipped"],
+        outside=counts["outside"],
+        unplaced=counts["unplaced"],
+        present=len(np.unique(archive.labels)),
+        classes=len(archive.classes),
+        table="\n".join(table),
+    )
+
+
 def prepare(
     source: Path,
     *,
@@ -368,8 +499,6 @@ def prepare(
         ValueError: for a file that cannot be read or is cut off, an id that is there twice, files that do not fit each
             other, a box wholly outside its image, or an option out of range.
     """
-    from datasets import List, Value
-
     if concepts not in SELECTIONS:
         raise ValueError(f"concepts must be {', '.join(SELECTIONS)}; got {concepts!r}.")
     if attributes not in ("auto", *ORIGINS):
@@ -383,93 +512,17 @@ def prepare(
     by_image = attributes == "image" or (attributes == "auto" and archive.image_attributes.is_file())
     if by_image:
         find_file([archive.image_attributes.parent], archive.image_attributes.name, f"{HINT} Or set attributes=class.")
-
-    classes_with = (archive.class_shares >= majority).sum(axis=0)
-    chosen = {"ct108": list(CT_108), "cbm112": list(CBM_112)}.get(concepts)
-    if chosen is None:
-        chosen = (np.flatnonzero(classes_with >= min_classes) + 1).tolist()
-    if not chosen:
-        raise ValueError(f"No attribute is that of {min_classes} classes: lower min_classes or majority.")
-    names = [archive.attributes[number - 1] for number in chosen]
-    groups = [name.split("::")[0] for name in names]
-    in_image = np.array([group in GLOBAL_ATTRIBUTES for group in groups])
-    spatial_columns = np.flatnonzero(~in_image).tolist()
-    global_names = [name for name, whole in zip(names, in_image, strict=True) if whole]
-    spatial_names = [names[column] for column in spatial_columns]
-
-    if by_image:
-        present, known = read_image_attributes(archive, chosen, min_certainty)
-    else:
-        present = archive.class_shares[archive.labels][:, np.array(chosen) - 1] >= majority
-        known = np.ones_like(present)
-    columns = ["points"] + (["unknown_concepts"] if by_image and global_names else [])
-    extra = {"bbox": List(Value("float32"), length=4), "image_id": Value("int64")}
-    features = concept_features(archive.classes, global_names, spatial_names, columns, extra)
-    counts: Counter[str] = Counter()
-    ids = list(archive.images)
-    progress = tqdm(total=len(ids), desc="Reading images", unit="image", leave=False)
-
-    def read_row(row: int) -> dict[str, Any]:
-        image, (height, width) = read_image_file(archive.images[ids[row]])
-        visible = archive.places[row]
-        inside = {part: place for part, place in visible.items() if 0 <= place[0] < width and 0 <= place[1] < height}
-        marks = [
-            (list(inside[part]), concept)
-            for concept, column in enumerate(spatial_columns)
-            if present[row, column]
-            for part in ATTRIBUTE_PARTS[groups[column]]
-            if part in inside
-        ]
-        box = clip_box(archive.boxes[row], (height, width), f"bounding_boxes.txt, image {ids[row]}")
-        counts["visible"] += len(visible)
-        counts["outside"] += len(visible) - len(inside)
-        counts["unplaced"] += not marks
-        counts["clipped"] += box != archive.boxes[row]
-        progress.update()
-        cells = {
-            "image": image,
-            "label": int(archive.labels[row]),
-            "concepts": np.flatnonzero(present[row, in_image]).tolist(),
-            "unknown_concepts": np.flatnonzero(~known[row, in_image]).tolist(),
-            "points": {"xy": [place for place, _ in marks], "category": [concept for _, concept in marks]},
-            "bbox": box,
-            "image_id": ids[row],
-        }
-        return {name: cells[name] for name in features}
-
-    splits = split_rows(archive, validation_share, seed)
-    with progress:
-        dataset = dataset_from_splits(
-            {name: (read_row(row) for row in rows.tolist()) for name, rows in splits.items()}, features
-        )
-    if counts["outside"] > MAX_OUTSIDE * counts["visible"]:
-        raise ValueError(
-            f"{counts['outside']} of {counts['visible']} visible part locations lie outside their image, so these "
-            "images have another size than the archive's: use its own."
-        )
-    facts = {
-        "number": len(chosen),
-        "majority": majority,
-        "min_classes": min_classes,
-        "min_certainty": min_certainty,
-    }
-    table = [f"| {', '.join(GLOBAL_ATTRIBUTES)} | whole image |"]
-    table += [f"| {group} | {', '.join(parts)} |" for group, parts in ATTRIBUTE_PARTS.items() if group in groups]
+    numbers = select_attributes(archive, concepts, min_classes, majority)
+    chosen = read_attributes(archive, numbers, by_image, min_certainty, majority)
+    dataset, counts = _read_rows(archive, chosen, split_rows(archive, validation_share, seed), by_image)
     origin = "image" if by_image else "class"
+    options = {"majority": majority, "min_classes": min_classes, "min_certainty": min_certainty}
+    selection = SELECTIONS[concepts].format(number=len(numbers), **options)
     return PreparedDataset(
         dataset=dataset,
-        title=f"CUB-200-2011 with {len(chosen)} concepts",
+        title=f"CUB-200-2011 with {len(numbers)} concepts",
         license="other",
-        description=DESCRIPTION.format(
-            selection=SELECTIONS[concepts].format(**facts),
-            origin=ORIGINS[origin].format(**facts),
-            clipped=counts["clipped"],
-            outside=counts["outside"],
-            unplaced=counts["unplaced"],
-            present=len(np.unique(archive.labels)),
-            classes=len(archive.classes),
-            table="\n".join(table),
-        ),
+        description=_description(archive, chosen.groups, counts, selection, ORIGINS[origin].format(**options)),
         settings={
             "concepts": concepts,
             "min_classes": min_classes if concepts == "threshold" else None,

@@ -13,8 +13,9 @@ import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 from ..cells import image_cell, read_image_file
 from ..prepared import PreparedDataset
 from ..schema import concept_features
-from .archive import check_shares, dataset_from_splits, draw
+from .archive import check_shares, dataset_from_splits, draw, sizes_in_words
 
 
 CLASSES = ["no tumour", "tumour"]
@@ -87,6 +88,10 @@ class Slice:
     number: int
     image: dict[str, Any]
     mask: np.ndarray
+
+
+# Reads the slices of a patient.
+SliceReader = Callable[[], Iterator[Slice]]
 
 
 def _check_mask(values: np.ndarray, where: str) -> np.ndarray:
@@ -302,6 +307,62 @@ def _find(source: Path, layout: str) -> tuple[str, Path]:
     return layout, found[0]
 
 
+def _readers(
+    source: Path, root: Path, layout: str, options: SliceOptions, kidney_colour: str, left_out: Counter
+) -> tuple[dict[str, SliceReader], list[str]]:
+    """What reads the slices of each patient, and notes on files that are left out."""
+    notes = []
+    if layout == "volumes":
+        cases, unlabelled, described = _cases(root)
+        if described > len(cases):
+            notes.append(
+                f"{described - len(cases)} of the {described} cases of kits.json, which are not in the folder"
+            )
+        if unlabelled:
+            notes.append(f"{unlabelled} cases without segmentation (the challenge's test cases)")
+        readers: dict[str, SliceReader] = {
+            folder.name: partial(read_case, folder, options, left_out) for folder in cases
+        }
+        return readers, notes
+    ignored = sum(1 for folder in (source, source / "data") for _ in folder.glob("case_*/segmentation.nii.gz"))
+    if ignored:
+        notes.append(f"{ignored} label volumes without imaging")
+    readers = {
+        patient: partial(read_patient, root, patient, slices, options, kidney_colour, left_out)
+        for patient, slices in list_slices(root).items()
+    }
+    return readers, notes
+
+
+def _rows(split: str, patients: list[str], readers: dict[str, SliceReader], seen: Counter) -> Iterator[dict[str, Any]]:
+    """Rows of the slices of some patients, whose classes are counted in `seen`."""
+    for patient in tqdm(patients, desc=f"Reading {split}", unit="patient", leave=False):
+        for item in readers[patient]():
+            present = [i for i in range(len(CONCEPTS)) if (item.mask == i + 1).any()]
+            label = int(TUMOUR - 1 in present)
+            seen[CLASSES[label]] += 1
+            yield {
+                "image": item.image,
+                "label": label,
+                "concepts": present,
+                "mask": image_cell(Image.fromarray(item.mask)),
+                "group_id": item.patient,
+                "slice": item.number,
+            }
+
+
+def _description(sizes: str, patients: int, seen: Counter, made: str, notes: list[str], seed: int) -> str:
+    return (
+        "[KiTS19](https://kits19.grand-challenge.org): "
+        f"{sum(seen.values())} slices ({sizes}), patients: {patients}; {seen['tumour']} with tumour and "
+        f"{seen['no tumour']} without.\n\n{made}\n\n"
+        "Concepts: kidney and tumour, as masks by the annotators, and as global concepts where they are in the slice. "
+        "The class is whether there is tumour in the slice, so the concept tumour decides it.\n\n"
+        f"Split: by patient (`group_id`), none in two splits, by seed {seed}.\n\n"
+        f"Left out: {'; '.join(notes) or 'nothing'}.\n\n{CITATION}"
+    )
+
+
 def prepare(
     source: Path,
     *,
@@ -351,62 +412,26 @@ def prepare(
         raise ValueError(f"every must be 1 or more; got {every}.")
     check_shares(validation_share, test_share)
     found, root = _find(source, layout)
+    skipped: Counter = Counter()
     options = SliceOptions(centre, width, every, only_annotated)
-    notes = []
-    if found == "volumes":
-        cases, unlabelled, described = _cases(root)
-        folders = {folder.name: folder for folder in cases}
-        patients = list(folders)
-        if described > len(cases):
-            notes.append(
-                f"{described - len(cases)} of the {described} cases of kits.json, which are not in the folder"
-            )
-        if unlabelled:
-            notes.append(f"{unlabelled} cases without segmentation (the challenge's test cases)")
-    else:
-        slices = list_slices(root)
-        patients = list(slices)
-        ignored = sum(1 for folder in (source, source / "data") for _ in folder.glob("case_*/segmentation.nii.gz"))
-        if ignored:
-            notes.append(f"{ignored} label volumes without imaging")
-    splits = split_patients(patients, validation_share, test_share, seed)
-    if len(patients) == 1:
+    readers, notes = _readers(source, root, found, options, kidney_colour, skipped)
+    splits = split_patients(list(readers), validation_share, test_share, seed)
+    if len(readers) == 1:
         warnings.warn(
-            f"There is one patient, {patients[0]}: all slices are train, as no patient may be in two splits. A "
-            "validation split cut from them would tell nothing about other patients.",
+            f"There is one patient, {next(iter(readers))}: all slices are train, as no patient may be in two splits. "
+            "A validation split cut from them would tell nothing about other patients.",
             stacklevel=2,
         )
-    seen: Counter = Counter()
-    skipped: Counter = Counter()
-
-    def rows(split: str) -> Iterator[dict[str, Any]]:
-        for patient in tqdm(splits[split], desc=f"Reading {split}", unit="patient", leave=False):
-            if found == "volumes":
-                read = read_case(folders[patient], options, skipped)
-            else:
-                read = read_patient(root, patient, slices[patient], options, kidney_colour, skipped)
-            for item in read:
-                present = [i for i in range(len(CONCEPTS)) if (item.mask == i + 1).any()]
-                label = int(TUMOUR - 1 in present)
-                seen[CLASSES[label]] += 1
-                yield {
-                    "image": item.image,
-                    "label": label,
-                    "concepts": present,
-                    "mask": image_cell(Image.fromarray(item.mask)),
-                    "group_id": item.patient,
-                    "slice": item.number,
-                }
-
     features = concept_features(
         CLASSES, CONCEPTS, CONCEPTS, columns=("mask",), extra={"group_id": Value("string"), "slice": Value("int32")}
     )
-    dataset = dataset_from_splits({name: rows(name) for name in splits}, features)
+    seen: Counter = Counter()
+    rows = {name: _rows(name, patients, readers, seen) for name, patients in splits.items()}
+    dataset = dataset_from_splits(rows, features)
     if not dataset:
         raise ValueError(
             f"No slice in {root} is left: none has kidney or tumour. Use only_annotated=false or every=1."
         )
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.items())
     made = (
         f"Axial slices of the volumes, with a window of {width:g} HU around {centre:g} HU as 8-bit grey."
         if found == "volumes"
@@ -416,27 +441,23 @@ def prepare(
         made += f" Every slice whose place is a multiple of {every}."
     if only_annotated:
         notes.append(f"{skipped['not annotated']} slices without kidney and tumour")
-    description = (
-        "[KiTS19](https://kits19.grand-challenge.org): "
-        f"{sum(seen.values())} slices ({sizes}), patients: {len(patients)}; {seen['tumour']} with tumour and "
-        f"{seen['no tumour']} without.\n\n{made}\n\n"
-        "Concepts: kidney and tumour, as masks by the annotators, and as global concepts where they are in the slice. "
-        "The class is whether there is tumour in the slice, so the concept tumour decides it.\n\n"
-        f"Split: by patient (`group_id`), none in two splits, by seed {seed}.\n\n"
-        f"Left out: {'; '.join(notes) or 'nothing'}.\n\n{CITATION}"
+    return PreparedDataset(
+        dataset=dataset,
+        title="KiTS19 slices with kidney and tumour",
+        license="cc-by-nc-sa-4.0",
+        description=_description(sizes_in_words(dataset), len(readers), seen, made, notes, seed),
+        settings={
+            "layout": found,
+            "centre": centre,
+            "width": width,
+            "every": every,
+            "only_annotated": only_annotated,
+            "kidney_colour": kidney_colour,
+            "validation_share": validation_share,
+            "test_share": test_share,
+            "seed": seed,
+        },
     )
-    settings = {
-        "layout": found,
-        "centre": centre,
-        "width": width,
-        "every": every,
-        "only_annotated": only_annotated,
-        "kidney_colour": kidney_colour,
-        "validation_share": validation_share,
-        "test_share": test_share,
-        "seed": seed,
-    }
-    return PreparedDataset(dataset, "KiTS19 slices with kidney and tumour", "cc-by-nc-sa-4.0", description, settings)
 
 
 __all__ = [
