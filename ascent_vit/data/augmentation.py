@@ -186,22 +186,41 @@ class ConceptAugmenter:
         Raises:
             ValueError: for annotations that the image processor would refuse.
         """
+        parts, ids = self._parts(row)
+        parts, flipped = self._move(parts, rng)
+        height, width = parts["image"].shape[-2:]
+        image = self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()
+        augmented = dict(row) | {"image": image}
+        for column in GLOBAL_COLUMNS:
+            if flipped and row.get(column) is not None:
+                concepts = read_ids(row[column], len(self.global_swap), column)
+                augmented[column] = self.global_swap[concepts].tolist()
+        start = 0
+        for column, of_column in ids.items():
+            moved = parts["boxes"][start : start + len(of_column)].as_subclass(torch.Tensor).numpy()
+            start += len(of_column)
+            concepts = self.spatial_swap[of_column] if flipped else of_column
+            augmented[column] = self._place(column, moved, concepts, height, width)
+        if "mask" in parts:
+            mask = parts["mask"].as_subclass(torch.Tensor).numpy()
+            augmented["mask"] = self._swap_mask(mask) if flipped else np.ascontiguousarray(mask)
+        return augmented
+
+    def _parts(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """What moves together, as torchvision's tensors: image, boxes and mask; and the boxes' ids by column."""
         from torchvision import tv_tensors
-        from torchvision.transforms.v2 import InterpolationMode, functional
 
         pixels = rgb_pixels(row["image"]) if isinstance(row["image"], Image.Image) else row["image"]
         image = tv_tensors.Image(torch.from_numpy(pixels))
         height, width = image.shape[-2:]
         parts: dict[str, Any] = {"image": image}
-        placed = {
-            column: (self._boxes(column, coordinates, height, width), ids)
-            for column, (coordinates, ids) in placed_concepts(row, self.num_spatial_concepts).items()
-        }
+        placed = placed_concepts(row, self.num_spatial_concepts)
         if placed:
             # Points are the boxes of their pixels: torchvision's KeyPoints count from pixel centres in a flip and from
             # edges elsewhere, which is off by one.
+            boxes = [self._boxes(column, values, height, width) for column, (values, _) in placed.items()]
             parts["boxes"] = tv_tensors.BoundingBoxes(
-                torch.from_numpy(np.concatenate([boxes for boxes, _ in placed.values()])),
+                torch.from_numpy(np.concatenate(boxes)),
                 format="XYXY",
                 canvas_size=(height, width),
                 clamping_mode=None,
@@ -210,6 +229,11 @@ class ConceptAugmenter:
             mask, _ = read_mask(row["mask"], (height, width), self.num_spatial_concepts, "mask")
             kind = np.uint8 if mask.dtype == np.uint8 else np.int32
             parts["mask"] = tv_tensors.Mask(torch.from_numpy(mask.astype(kind)))
+        return parts, {column: ids for column, (_, ids) in placed.items()}
+
+    def _move(self, parts: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], bool]:
+        """The parts, flipped, turned and cropped at random, and whether they were flipped."""
+        from torchvision.transforms.v2 import InterpolationMode, functional
 
         options = self.options
         flipped = rng.random() < options.horizontal_flip
@@ -223,24 +247,10 @@ class ConceptAugmenter:
                 for name, part in parts.items()
             }
         if options.crop_scale is not None:
+            height, width = parts["image"].shape[-2:]
             crop = self._draw_crop(height, width, rng)
             parts = {name: functional.crop(part, *crop) for name, part in parts.items()}
-            height, width = crop[2:]
-
-        augmented = dict(row) | {"image": self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()}
-        for column in GLOBAL_COLUMNS:
-            if flipped and row.get(column) is not None:
-                ids = read_ids(row[column], len(self.global_swap), column)
-                augmented[column] = self.global_swap[ids].tolist()
-        start = 0
-        for column, (boxes, ids) in placed.items():
-            moved = parts["boxes"][start : start + len(boxes)].as_subclass(torch.Tensor).numpy()
-            start += len(boxes)
-            augmented[column] = self._place(column, moved, self.spatial_swap[ids] if flipped else ids, height, width)
-        if "mask" in parts:
-            mask = parts["mask"].as_subclass(torch.Tensor).numpy()
-            augmented["mask"] = self._swap_mask(mask) if flipped else np.ascontiguousarray(mask)
-        return augmented
+        return parts, flipped
 
     @staticmethod
     def _boxes(column: str, values: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -32,6 +32,38 @@ GRID = 14
 FONT_SIZE, LINE_WIDTH, MAX_LINES = 8, 60, 28
 
 
+class _Counts:
+    """
+    Counts of a split's annotations, image by image.
+
+    Args:
+        num_global: number of global concepts.
+        num_spatial: number of spatial concepts.
+        grid: patches along each side of the image.
+    """
+
+    def __init__(self, num_global: int, num_spatial: int, grid: int):
+        self.grid = grid
+        self.shown, self.unknown = np.zeros((2, num_global), dtype=int)
+        self.images, self.patches = np.zeros((2, num_spatial), dtype=int)
+        self.annotated = self.without_concepts = self.without_places = 0
+
+    def add(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
+        """Adds an image of this height and width with its annotation."""
+        if len(self.shown):
+            target = global_concept_targets(annotation, len(self.shown))
+            self.shown += target == 1
+            self.unknown += np.isnan(target)
+            self.without_concepts += bool(np.isnan(target).all())
+        if len(self.images):
+            rows, columns = (PatchAxis(side, self.grid, 0, self.grid, self.grid, 1) for side in size)
+            marks = spatial_concept_targets(annotation, (rows, columns), len(self.images)) == 1
+            self.images += marks.any(axis=0)
+            self.patches += marks.sum(axis=0)
+            self.annotated += int(marks.any(axis=1).sum())
+            self.without_places += not marks.any()
+
+
 def dataset_table(
     dataset: "DatasetDict", spatial_concepts: list[str] | None = None, grid: int = GRID
 ) -> dict[str, Any]:
@@ -59,41 +91,31 @@ def dataset_table(
     }
     missing: dict[str, dict[str, list[str]]] = {}
     for split_name, split in dataset.items():
-        shown, unknown = np.zeros(len(global_names), dtype=int), np.zeros(len(global_names), dtype=int)
-        images, patches = np.zeros(len(spatial_names), dtype=int), np.zeros(len(spatial_names), dtype=int)
-        annotated = no_concepts = no_places = 0
+        counts = _Counts(len(global_names), len(spatial_names), grid)
         stored = tqdm(stored_columns(split), desc=f"Counting {split_name}", unit="image", leave=False)
         for i, row in enumerate(stored):
-            annotation, (height, width) = stored_annotation(row, f"{split_name}[{i}]")
-            if global_names:
-                target = global_concept_targets(annotation, len(global_names))
-                shown += target == 1
-                unknown += np.isnan(target)
-                no_concepts += bool(np.isnan(target).all())
-            if spatial_names:
-                axes = (PatchAxis(height, grid, 0, grid, grid, 1), PatchAxis(width, grid, 0, grid, grid, 1))
-                marks = spatial_concept_targets(annotation, axes, len(spatial_names)) == 1
-                images += marks.any(axis=0)
-                patches += marks.sum(axis=0)
-                annotated += int(marks.any(axis=1).sum())
-                no_places += not marks.any()
+            counts.add(*stored_annotation(row, f"{split_name}[{i}]"))
         present = np.bincount(split["label"], minlength=len(labels)) > 0
         splits[split_name] = {
             "images": len(split),
             "classes": int(present.sum()),
-            "images_without_concepts": int(no_concepts),
-            "images_without_places": int(no_places),
-            "annotated_patches": annotated,
+            "images_without_concepts": counts.without_concepts,
+            "images_without_places": counts.without_places,
+            "annotated_patches": counts.annotated,
             "patches": len(split) * grid**2 if spatial_names else 0,
         }
         for i, name in enumerate(global_names):
-            concepts["global"][name][split_name] = {"images": int(shown[i]), "unknown": int(unknown[i])}
+            found = {"images": int(counts.shown[i]), "unknown": int(counts.unknown[i])}
+            concepts["global"][name][split_name] = found
         for i, name in enumerate(spatial_names):
-            concepts["spatial"][name][split_name] = {"images": int(images[i]), "patches": int(patches[i])}
+            found = {"images": int(counts.images[i]), "patches": int(counts.patches[i])}
+            concepts["spatial"][name][split_name] = found
         missing[split_name] = {
             "classes": [name for name, found in zip(labels, present, strict=True) if not found],
-            "global_concepts": [name for name, number in zip(global_names, shown, strict=True) if not number],
-            "spatial_concepts": [name for name, number in zip(spatial_names, images, strict=True) if not number],
+            "global_concepts": [name for name, number in zip(global_names, counts.shown, strict=True) if not number],
+            "spatial_concepts": [
+                name for name, number in zip(spatial_names, counts.images, strict=True) if not number
+            ],
         }
     return {"grid": [grid, grid], "splits": splits, "concepts": concepts, "missing": missing}
 
