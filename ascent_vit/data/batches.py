@@ -13,7 +13,7 @@ from .schema import GLOBAL_COLUMNS, SPATIAL_COLUMNS, annotation_from_row
 if TYPE_CHECKING:
     from modeling_ascent_vit import AscentViTImageProcessorPil
 
-# Target codes of the cache: 0 and 1 as they are.
+# Stands for NaN among targets held as bytes, beside 0 and 1.
 UNKNOWN_CODE = 255
 
 
@@ -23,7 +23,7 @@ class ConceptCollator:
 
     Args:
         processor: the model's image processor. Annotations of a stream in which it has no concepts are left out.
-        kwargs: further arguments of the processor.
+        kwargs: further arguments of the image processor.
 
     Returns:
         When called with a list of rows, a dict of `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 and, where
@@ -57,16 +57,16 @@ def _rows(dataset: Any, start: int, stop: int) -> list[dict[str, Any]]:
 
 class CachedConceptDataset(torch.utils.data.Dataset):
     """
-    A split that the image processor has gone over once, held in memory as bytes.
+    Holds a split in memory as bytes, after one pass of the image processor.
 
     Pixels are kept as the processor leaves them before it rescales and normalises, which is done batch by batch, so
     that batches are equal to those of [`ConceptCollator`] up to float32 rounding. It gives whole batches: pass
     `collate_fn=lambda batch: batch` to the DataLoader.
 
     Args:
-        dataset: a split with random access, of one image or more.
+        dataset: split with random access, of one image or more.
         processor: the model's image processor, with whole-number pixels until it rescales and one size for all images.
-        batch_size: images per call of the processor.
+        batch_size: number of images per call of the image processor.
         progress: whether to show a progress bar.
 
     Raises:
@@ -128,7 +128,7 @@ class CachedConceptDataset(torch.utils.data.Dataset):
 
 
 def cached_bytes(dataset: Any, processor: "AscentViTImageProcessorPil") -> int:
-    """Memory in bytes that [`CachedConceptDataset`] takes for a split, told from its first row."""
+    """Estimates the memory in bytes that [`CachedConceptDataset`] takes for a split, from its first row."""
     batch = ConceptCollator(processor, do_rescale=False, do_normalize=False)(_rows(dataset, 0, 1))
     return len(dataset) * sum(values.numel() for values in batch.values())
 

@@ -21,7 +21,7 @@ EXIF_ORIENTATION = 274
 
 
 def image_cell(image: Image.Image, **kwargs: Any) -> dict[str, Any]:
-    """An image as a cell of an Image column, written as `Image.save(**kwargs)` does: as PNG by default."""
+    """Encodes an image as a cell of an Image column, as PNG by default; `kwargs` go to `Image.save`."""
     buffer = io.BytesIO()
     image.save(buffer, **({"format": "PNG"} | kwargs))
     return {"bytes": buffer.getvalue(), "path": None}
@@ -29,10 +29,10 @@ def image_cell(image: Image.Image, **kwargs: Any) -> dict[str, Any]:
 
 def read_image_file(path: Path, placed: bool = True) -> tuple[dict[str, Any], tuple[int, int]]:
     """
-    An image file, decoded once to its end, as a cell of an Image column with its own bytes.
+    Reads an image file as a cell of an Image column with the file's own bytes, and checks that it can be decoded.
 
     Args:
-        path: the image file.
+        path: image file.
         placed: whether annotations have a place in the image, whose stored pixels must then be upright.
 
     Returns:
@@ -61,20 +61,20 @@ def read_image_file(path: Path, placed: bool = True) -> tuple[dict[str, Any], tu
 
 
 def _opened(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
-    """An image that is not decoded yet, from a cell of an Image column."""
+    """Opens the image of a cell of an Image column without decoding it."""
     if cell is None or (cell.get("bytes") is None and not cell.get("path")):
         raise ValueError(f"{where} is empty; every row needs an image.")
     return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width as `datasets` decodes the image."""
+    """Height and width of an image as `datasets` decodes it, which is upright."""
     turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def stored_columns(split: "Dataset") -> "Dataset":
-    """The schema's columns of a split, images and masks as they are stored, not decoded."""
+    """Selects the schema's columns of a split, with images and masks as they are stored, not decoded."""
     from datasets import Image as ImageFeature
 
     columns = [name for name in COLUMNS if name in split.features]
@@ -86,7 +86,7 @@ def stored_columns(split: "Dataset") -> "Dataset":
 
 def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[int, int]]:
     """
-    The annotations of a row of [`stored_columns`], and its image's height and width, for which no pixel is decoded.
+    Reads the annotations of a row of [`stored_columns`], and its image's height and width without decoding a pixel.
 
     Raises:
         ValueError: for an image or a mask that cannot be read; `where` is the row's name in errors.

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedConfig
 
-# Rows that are held at a time while a dataset is checked.
+# Number of rows in memory at a time.
 ROWS_AT_A_TIME = 100
 
 
 def check_concepts(config: "PreTrainedConfig", global_concepts: list[str], spatial_concepts: list[str]) -> None:
     """
-    Checks that the model's concepts are the dataset's: the same names in the same order, or none at all in the model.
+    Checks that model and dataset have the same concepts in the same order, unless the model has none.
 
     Raises:
         ValueError: naming the first place where they differ.
@@ -84,7 +84,7 @@ def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None 
     Checks every row of a concept dataset as the image processor will: what passes can be trained on.
 
     Args:
-        dataset: with the columns of the schema.
+        dataset: dataset with the columns of the schema.
         spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
 
     Raises:

@@ -21,7 +21,7 @@ INK_THRESHOLD = 64
 
 
 def _place(digit: np.ndarray, canvas: int, rng: np.random.Generator) -> np.ndarray:
-    """One digit (8, 8) with values 0 to 16 on an empty canvas (canvas, canvas) with values 0 to 255."""
+    """Places a digit (8, 8) with values 0 to 16 on an empty canvas (canvas, canvas) with values 0 to 255."""
     side = int(rng.integers(canvas // 4, canvas + 1))
     top, left = rng.integers(0, canvas - side + 1, size=2)
     small = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
@@ -31,7 +31,7 @@ def _place(digit: np.ndarray, canvas: int, rng: np.random.Generator) -> np.ndarr
 
 
 def ink_cell(pixels: np.ndarray, digit: int) -> dict[str, Any]:
-    """The mask of a digit of white ink on black (height, width) as a cell of an Image column."""
+    """Makes a mask of a digit's ink, white on black (height, width), as a cell of an Image column."""
     mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
     return image_cell(Image.fromarray(mask), compress_level=1)
 
@@ -56,17 +56,17 @@ def _build_split(
 
 def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_out_copies: int = 1) -> "DatasetDict":
     """
-    Handwritten digits placed at a random scale and place on an empty canvas, to be told apart as even or odd.
+    Places handwritten digits at a random scale and place on an empty canvas, to be told apart as even or odd.
 
     The 1,797 scans are those of scikit-learn's `load_digits`, 8 x 8 pixels with 17 shades, from the UCI set "Optical
     Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998, CC BY 4.0). They are split by scan, stratified by
     digit: 70 % train, 10 % validation, 20 % test, so that no scan is in two splits however often it is placed.
 
     Args:
-        seed: of the split, and of every scale and place.
-        copies: placements of each train scan, each different.
+        seed: random seed of the split, and of every scale and place.
+        copies: number of placements of each train scan, each different.
         canvas: height and width of the images in pixels, 16 or more. A digit's side is from a quarter of it to all.
-        held_out_copies: placements of each validation and test scan.
+        held_out_copies: number of placements of each validation and test scan.
 
     Returns:
         A `DatasetDict` with train, validation and test, and the columns image (L, white on black), label (even or

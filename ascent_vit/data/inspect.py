@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with any colour vision tell apart; without yellow, which is faint on white.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#000000")
 
-# Patches of a model of 224 pixels in patches of 16, for the count of annotated patches.
+# The patch grid of a model for images of 224 pixels in patches of 16.
 GRID = 14
 
 FONT_SIZE, LINE_WIDTH, MAX_LINES = 8, 60, 28
@@ -34,12 +34,12 @@ FONT_SIZE, LINE_WIDTH, MAX_LINES = 8, 60, 28
 
 class _Counts:
     """
-    Counts of a split's annotations, image by image.
+    Counts the annotations of a split, image by image.
 
     Args:
         num_global: number of global concepts.
         num_spatial: number of spatial concepts.
-        grid: patches along each side of the image.
+        grid: number of patches along each side of the image.
     """
 
     def __init__(self, num_global: int, num_spatial: int, grid: int):
@@ -68,12 +68,12 @@ def dataset_table(
     dataset: "DatasetDict", spatial_concepts: list[str] | None = None, grid: int = GRID
 ) -> dict[str, Any]:
     """
-    Counts of a concept dataset.
+    Counts images, concepts and annotated patches of a concept dataset.
 
     Args:
-        dataset: with the columns of the schema, checked.
+        dataset: dataset with the columns of the schema, checked.
         spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
-        grid: patches along each side of the image, for counting annotated patches.
+        grid: number of patches along each side of the image, for counting annotated patches.
 
     Returns:
         A dict with `grid`; `splits`, by split: images, classes (with images), images_without_concepts (global ones not
@@ -121,7 +121,7 @@ def dataset_table(
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right."""
+    """Aligns rows as lines of text: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
@@ -132,7 +132,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def format_table(table: Mapping[str, Any]) -> str:
-    """The counts of [`dataset_table`] as text for a terminal."""
+    """Formats the counts of [`dataset_table`] as text for a terminal."""
     names = list(table["splits"])
     keys = list(next(iter(table["splits"].values())))
     rows = [["", *names]]
@@ -160,7 +160,7 @@ def format_table(table: Mapping[str, Any]) -> str:
 
 
 def _chosen(dataset: "DatasetDict", samples: int, seed: int) -> list[tuple[str, int]]:
-    """Splits and rows to draw: as many of each split as there is room for, at random, in order."""
+    """Chooses splits and rows to draw, at random and in order: as many of each split as there is room for."""
     rng = np.random.default_rng(seed)
     shares = [samples // len(dataset) + (i < samples % len(dataset)) for i in range(len(dataset))]
     return [
@@ -235,7 +235,7 @@ def _draw_row(axes: "Axes", row: Mapping[str, Any], names: list[str]) -> list[tu
 
 
 def _write_legend(axes: "Axes", entries: list[tuple[str, str]]) -> None:
-    """Text beside an image, a colour for each entry; what does not fit is counted."""
+    """Writes text beside an image, with a colour for each entry; what does not fit is counted."""
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(MAX_LINES, 0)
@@ -256,13 +256,13 @@ def picture_sheet(
     dataset: "DatasetDict", spatial_concepts: list[str] | None = None, samples: int = 12, seed: int = 0
 ) -> "Figure":
     """
-    Samples of a concept dataset with their annotations drawn and named, three in a row.
+    Draws samples of a concept dataset with their annotations, which are named beside them, three in a row.
 
     Args:
-        dataset: with the columns of the schema, checked.
+        dataset: dataset with the columns of the schema, checked.
         spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
-        samples: images, spread evenly over the splits.
-        seed: of the choice of images.
+        samples: number of images, spread evenly over the splits.
+        seed: random seed of the choice of images.
 
     Returns:
         A figure. Boxes and points are numbered as in the text beside the image, masks are coloured. For image files:

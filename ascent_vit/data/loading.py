@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-Concept datasets of the Hub, of local folders or by name, cast to the schema: columns renamed, names as ClassLabels.
-"""
+"""Loads concept datasets of the Hub, of local folders or by name, and casts them to the schema."""
 
 import hashlib
 import inspect
@@ -25,14 +23,14 @@ from .schema import (
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features, IterableDatasetDict
 
-# Keys within columns that can be mapped.
+# Keys within columns that `columns` may map, beside the columns themselves.
 KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
 
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
 def _rename_keys_of(dataset: Any, column: str, keys: dict[str, str]) -> Any:
-    """A dataset or stream in which a column of dicts has other keys, `keys` being {new: old}."""
+    """Renames the keys within a column of dicts of a dataset or stream, `keys` being {new: old}."""
     from datasets import Dataset, concatenate_datasets
 
     def renamed(value: Any) -> Any:
@@ -61,7 +59,7 @@ def _rename_keys_of(dataset: Any, column: str, keys: dict[str, str]) -> Any:
 
     if not isinstance(dataset, Dataset):
         return dataset.map(rename_row, input_columns=column, features=features)
-    # Alone, so that the images are not written again.
+    # The column alone: mapping the whole dataset would write its images again.
     part = dataset.select_columns([column])
     part = part.map(rename_row, input_columns=column, features=type(features)({column: features[column]}))
     return concatenate_datasets([dataset.remove_columns(column), part], axis=1)
@@ -80,7 +78,7 @@ def _values(value: Any, key: str | None) -> Iterator[Any]:
 def _found_names(
     dataset: Any, columns: list[str], key: str | None, names: list[str] | None, parameter: str
 ) -> list[str]:
-    """The names given for columns of text or numbers, which must name all that they hold; by default those found."""
+    """Checks that the names given are those of all that columns of text or numbers hold; without them, finds them."""
     values: set = set()
     for split in dataset.values():
         for column in columns:
@@ -97,7 +95,7 @@ def _found_names(
 
 
 def _encoded_feature(feature: Any, names: list[str]) -> Any:
-    """A feature of text or numbers, or of dicts with such a category, as ClassLabels."""
+    """Turns a feature of text or numbers, or of dicts with such a category, into ClassLabels."""
     from datasets import ClassLabel
 
     if hasattr(feature, "feature"):
@@ -108,7 +106,7 @@ def _encoded_feature(feature: Any, names: list[str]) -> Any:
 
 
 def _encode_stream(stream: Any, column: str, feature: Any, names: list[str], parameter: str) -> Any:
-    """A stream in which names of a column are class numbers, checked as rows are read."""
+    """Turns the names in a column of a stream into class numbers, which are checked as rows are read."""
     known = dict(zip(names, range(len(names)), strict=True)) | {i: i for i in range(len(names))}
 
     def encoded(value: Any) -> Any:
@@ -131,7 +129,7 @@ def _encode_stream(stream: Any, column: str, feature: Any, names: list[str], par
 def _open_columns(
     features: "Features", columns: tuple[str, ...], names: list[str] | None, parameter: str
 ) -> list[str]:
-    """Those of the columns that hold text or numbers instead of ClassLabels, whose names must be those given."""
+    """Finds the columns that hold text or numbers; those that hold ClassLabels must have the names given."""
     from datasets import ClassLabel, Value
 
     found = []
@@ -151,8 +149,8 @@ def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
     Turns names that are still text, and class numbers, into ClassLabels, over all splits.
 
     Args:
-        dataset: all splits, or streams of them.
-        given: names by parameter; None takes those found, sorted.
+        dataset: dict of all splits, or of their streams.
+        given: names by parameter; None for those found, sorted.
     """
     from datasets import IterableDatasetDict
 
@@ -187,10 +185,10 @@ def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
 
 def _cache_of(folder: Path) -> str:
     """
-    Where `datasets` may keep what it has read of a folder: a place for these files alone.
+    Names the place where `datasets` may keep what it has read of a folder, for these files alone.
 
-    By itself it tells local folders with a card apart by their name and card only, and would give the rows of another
-    one of the same name, or those that the folder held before.
+    By itself `datasets` tells local folders with a card apart by name and card alone, and would give the rows of
+    another folder of the same name, or those that the folder held before.
     """
     from datasets import config
 
@@ -243,7 +241,7 @@ def _load_digits(streaming: bool, options: dict[str, Any]) -> "DatasetDict":
 
 
 def _as_splits(dataset: Any, name_or_path: str) -> Any:
-    """A dict of splits, a single one as train, validation splits under that name."""
+    """Makes a dict of splits: a single one is train, and validation splits are called so."""
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
     if isinstance(dataset, Dataset):
@@ -257,7 +255,7 @@ def _as_splits(dataset: Any, name_or_path: str) -> Any:
 
 
 def _rename_columns(dataset: Any, columns: Mapping[str, str]) -> Any:
-    """The dataset with its columns named as in the schema, `columns` being {new: old}."""
+    """Renames columns to those of the schema, `columns` being {new: old}."""
     for column, source in columns.items():
         if column in KEYS:
             continue
@@ -275,7 +273,7 @@ def _rename_columns(dataset: Any, columns: Mapping[str, str]) -> Any:
 
 
 def _rename_keys(dataset: Any, columns: Mapping[str, str]) -> Any:
-    """The dataset with the keys within its columns named as in the schema, as {"objects.category": "categories"}."""
+    """Renames keys within columns to those of the schema, as in {"objects.category": "categories"}."""
     keys: dict[str, dict[str, str]] = {}
     for name, source in columns.items():
         if name in KEYS:
@@ -311,20 +309,22 @@ def load_concept_dataset(
     **options: Any,
 ) -> "DatasetDict | IterableDatasetDict":
     """
-    Loads a concept dataset.
+    Loads a concept dataset and casts it to the schema.
 
     Args:
-        name_or_path: a Hub id, a local folder (save_to_disk, parquet, imagefolder with metadata.jsonl), or "digits".
+        name_or_path: Hub id, local folder (save_to_disk, parquet, imagefolder with metadata.jsonl), or "digits".
         streaming: whether to read rows as they are needed, instead of all first.
-        columns: the dataset's name of a column whose name here differs, as {"image": "img", "label": "fine_label"};
-            keys within a column likewise, as {"objects": "annotations", "objects.category": "categories"}. That of
-            what keeps rows together, as {"group_id": "patient"}, tells [`split_dataset`] what not to part.
+        columns: the dataset's own names of columns, by their names in the schema, as {"image": "img", "label":
+            "fine_label"}; keys within a column likewise, as {"objects": "annotations", "objects.category":
+            "categories"}. A column for group_id, as {"group_id": "patient"}, tells [`split_dataset`] which rows to
+            keep together.
         labels: names of the classes in their order, for labels that are text or numbers. Without them the names are
             those found, sorted; a stream cannot be searched and needs them.
-        global_concepts: the same for `concepts` and `unknown_concepts`.
-        spatial_concepts: the same for the categories of `objects` and `points`; or names of a mask's concepts, see
+        global_concepts: names of the concepts in `concepts` and `unknown_concepts`, likewise.
+        spatial_concepts: names of the categories of `objects` and `points`, likewise; or of a mask's concepts, see
             [`concepts_from_features`].
-        options: of `datasets.load_dataset` (`name`, `revision`, `data_dir`, ...), or of [`load_digits_dataset`].
+        options: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_dir`, ...), or of
+            [`load_digits_dataset`].
 
     Returns:
         A `DatasetDict`, or `IterableDatasetDict` when streaming, with the columns of the schema. Splits val, valid and
@@ -332,7 +332,7 @@ def load_concept_dataset(
 
     Raises:
         FileNotFoundError: for a dataset that does not exist.
-        ValueError: for columns that are missing, or names that cannot be told.
+        ValueError: for missing columns, or names that cannot be determined.
     """
     name_or_path = os.fspath(name_or_path)
     if name_or_path == "digits":

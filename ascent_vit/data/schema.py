@@ -7,11 +7,11 @@ The schema of concept datasets: its columns, their features and names, and what 
 | `image` | Image | |
 | `label` | ClassLabel | the class |
 | `concepts` | List(ClassLabel) | global concepts that are present; null = not known, [] = none |
-| `unknown_concepts` | List(ClassLabel) | global concepts of which it is not known |
+| `unknown_concepts` | List(ClassLabel) | global concepts that may be present or not |
 | `objects` | {bbox: List(List(float32, 4)), category: List(ClassLabel)} | spatial concepts' x, y, width, height |
 | `points` | {xy: List(List(float32, 2)), category: List(ClassLabel)} | spatial concepts' x, y |
 | `mask` | Image | per pixel 0 = not annotated, i = spatial concept i - 1, 255 = ignore |
-| `group_id` | Value | what rows belong together, as a patient's: never in two splits; null = the row is alone |
+| `group_id` | Value | rows that belong together, as a patient's, have the same: never in two splits; null = alone |
 
 Coordinates are pixels of the image as `datasets` decodes it, which is upright.
 
@@ -36,10 +36,10 @@ SPATIAL_COLUMNS = ("objects", "points", "mask")
 ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS
 COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
 
-# What rows belong together, such as the slices of a patient, which no two splits may share.
+# Rows with the same value, such as the slices of a patient, belong together: no two splits may share them.
 GROUP_COLUMN = "group_id"
 
-# Where the coordinates of placed concepts stand within their column, and what they are.
+# The columns of concepts with a place: the key of their coordinates, and what these are.
 COORDINATES = {"objects": ("bbox", "x, y, width, height"), "points": ("xy", "x, y")}
 
 
@@ -60,16 +60,16 @@ def concept_features(
     extra: Mapping[str, Any] | None = None,
 ) -> "Features":
     """
-    The features of a concept dataset.
+    Builds the features of a concept dataset.
 
     Args:
         labels: names of the classes, in the order of their ids.
-        global_concepts: names of the concepts of whole images; gives the column concepts.
+        global_concepts: names of the concepts of whole images, for the column concepts.
         spatial_concepts: names of the concepts with a place. Names of a mask alone cannot be stored in its column:
             they are told to [`load_concept_dataset`], or are those of the global concepts.
-        columns: which of objects, points and mask there are, if there are spatial concepts (a mask's may be the global
-            ones), and unknown_concepts, if there is such a column.
-        extra: further features (group_id, other ids, scores). For objects and points, a dict of further keys.
+        columns: those of the columns objects, points, mask and unknown_concepts that there are. Without spatial
+            concepts there is no objects and no points; a mask's concepts may be the global ones.
+        extra: further features, such as group_id, by column; for objects and points, a dict of further keys.
 
     Returns:
         `Features` with the columns in the order of the schema, then the extra ones.
@@ -118,13 +118,14 @@ def concept_features(
 
 
 def innermost(feature: Any) -> Any:
+    """The feature of the items of a list, of any depth; other features as they are."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return feature
 
 
 def category_feature(feature: Any) -> Any:
-    """The category of a column of objects or points, which is a dict of lists or a list of dicts."""
+    """The feature of the categories of objects or points, which are a dict of lists or a list of dicts."""
     feature = innermost(feature)
     return innermost(feature.get("category")) if isinstance(feature, Mapping) else None
 
@@ -133,10 +134,10 @@ def concepts_from_features(
     features: "Features", spatial_concepts: list[str] | None = None
 ) -> tuple[list[str], list[str], list[str]]:
     """
-    Names of classes and concepts of a dataset.
+    Reads the names of classes and concepts from the features of a dataset.
 
     Args:
-        features: of the dataset.
+        features: features of the dataset.
         spatial_concepts: names of a mask's concepts, 1 being the first, for a dataset without objects and points.
 
     Returns:
@@ -184,13 +185,13 @@ def concepts_from_features(
 
 
 def annotation_from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The annotations of a row for the image processor: those of the schema's columns that are not null."""
+    """Picks the annotations of a row for the image processor: the schema's columns that are not null."""
     return {name: row[name] for name in ANNOTATION_COLUMNS if row.get(name) is not None}
 
 
 def placed_concepts(row: Mapping[str, Any], num_concepts: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
-    The objects and points of a row.
+    Reads the objects and points of a row.
 
     Returns:
         By column, coordinates as `COORDINATES` names them, `(n, 4)` or `(n, 2)` float64, and ids of the concepts

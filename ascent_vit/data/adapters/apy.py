@@ -82,12 +82,12 @@ class AnnotatedObject:
 
 def read_objects(path: Path) -> list[AnnotatedObject]:
     """
-    Objects of an annotation file, in its order.
+    Reads the objects of an annotation file, in its order.
 
     A line is image, class, xmin, ymin, xmax, ymax (pixels from 1, inclusive, as in PASCAL VOC) and 64 times 0 or 1.
 
     Raises:
-        ValueError: naming the line, for one that is cut off or otherwise not so, an unknown class, a box without
+        ValueError: naming the line, for one that is cut off or has other fields, for an unknown class, a box without
             area, or an object that is there twice.
     """
     objects: list[AnnotatedObject] = []
@@ -122,10 +122,10 @@ def read_objects(path: Path) -> list[AnnotatedObject]:
 
 def read_attribute_names(path: Path) -> list[str]:
     """
-    Names of the attributes, one a line.
+    Reads the names of the attributes, one per line.
 
     Raises:
-        ValueError: for another number of names than 64, or a name that is there twice.
+        ValueError: for a number of names other than 64, or a repeated name.
     """
     names = [line for _, line in read_lines(path)]
     if len(names) != NUM_ATTRIBUTES or len(set(names)) != len(names):
@@ -166,10 +166,10 @@ def _clip(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, i
 
 def crop_object(image: Image.Image, box: tuple[int, int, int, int], context: float) -> tuple[Image.Image, list[float]]:
     """
-    The part of an image around an object.
+    Cuts out the part of an image around an object.
 
     Args:
-        image: as it is stored.
+        image: the whole image, its pixels as stored.
         box: left, top, right, bottom in pixels; partly inside the image.
         context: margin on each side, as a share of the box's width and height; cut off at the image's edge.
 
@@ -189,7 +189,7 @@ def crop_object(image: Image.Image, box: tuple[int, int, int, int], context: flo
 
 
 def _open(path: Path) -> Image.Image:
-    # Boxes are in stored pixels, and a crop is stored without EXIF tag, so that nothing turns it.
+    # Not turned by its EXIF tag: boxes are in stored pixels, and a crop is stored without the tag.
     with opened_image(path, f"The image {path}", "unpack the archive again.") as image:
         return image.convert("RGB")
 
@@ -223,7 +223,7 @@ def _rows(
 
 
 def _find_files(source: Path, splits: str, attribute_names: str | None) -> tuple[dict[str, Path], Path]:
-    """The annotation files by split, and the file of the attributes' names."""
+    """Finds the annotation files by split, and the file of the attributes' names."""
     chosen = [name.strip() for name in splits.split(",")]
     if not set(chosen) <= set(FILES) or len(set(chosen)) != len(chosen):
         raise ValueError(f"splits must be some of {', '.join(FILES)}, with commas between; got {splits!r}.")
@@ -243,7 +243,7 @@ def _find_files(source: Path, splits: str, attribute_names: str | None) -> tuple
 
 
 def _check_objects(objects: dict[str, list[AnnotatedObject]], files: dict[str, Path], classes: list[str]) -> None:
-    """ValueError for an image in two files, or a class that is none of `classes`."""
+    """Raises ValueError for an image in two files, or a class that is none of `classes`."""
     home: dict[str, str] = {}
     for name, items in objects.items():
         for item in items:
@@ -261,7 +261,7 @@ def _check_objects(objects: dict[str, list[AnnotatedObject]], files: dict[str, P
 def _cut_validation(
     objects: dict[str, list[AnnotatedObject]], share: float, seed: int
 ) -> dict[str, list[AnnotatedObject]]:
-    """Splits in which the objects of a share of train's images are validation."""
+    """Moves the objects of a share of train's images into a validation split."""
     if "train" not in objects:
         return objects
     images = sorted({item.image for item in objects["train"]})
@@ -284,7 +284,7 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    aPascal (and aYahoo) with 64 attributes as spatial concepts, one row for each object.
+    Prepares aPascal (and aYahoo) with 64 attributes as spatial concepts, one row for each object.
 
     The benchmark classifies objects, and an image with a person on a horse is no example of either class: so a row is
     the part of the image around one object, its label the object's class. Each attribute that is present is an entry
@@ -292,18 +292,18 @@ def prepare(
 
     Args:
         source: the unpacked archive, or its attribute_data.
-        images: folder of the images, or several with commas between; None to look in the usual places in `source`.
-        attribute_names: the file of the attributes' names; None for attribute_names.txt in `source`.
-        splits: which annotation files to read, of train, test and yahoo. With yahoo there are its 12 classes too,
-            which train does not have.
+        images: folder of the images, or several separated by commas; by default the usual places in `source`.
+        attribute_names: file of the attributes' names; by default attribute_names.txt in `source`.
+        splits: annotation files to read, out of train, test and yahoo. With yahoo there are its 12 classes too, which
+            train does not have.
         context: margin around an object on each side, as a share of its box's width and height.
-        validation_share: share of train's images whose objects are validation.
-        seed: of the draw.
+        validation_share: share of train's images whose objects become the validation split.
+        seed: random seed of the validation split.
 
     Raises:
         FileNotFoundError: for files or images that are missing.
-        ValueError: for lines that are not as they should be, boxes wholly outside their image, images that cannot be
-            read or are in two files, or options out of range.
+        ValueError: for malformed lines, boxes wholly outside their image, images that cannot be read or are in two
+            files, or options out of range.
     """
     from datasets import Value
 

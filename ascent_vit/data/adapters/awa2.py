@@ -59,10 +59,10 @@ CITATION = """```bibtex
 
 def read_names(path: Path) -> list[str]:
     """
-    Names of classes.txt or predicates.txt, one a line, with or without a number before each.
+    Reads the names of classes.txt or predicates.txt, one per line, with or without a number before each.
 
     Raises:
-        ValueError: for a file that is numbered in part or not from 1 on, or names that are there twice.
+        ValueError: for a file that is numbered in part or not from 1 on, or repeated names.
     """
     lines = read_lines(path)
     numbered = [re.fullmatch(r"(\d+)\s+(\S.*)", line) for _, line in lines]
@@ -79,7 +79,7 @@ def read_names(path: Path) -> list[str]:
 
 def read_predicates(path: Path, num_classes: int, num_predicates: int) -> list[list[int]]:
     """
-    Ids of the predicates of each class, from predicate-matrix-binary.txt.
+    Reads the ids of each class's predicates from predicate-matrix-binary.txt.
 
     Raises:
         ValueError: for a matrix of another shape, or with values other than 0 and 1.
@@ -101,11 +101,11 @@ def read_predicates(path: Path, num_classes: int, num_predicates: int) -> list[l
 
 def list_images(folder: Path, classes: list[str]) -> list[list[Path]]:
     """
-    Image files of each class, by name.
+    Lists the image files of each class, by name.
 
     Raises:
         FileNotFoundError: for classes without images.
-        ValueError: for a folder that is no class.
+        ValueError: for a folder that is named after no class.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of images {folder} is missing. {UNPACK}")
@@ -126,7 +126,7 @@ def list_images(folder: Path, classes: list[str]) -> list[list[Path]]:
 
 def read_test_classes(folder: Path, classes: list[str]) -> set[str]:
     """
-    The unseen classes of a zero-shot split: those of testclasses.txt.
+    Reads the unseen classes of a zero-shot split from testclasses.txt.
 
     Raises:
         FileNotFoundError: without testclasses.txt.
@@ -153,7 +153,7 @@ def read_test_classes(folder: Path, classes: list[str]) -> set[str]:
 
 def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """
-    Variables of a MATLAB file, each with one axis.
+    Reads variables of a MATLAB file as arrays with one axis.
 
     Raises:
         ValueError: for a file that cannot be read, or lacks one of them.
@@ -173,7 +173,7 @@ def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def read_proposed_split(folder: Path, classes: list[str]) -> dict[str, list[tuple[int, str]]]:
     """
-    The images of the proposed split, as label and CLASS/FILE, from att_splits.mat and res101.mat.
+    Reads the images of the proposed split, as label and CLASS/FILE, from att_splits.mat and res101.mat.
 
     Returns:
         "train" (trainval_loc), "test" (test_unseen_loc, images of classes that train does not have) and "test_seen"
@@ -250,13 +250,13 @@ class ZeroShotSplit:
     images: dict[str, str] = field(default_factory=dict)
 
     def home(self, name: str, path: Path) -> str:
-        """The split of an image of a class; train for what is yet to be drawn from."""
+        """The split that an image of a class is in already; train for images that splits are drawn from."""
         return "test" if name in self.unseen else self.images.get(_image_name(path), "train")
 
 
 def read_zero_shot_split(folder: Path, classes: list[str]) -> ZeroShotSplit:
     """
-    The zero-shot split of a folder: that of att_splits.mat where there is one, else that of testclasses.txt.
+    Reads the zero-shot split of a folder: that of att_splits.mat where there is one, else that of testclasses.txt.
 
     Raises:
         FileNotFoundError, ValueError: see [`read_proposed_split`] and [`read_test_classes`].
@@ -282,12 +282,12 @@ def draw_splits(
     images: list[list[Path]], classes: list[str], zero_shot: ZeroShotSplit, shares: dict[str, float], seed: int
 ) -> dict[str, list[tuple[int, Path]]]:
     """
-    Images of each split, with their labels.
+    Draws the images of each split that are not in one already; gives those of all splits with their labels.
 
     Args:
         images: files of each class.
         classes: names of the classes.
-        zero_shot: split that images have already.
+        zero_shot: the split in which images are already.
         shares: share of the other images of each class that is drawn into a split; what is left over is train.
         seed: random seed of the draw.
     """
@@ -332,7 +332,7 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    Animals with Attributes 2 with its 85 attributes as global concepts.
+    Prepares Animals with Attributes 2 with its 85 attributes as global concepts.
 
     The attributes describe a class, so every image of a class has the same, whether they are to be seen in it or not.
 
@@ -342,12 +342,12 @@ def prepare(
             images of the classes that train does not have. With att_splits.mat and res101.mat its images are the
             published ones, and test_seen holds those of train's classes; else the classes are those of
             testclasses.txt.
-        split_folder: folder of the zero-shot split's att_splits.mat and res101.mat, or testclasses.txt and
-            trainvalclasses.txt, as xlsa17/data/AWA2; None for the archive itself.
+        split_folder: folder with the zero-shot split's att_splits.mat and res101.mat, or testclasses.txt and
+            trainvalclasses.txt, such as xlsa17/data/AWA2; by default the archive itself.
         validation_share: share of each class's images (of each seen class that are for training, for "proposed") that
-            is validation.
-        test_share: share of each class's images that is test; for "instance" alone.
-        seed: of the draw.
+            becomes the validation split.
+        test_share: share of each class's images that becomes the test split; for "instance" alone.
+        seed: random seed of the splits.
 
     Raises:
         FileNotFoundError: for files or images that are missing.

@@ -125,8 +125,8 @@ class Archive:
         labels: class of each image, 0 for class 1.
         train: whether each image is in the official train split.
         boxes: x, y, width, height of each image's bird.
-        places: of each image, x and y of its visible parts by their name.
-        class_shares: per cent of a class's images that show an attribute, (classes, attributes).
+        places: x and y of each image's visible parts, by the part's name.
+        class_shares: percentage of a class's images that show an attribute, (classes, attributes).
     """
 
     root: Path
@@ -145,7 +145,7 @@ class Archive:
 
 
 def _fields(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
-    """Of each line where it is, for errors, and its fields, the last with the rest of the line."""
+    """Gives the place of each line, for errors, and its fields, of which the last takes the rest of the line."""
     for number, line in read_lines(path):
         fields = line.split(None, count - 1)
         where = f"{path}, line {number}"
@@ -172,7 +172,7 @@ def _integer(text: str, where: str, low: int, high: int) -> int:
 
 
 def _by_id(path: Path, count: int, ids: list[int] | None = None) -> dict[int, tuple[str, list[str]]]:
-    """Where a line is, and its fields after the id, by id; `ids` are those that there must be."""
+    """Reads lines by their id: the place, for errors, and the fields after the id. `ids` are those there must be."""
     table: dict[int, tuple[str, list[str]]] = {}
     for where, (key, *fields) in _fields(find_file([path.parent], path.name, HINT), count):
         number = _integer(key, where, 1, 10**9)
@@ -187,7 +187,7 @@ def _by_id(path: Path, count: int, ids: list[int] | None = None) -> dict[int, tu
 
 
 def _names(path: Path) -> list[str]:
-    """Names by their number, which starts at 1 and has no gap."""
+    """Reads names in the order of their numbers, which start at 1 and have no gap."""
     table = _by_id(path, 2)
     if sorted(table) != list(range(1, len(table) + 1)):
         raise ValueError(f"{path} must number its lines from 1 without a gap. {HINT}")
@@ -223,7 +223,7 @@ def read_archive(source: Path) -> Archive:
         ValueError: for a file that is cut off or does not fit the others.
     """
     root = source / "CUB_200_2011" if (source / "CUB_200_2011").is_dir() else source
-    # The archive unpacks attributes.txt beside its folder.
+    # The archive itself unpacks attributes.txt beside CUB_200_2011, not into it.
     attributes_path = find_file([root.parent, root, root / "attributes"], "attributes.txt", HINT)
     attributes = _names(attributes_path)
     groups = {name.split("::")[0] for name in attributes}
@@ -265,19 +265,19 @@ def read_image_attributes(
     archive: Archive, attributes: list[int], min_certainty: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    What `image_attribute_labels.txt` says of the archive's images and of some attributes.
+    Reads from `image_attribute_labels.txt` which images show some attributes.
 
     Args:
-        archive: names the images; lines of others are skipped.
-        attributes: numbers of attributes.txt.
-        min_certainty: from 1, not visible, to 4, definitely.
+        archive: archive with the images; lines of other images are skipped.
+        attributes: numbers of the attributes in attributes.txt.
+        min_certainty: least certainty that counts as known, from 1, not visible, to 4, definitely.
 
     Returns:
         Whether an image shows an attribute, and whether that is known, with at least this certainty; each of shape
         (images, attributes), bool.
 
     Raises:
-        ValueError: for a line that cannot be read, an attribute of an image that is there twice, or is missing.
+        ValueError: for a line that cannot be read, or an attribute of an image that is repeated or missing.
     """
     path = archive.image_attributes
     rows = {str(image): row for row, image in enumerate(archive.images)}
@@ -313,7 +313,7 @@ def read_image_attributes(
 
 
 def clip_box(box: list[float], size: tuple[int, int], where: str) -> list[float]:
-    """The part of a box x, y, width, height in an image of height and width `size`; ValueError where there is none."""
+    """Clips a box x, y, width, height to an image of height and width `size`; ValueError where nothing is left."""
     x, y, width, height = box
     left, top = max(x, 0.0), max(y, 0.0)
     right, bottom = min(x + width, float(size[1])), min(y + height, float(size[0]))
@@ -323,7 +323,7 @@ def clip_box(box: list[float], size: tuple[int, int], where: str) -> list[float]
 
 
 def split_rows(archive: Archive, validation_share: float, seed: int) -> dict[str, np.ndarray]:
-    """Rows of train, validation and official test; validation is the same share of each class's train images."""
+    """Draws the rows of each split: official test, and validation as the same share of each class's train images."""
     rng = np.random.default_rng(seed)
     validation = np.zeros_like(archive.train)
     for label in np.unique(archive.labels):
@@ -342,7 +342,7 @@ class Attributes:
     The attributes that become concepts, in the order of their numbers.
 
     Args:
-        numbers: numbers of attributes.txt.
+        numbers: their numbers in attributes.txt.
         names: their names, such as "has_size::small_(5_-_9_in)".
         shown: whether an image shows an attribute, (images, attributes) bool.
         known: whether that is known, (images, attributes) bool.
@@ -365,7 +365,7 @@ class Attributes:
 
 
 def select_attributes(archive: Archive, concepts: str, min_classes: int, majority: float) -> list[int]:
-    """Numbers of the attributes that become concepts; ValueError where there is none. See [`prepare`]."""
+    """Selects the numbers of the attributes that become concepts, see [`prepare`]; ValueError where there is none."""
     if concepts != "threshold":
         return list(CT_108 if concepts == "ct108" else CBM_112)
     classes_with = (archive.class_shares >= majority).sum(axis=0)
@@ -378,7 +378,7 @@ def select_attributes(archive: Archive, concepts: str, min_classes: int, majorit
 def read_attributes(
     archive: Archive, numbers: list[int], by_image: bool, min_certainty: int, majority: float
 ) -> Attributes:
-    """Which images show the attributes of these numbers, by their own annotations or those of their class."""
+    """Reads which images show the attributes of these numbers, by their own annotations or those of their class."""
     if by_image:
         shown, known = read_image_attributes(archive, numbers, min_certainty)
     else:
@@ -390,7 +390,7 @@ def read_attributes(
 def _rows(
     rows: np.ndarray, archive: Archive, attributes: Attributes, features: Iterable[str], counts: Counter, bar: tqdm
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the images, with the columns `features`; what the card tells of them is added to `counts`."""
+    """Reads rows with the columns `features`; what the card tells of them is added to `counts`."""
     ids, whole, groups = list(archive.images), attributes.whole, attributes.groups
     for row in rows.tolist():
         image, (height, width) = read_image_file(archive.images[ids[row]])
@@ -424,7 +424,7 @@ def _rows(
 def _read_rows(
     archive: Archive, attributes: Attributes, splits: dict[str, np.ndarray], by_image: bool
 ) -> tuple["DatasetDict", Counter]:
-    """The dataset, and the counts of what its card tells."""
+    """Reads the dataset, and counts what its card tells."""
     from datasets import List, Value
 
     names = np.array(attributes.names)
@@ -476,28 +476,28 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    CUB-200-2011 in the schema: global concepts, and points of spatial concepts at visible parts.
+    Prepares CUB-200-2011: global concepts, and points of spatial concepts at visible parts.
 
     Args:
         source: folder into which CUB_200_2011.tgz was unpacked, or the folder CUB_200_2011 in it.
         concepts: ct108 (13 global, 95 spatial; Rigotti et al., ICLR 2022), cbm112 (Koh et al., ICML 2020), or
             threshold: attributes that the majority of a class's images shows, in at least `min_classes` classes.
-        min_classes: classes that the threshold asks for.
-        attributes: what tells whether an image shows an attribute: its own annotation (image), the majority of its
+        min_classes: least number of classes with an attribute, for threshold.
+        attributes: source of whether an image shows an attribute: its own annotation (image), the majority of its
             class (class), or the image's where image_attribute_labels.txt exists, else the class's (auto).
-        min_certainty: annotations of an image that are less certain are not known: 1 not visible, 2 guessing,
-            3 probably, 4 definitely.
-        majority: per cent of a class's images from which on the class has an attribute.
+        min_certainty: least certainty of an image's annotation that counts as known: 1 not visible, 2 guessing, 3
+            probably, 4 definitely.
+        majority: percentage of a class's images that must show an attribute for the class to have it.
         validation_share: share of each class's official train images that becomes the validation split, 0 for none.
-        seed: of the validation split.
+        seed: random seed of the validation split.
 
     Returns:
         Splits train, validation and official test, each in the order of the ids in images.txt.
 
     Raises:
         FileNotFoundError: for a missing file or image.
-        ValueError: for a file that cannot be read or is cut off, an id that is there twice, files that do not fit each
-            other, a box wholly outside its image, or an option out of range.
+        ValueError: for a file that cannot be read or is cut off, a repeated id, files that do not fit each other, a
+            box wholly outside its image, or an option out of range.
     """
     if concepts not in SELECTIONS:
         raise ValueError(f"concepts must be {', '.join(SELECTIONS)}; got {concepts!r}.")

@@ -33,7 +33,7 @@ from .archive import check_shares, dataset_from_splits, draw, sizes_in_words
 
 CLASSES = ["no tumour", "tumour"]
 
-# In the order of the label volumes' values: 1 is kidney, 2 is tumour.
+# In the order of their values in the label volumes.
 CONCEPTS = ["kidney", "tumour"]
 KIDNEY, TUMOUR = 1, 2
 
@@ -60,12 +60,12 @@ CITATION = """```bibtex
 @dataclass(frozen=True)
 class SliceOptions:
     """
-    Which slices are read, and which radiodensities their pictures show.
+    Slices to read, and the window of radiodensities that their pictures show.
 
     Args:
-        centre: of the window in Hounsfield units (HU), shown as medium grey.
-        width: of the window in HU, above 0: from black to white.
-        every: every how manieth slice of a patient is read, 1 or more.
+        centre: centre of the window in Hounsfield units (HU), shown as medium grey.
+        width: width of the window in HU, above 0, from black to white.
+        every: step between the slices of a patient that are read, 1 or more.
         only_annotated: whether slices without kidney and tumour are left out.
     """
 
@@ -75,7 +75,7 @@ class SliceOptions:
     only_annotated: bool
 
     def grey(self, density: np.ndarray) -> np.ndarray:
-        """Greys 0 to 255 (uint8) of densities in HU."""
+        """Turns densities in HU into greys 0 to 255 (uint8)."""
         low = self.centre - self.width / 2
         return np.round(np.clip((density - low) / self.width, 0, 1) * 255).astype(np.uint8)
 
@@ -90,7 +90,6 @@ class Slice:
     mask: np.ndarray
 
 
-# Reads the slices of a patient.
 SliceReader = Callable[[], Iterator[Slice]]
 
 
@@ -105,7 +104,7 @@ def _check_mask(values: np.ndarray, where: str) -> np.ndarray:
 
 def read_volume(path: Path) -> np.ndarray:
     """
-    A volume as `(slices, height, width)`, in the orientation of the archive's volumes.
+    Reads a volume as `(slices, height, width)`, in the orientation of the archive's volumes.
 
     Volumes that are stored otherwise are turned by their affine. The identity says nothing about how a patient lay:
     such a volume is taken as it is.
@@ -140,11 +139,11 @@ def read_volume(path: Path) -> np.ndarray:
 
 def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterator[Slice]:
     """
-    Slices of a case with imaging.nii.gz and segmentation.nii.gz; those left out are counted in `left_out`.
+    Reads the slices of a case with imaging.nii.gz and segmentation.nii.gz; `left_out` counts those left out.
 
     Raises:
         FileNotFoundError: for one of the two that is missing.
-        ValueError: for volumes that cannot be read, have different shapes, or values that cannot be.
+        ValueError: for volumes that cannot be read, have different shapes, or impossible values.
     """
     mask = _check_mask(read_volume(folder / "segmentation.nii.gz"), str(folder / "segmentation.nii.gz"))
     density = read_volume(folder / "imaging.nii.gz")
@@ -163,12 +162,12 @@ def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterato
 
 def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
     """
-    The mask of a slice as `(height, width)` uint8: 0 neither, 1 kidney, 2 tumour.
+    Reads the mask of a slice as `(height, width)` uint8: 0 neither, 1 kidney, 2 tumour.
 
     Args:
-        path: an image of one channel with these values, or a coloured one: black, red and blue.
-        kidney_colour: "blue" or "red"; the other one is tumour. Nothing in the file tells them apart: the organ on
-            both sides of the spine is the kidney. (The challenge's own script draws kidneys red.)
+        path: image of one channel with these values, or a coloured one: black, red and blue.
+        kidney_colour: colour of the kidney, "blue" or "red"; the other one is tumour. Nothing in the file tells them
+            apart: the organ on both sides of the spine is the kidney. (The challenge's own script draws kidneys red.)
 
     Raises:
         FileNotFoundError: for a file that is missing.
@@ -195,11 +194,11 @@ def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
 
 def list_slices(folder: Path) -> dict[str, list[tuple[int, str]]]:
     """
-    Numbers and file names of each patient's slices, in order, in a folder with images/ and masks/.
+    Lists numbers and file names of each patient's slices, in order, in a folder with images/ and masks/.
 
     Raises:
         FileNotFoundError: for no images, or images without mask or the other way round.
-        ValueError: for names other than PATIENT_SLICE.png, or a slice that is there twice.
+        ValueError: for names other than PATIENT_SLICE.png, or a repeated slice.
     """
     images, masks = ({path.name for path in (folder / name).glob("*.png")} for name in ("images", "masks"))
     if not images:
@@ -231,7 +230,7 @@ def read_patient(
     left_out: Counter,
 ) -> Iterator[Slice]:
     """
-    Slices of a patient that are stored as PNG, greys as they are; those left out are counted in `left_out`.
+    Reads the slices of a patient that are stored as PNG, greys as they are; `left_out` counts those left out.
 
     Raises:
         FileNotFoundError, ValueError: see [`read_mask`]; for a mask of another size than its image.
@@ -252,7 +251,7 @@ def read_patient(
 
 def split_patients(patients: list[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
     """
-    Patients drawn into train, validation and test, none into two. Two make no validation, one makes train alone.
+    Draws patients into train, validation and test, each into one. Two make no validation, one makes train alone.
 
     Raises:
         ValueError: for shares that leave nobody to train on.
@@ -272,7 +271,7 @@ def split_patients(patients: list[str], validation_share: float, test_share: flo
 
 
 def _cases(root: Path) -> tuple[list[Path], int, int]:
-    """Cases with both volumes, the number of those without segmentation, and of those that kits.json names."""
+    """Lists the cases with both volumes, and counts those without segmentation and those that kits.json names."""
     folders = sorted(path for path in root.glob("case_*") if path.is_dir())
     labelled = [folder for folder in folders if (folder / "segmentation.nii.gz").is_file()]
     for folder in labelled:
@@ -310,7 +309,7 @@ def _find(source: Path, layout: str) -> tuple[str, Path]:
 def _readers(
     source: Path, root: Path, layout: str, options: SliceOptions, kidney_colour: str, left_out: Counter
 ) -> tuple[dict[str, SliceReader], list[str]]:
-    """What reads the slices of each patient, and notes on files that are left out."""
+    """Finds the reader of each patient's slices; notes on files that are left out come with them."""
     notes = []
     if layout == "volumes":
         cases, unlabelled, described = _cases(root)
@@ -335,7 +334,7 @@ def _readers(
 
 
 def _rows(split: str, patients: list[str], readers: dict[str, SliceReader], seen: Counter) -> Iterator[dict[str, Any]]:
-    """Rows of the slices of some patients, whose classes are counted in `seen`."""
+    """Reads the slices of some patients as rows, whose classes are counted in `seen`."""
     for patient in tqdm(patients, desc=f"Reading {split}", unit="patient", leave=False):
         for item in readers[patient]():
             present = [i for i in range(len(CONCEPTS)) if (item.mask == i + 1).any()]
@@ -377,20 +376,22 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    KiTS19 as axial slices, to be told apart as with or without tumour, with kidney and tumour as masks.
+    Prepares KiTS19 as axial slices with or without tumour, which are the classes, with kidney and tumour as masks.
 
     Args:
-        source: the folder of the cases, or of slices with their masks.
-        layout: "volumes", "slices", or "auto" for volumes where there are any with imaging, else slices.
-        centre: of the window, in Hounsfield units; volumes only.
-        width: of the window, in Hounsfield units. The default shows the soft tissue of the abdomen; volumes only.
-        every: reads every how manieth slice of a patient.
-        only_annotated: whether slices without kidney and tumour are left out. Else the class could be told by the
-            part of the body, without a look at the kidney.
-        kidney_colour: of slices with coloured masks, see [`read_mask`].
-        validation_share: share of the patients, at least one of three or more.
-        test_share: share of the patients, at least one of two or more.
-        seed: of the draw.
+        source: folder of the cases, or of slices with their masks.
+        layout: layout of the folder, "volumes", "slices", or "auto" for volumes where there are any with imaging, else
+            slices.
+        centre: centre of the window in Hounsfield units; for volumes alone.
+        width: width of the window in Hounsfield units; for volumes alone. The default shows the abdomen's soft tissue.
+        every: step between the slices of a patient that are read, 1 or more.
+        only_annotated: whether slices without kidney and tumour are left out. Otherwise the part of the body, without
+            a look at the kidney, would tell the class.
+        kidney_colour: colour of the kidney in slices with coloured masks, see [`read_mask`].
+        validation_share: share of the patients whose slices become the validation split, at least one of three or
+            more.
+        test_share: share of the patients whose slices become the test split, at least one of two or more.
+        seed: random seed of the splits.
 
     Raises:
         FileNotFoundError: for files that are missing.
@@ -398,7 +399,7 @@ def prepare(
         ValueError: for files that contradict each other, or options out of range.
 
     Warns:
-        UserWarning: for one patient alone, who is all in train.
+        UserWarning: for a single patient, whose slices are all in train.
     """
     from datasets import Value
 

@@ -36,7 +36,7 @@ concept: `mask` holds digit + 1 there and 0 elsewhere, and the names of its conc
 
 
 def _shards(source: Path) -> dict[str, list[Path]]:
-    """The parquet files of both splits, all of them, in one folder."""
+    """Finds the parquet files of both splits, all of them in one folder."""
     if not source.is_dir():
         raise FileNotFoundError(f"There is no folder {source}: give the one that holds MNIST's parquet files.")
     found: dict[str, list[Path]] = {"train": [], "test": []}
@@ -58,7 +58,7 @@ def _shards(source: Path) -> dict[str, list[Path]]:
 
 
 def _read(paths: list[Path]) -> tuple[list[bytes], np.ndarray]:
-    """Image files and digits."""
+    """Reads image files and digits."""
     import pyarrow
     import pyarrow.parquet
 
@@ -80,7 +80,7 @@ def _read(paths: list[Path]) -> tuple[list[bytes], np.ndarray]:
 
 
 def _ink(image: bytes, digit: int, where: str) -> dict[str, Any]:
-    """The mask of a digit as a cell of an Image column."""
+    """Makes the mask of a digit from its image file."""
     with opened_image(io.BytesIO(image), f"The image of {where}", "download the dataset again.") as opened:
         pixels = np.asarray(opened.convert("L"))
     return ink_cell(pixels, digit)
@@ -107,14 +107,14 @@ def _build(images: list[bytes], digits: np.ndarray, rows: np.ndarray, ink: bool,
 
 def prepare(source: Path, *, validation_size: int = 5000, ink: bool = True, seed: int = 0) -> PreparedDataset:
     """
-    Concept-MNIST in the schema: even or odd, the digit as a global concept, its ink as a spatial one.
+    Prepares Concept-MNIST: even or odd, the digit as a global concept, its ink as a spatial one.
 
     Args:
         source: folder with train-00000-of-00001.parquet and test-00000-of-00001.parquet, as the Hub has them
             (`ylecun/mnist`), at any depth.
         validation_size: images of the train split that become the validation split, stratified by digit; 0 for none.
         ink: whether to write `mask`. Without it there are global concepts only.
-        seed: of the validation split.
+        seed: random seed of the validation split.
 
     Returns:
         Splits train (55,000), validation (5,000) and official test (10,000), each in the order of the official file,

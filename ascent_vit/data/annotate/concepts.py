@@ -16,9 +16,9 @@ class DetectedConcept:
     A concept to look for.
 
     Args:
-        name: as it will stand in the dataset.
-        prompt: what the detector is asked for.
-        threshold: boxes are kept whose score is above it, 0 to 1.
+        name: name of the concept in the dataset.
+        prompt: words that the detector is asked for.
+        threshold: score above which a box is kept, 0 to 1.
     """
 
     name: str
@@ -43,7 +43,7 @@ def _concept(name: str, entry: Any, threshold: float, path: Path) -> DetectedCon
 
 
 def _yaml_entries(text: str, path: Path) -> list[tuple[str, Any]]:
-    """Names and entries of a YAML file. Names stay as they are typed, such as `no` and `1`, also those there twice."""
+    """Reads names and entries of YAML. Names stay as they are typed, such as `no` and `1`, also repeated ones."""
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
@@ -60,20 +60,20 @@ def _yaml_entries(text: str, path: Path) -> list[tuple[str, Any]]:
 
 def read_concepts(path: str | Path, threshold: float = 0.2) -> list[DetectedConcept]:
     """
-    Concepts of a file.
+    Reads the concepts to look for from a file.
 
     Args:
-        path: text with one concept per line, or YAML (.yaml, .yml) that maps each concept to nothing or to its
+        path: text file with one concept per line, or YAML (.yaml, .yml) that maps each concept to nothing or to its
             `prompt` (by default its name) and `threshold`, as in `beak: {prompt: a bird's beak, threshold: 0.3}`.
-        threshold: of the concepts without their own, 0 to 1.
+        threshold: threshold of the concepts without their own, 0 to 1.
 
     Returns:
         The concepts in the order of the file.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
-        ValueError: for a file without concepts or in another encoding than UTF-8, a concept or prompt that is there
-            twice, or a threshold outside 0 to 1.
+        ValueError: for a file without concepts or in another encoding than UTF-8, a repeated concept or prompt, or a
+            threshold outside 0 to 1.
     """
     path = Path(path)
     if not 0 <= threshold <= 1:

@@ -34,12 +34,12 @@ class Annotations:
     What a detector found in a dataset.
 
     Args:
-        dataset: with the column objects.
-        concepts: that were looked for, in the order of their ids.
-        images: images per split.
-        empty: images without any box, per split.
-        boxes: boxes per concept.
-        images_with: images that show the concept, per concept.
+        dataset: the dataset with its column `objects`.
+        concepts: concepts that were looked for, in the order of their ids.
+        images: number of images, by split.
+        empty: number of images without any box, by split.
+        boxes: number of boxes, by concept.
+        images_with: number of images that show the concept, by concept.
     """
 
     dataset: "DatasetDict"
@@ -61,7 +61,7 @@ def _without_spatial(dataset: "DatasetDict", name: str, replace: bool) -> "Datas
 
 
 def _with_objects(split: "Dataset", objects: list[dict[str, list]], concepts: Sequence[DetectedConcept]) -> "Dataset":
-    """The split with the column, after those of the schema that come before it."""
+    """Adds the column `objects`, after those of the schema that come before it."""
     from datasets import List, Value
 
     names = [concept.name for concept in concepts]
@@ -91,7 +91,7 @@ def _count(dataset: "DatasetDict", concepts: list[DetectedConcept]) -> Annotatio
 
 
 def describe(annotations: Annotations, dataset: str, detector: str, version: str, iou: float) -> str:
-    """Markdown for the card: that a model made the annotations, which one, thresholds, and what it found."""
+    """Describes the annotations in Markdown: that a model made them, which one, its thresholds, and what it found."""
     lines = [
         f"Images and classes are those of {code_span(dataset)}, whose licence holds for them.",
         "",
@@ -116,13 +116,13 @@ def describe(annotations: Annotations, dataset: str, detector: str, version: str
 
 
 def _shown_name(name_or_path: str) -> str:
-    """A Hub id as it is, a folder by its last part: where it lay says nothing to others."""
+    """A Hub id as it is, a folder by its last part: where it lies on this machine says nothing to others."""
     folder = Path(name_or_path).expanduser()
     return folder.resolve().name if folder.is_dir() else name_or_path
 
 
 def _write(annotations: Annotations, output: Path, settings: Mapping[str, Any], command: str | None) -> None:
-    """The dataset's parquet files, its card and its review sheet, all of them or none."""
+    """Writes parquet files, card and review sheet, all of them or none."""
     from ascent_vit.utils.figures import write_figure
 
     facts = (settings[key] for key in ("dataset", "detector", "detector_version", "iou"))
@@ -159,26 +159,27 @@ def annotate_dataset(
     a card, and `review.png` with boxes of every concept from the lowest kept score to the highest.
 
     Args:
-        name_or_path: a concept dataset as for [`load_concept_dataset`]; image and label are enough.
-        concepts: what to look for, see [`read_concepts`].
-        detector: Hub id or folder of an OWL-ViT, OWLv2 or Grounding DINO model with its processor.
-        output: folder to write; new or empty.
-        iou: of two boxes of a concept that overlap by more than this, the one of the lower score is dropped. 1 keeps
-            all.
+        name_or_path: Hub id or folder of a concept dataset, see [`load_concept_dataset`]; image and label are enough.
+        concepts: concepts to look for, see [`read_concepts`].
+        detector: Hub id or folder of an OWL-ViT, OWLv2 or Grounding DINO model, with its tokenizer and image
+            processor.
+        output: folder to write, new or empty.
+        iou: intersection over union above which the lower-scoring of two boxes of a concept is dropped; 1 keeps all.
         batch_size: pairs of image and concept per forward pass.
         resume: whether to go on with an unfinished run. Without one, it starts.
         replace: whether to drop objects, points and mask that the dataset has.
-        rows_per_shard: images after which what was found is kept.
+        rows_per_shard: number of images after which what was found is kept.
         dataset_options: further arguments of [`load_concept_dataset`].
-        command: for the card, the command that does this.
+        command: command that does this, for the card.
 
     Returns:
         The dataset with the column `objects` (bbox x, y, width, height; category; score), and its counts.
 
     Raises:
+        NotADirectoryError: for an `output` that is a file.
         FileExistsError: for an `output` that is not empty, or an unfinished run without `resume`.
         FileNotFoundError: for a dataset or detector that cannot be read.
-        ValueError: for other settings or images than those of the run to go on with, a dataset that has spatial
+        ValueError: for settings or images that differ from those of the unfinished run, a dataset that has spatial
             annotations without `replace`, an image that cannot be read, or a model of another kind.
     """
     from datasets import DatasetDict

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import ZeroShotObjectDetectionPipeline
 
-# Detectors that were trained on lower-case phrases, each ended by a full stop.
+# Detectors that were trained on lower-case phrases, each ended by a full stop, and fail on others.
 PHRASE_DETECTORS = ("grounding-dino", "mm-grounding-dino")
 
 
@@ -48,11 +48,11 @@ def _check_prompts(
 
 def load_detector(name_or_path: str, concepts: Sequence[DetectedConcept]) -> "ZeroShotObjectDetectionPipeline":
     """
-    The pipeline of an open-vocabulary detector, on the first GPU where there is one.
+    Loads an open-vocabulary detector as a pipeline, on the first GPU where there is one.
 
     Args:
-        name_or_path: a Hub id or folder, of OWL-ViT, OWLv2 or Grounding DINO.
-        concepts: whose prompts it must be able to read.
+        name_or_path: Hub id or folder of an OWL-ViT, OWLv2 or Grounding DINO model.
+        concepts: concepts whose prompts it must be able to read.
 
     Raises:
         FileNotFoundError: for a detector that cannot be read.
@@ -87,7 +87,7 @@ def load_detector(name_or_path: str, concepts: Sequence[DetectedConcept]) -> "Ze
 
 
 def detector_version(name_or_path: str, detector: "ZeroShotObjectDetectionPipeline") -> str:
-    """The Hub's commit, or a digest of a folder's files."""
+    """The version of a detector: the Hub's commit, or a digest of its folder's files."""
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
         return str(getattr(detector.model.config, "_commit_hash", None) or "main")
@@ -112,14 +112,14 @@ def _detections(
     threshold: float,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The pipeline's detections per image. A batch holds pairs of image and prompt."""
-    # The pipeline takes generators, which its annotations leave out.
+    """Gives the pipeline's detections per image. A batch holds pairs of image and prompt."""
+    # A pipeline takes generators too, but its type hints do not say so.
     run: Any = detector
     inputs = ({"image": image, "candidate_labels": prompts} for image in images)
     if _has_one_size(detector.image_processor):
         yield from run(inputs, threshold=threshold, batch_size=batch_size)
         return
-    # Images of several sizes fit into no batch: each has its own, of one pair per prompt.
+    # Images of several sizes fit into no common batch: each has its own, of one pair per prompt.
     for one in inputs:
         yield from run((item for item in [one]), threshold=threshold, batch_size=batch_size)
 
@@ -132,15 +132,15 @@ def keep_boxes(
     iou: float = 0.5,
 ) -> dict[str, list]:
     """
-    The annotation that an image's detections make.
+    Turns the detections of an image into its annotation.
 
     Args:
-        detections: of the pipeline: `score`, `label` (one of the prompts), `box` (`xmin`, `ymin`, `xmax`, `ymax`).
+        detections: the pipeline's detections: `score`, `label` (one of the prompts), `box` (`xmin`, `ymin`, `xmax`,
+            `ymax`).
         size: height and width of the image in pixels; boxes are clipped to it.
-        prompts: one per concept.
-        thresholds: one per concept; a box stays whose score is above it.
-        iou: of two boxes of a concept that overlap by more than this intersection over union, the one of the lower
-            score is dropped.
+        prompts: prompt of each concept.
+        thresholds: score above which a box is kept, of each concept.
+        iou: intersection over union above which the lower-scoring of two boxes of a concept is dropped.
 
     Returns:
         `bbox` (x, y, width, height in pixels), `category` (the concept's number) and `score`, highest score first.
@@ -177,13 +177,13 @@ def detect_concepts(
     batch_size: int = 8,
 ) -> Iterator[dict[str, list]]:
     """
-    The annotation of each image, one after another, as [`keep_boxes`] makes it.
+    Runs a detector over images; gives the annotation of each in turn, as [`keep_boxes`] makes it.
 
     Args:
         detector: pipeline of [`load_detector`].
-        images: RGB images, read as they are needed.
+        images: RGB images, taken as they are needed.
         concepts: concepts to look for.
-        iou: see [`keep_boxes`].
+        iou: intersection over union above which a box is dropped, see [`keep_boxes`].
         batch_size: pairs of image and concept per forward pass.
     """
     prompts = [_detector_prompt(concept, detector.model.config.model_type) for concept in concepts]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from matplotlib.figure import Figure
 
-# Pictures of a review sheet: at least and, with many concepts, at most.
+# Number of pictures of a review sheet: at least and, with many concepts, at most.
 REVIEW_PICTURES = (24, 96)
 REVIEW_COLUMNS = 6
 BOX_COLOR, CHOSEN_COLOR = "#fdb863", "#e66101"
@@ -23,7 +23,7 @@ BOX_COLOR, CHOSEN_COLOR = "#fdb863", "#e66101"
 
 def choose_review(dataset: "DatasetDict", num_concepts: int) -> list[tuple[str, int, int]]:
     """
-    Boxes for a review sheet: of each concept the lowest kept score first, then evenly up to the highest.
+    Chooses boxes for a review sheet: of each concept the lowest kept score first, then evenly up to the highest.
 
     Returns:
         Split, row and place in the row's objects, concept by concept.
@@ -46,7 +46,7 @@ def choose_review(dataset: "DatasetDict", num_concepts: int) -> list[tuple[str, 
 
 
 def draw_review(dataset: "DatasetDict", concepts: Sequence[DetectedConcept]) -> "Figure":
-    """A sheet of pictures: the box that a picture is there for, thick, named above with its score; the others thin."""
+    """Draws a sheet of pictures: the box that a picture shows is thick, named above it with its score; others thin."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 

@@ -38,7 +38,7 @@ def open_work(work: Path, settings: dict[str, Any], resume: bool) -> None:
 
 
 def _images_digest(cells: Iterable[Mapping[str, Any]]) -> str:
-    """Digest of the stored images, by which an interrupted run knows that they are still the same."""
+    """A digest of the stored images, by which a run that goes on knows that they are still the same."""
     digest = hashlib.sha256()
     for cell in cells:
         content = Path(cell["path"]).read_bytes() if cell["bytes"] is None else cell["bytes"]
@@ -72,15 +72,15 @@ def detect_split(
     split: "Dataset", name: str, detect: "Detect", work: Path, rows_per_shard: int, bar: tqdm
 ) -> list[dict[str, list]]:
     """
-    Annotations of a split, one for each row; those of finished shards are read from their files.
+    Detects concepts in a split, row by row; the annotations of finished shards are read from their files.
 
     Args:
-        split: split with images.
+        split: split whose images are looked at.
         name: name of the split, for files and errors.
-        detect: gives the annotation of each image, one after another.
-        work: folder of the finished shards, see [`open_work`].
-        rows_per_shard: images after which what was found is kept.
-        bar: progress bar of images.
+        detect: function that gives the annotation of each image in turn.
+        work: folder of finished shards, see [`open_work`].
+        rows_per_shard: number of images after which what was found is kept.
+        bar: progress bar, counted in images.
 
     Raises:
         ValueError: for a row without an image, an image that cannot be read, or images that are no longer those of a
