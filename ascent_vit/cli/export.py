@@ -48,7 +48,7 @@ def export(
         from torch.utils.data import DataLoader
 
         from ascent_vit.data import ConceptCollator, load_concept_dataset
-        from ascent_vit.data.loading import COLUMNS
+        from ascent_vit.data.schema import COLUMNS
         from ascent_vit.evaluation.dataset import check_names
 
         dataset_options = read_dataset_options(options or ())

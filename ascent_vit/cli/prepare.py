@@ -16,7 +16,7 @@ from ascent_vit.utils.types import describe, fits
 
 
 if TYPE_CHECKING:
-    from ascent_vit.data.schema import PreparedDataset
+    from ascent_vit.data.prepared import PreparedDataset
 
 
 def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def prepare(
         check_new_folder(output)
 
     from ascent_vit.data.adapters import load_adapter
-    from ascent_vit.data.schema import validate_dataset
+    from ascent_vit.data.checks import validate_dataset
 
     adapter = load_adapter(name)
     options = read_options(name, adapter, option or ())

@@ -8,18 +8,13 @@ from .augmentation import (
     ConceptAugmenter,
     EpochSampler,
 )
+from .batches import CachedConceptDataset, ConceptCollator, cached_bytes
 from .card import dataset_card, write_dataset
+from .checks import check_concepts, validate_dataset
 from .digits import load_digits_dataset
-from .loading import (
-    CachedConceptDataset,
-    ConceptCollator,
-    annotation_from_row,
-    cached_bytes,
-    check_concepts,
-    concepts_from_features,
-    load_concept_dataset,
-)
-from .schema import PreparedDataset, concept_features, validate_dataset
+from .loading import load_concept_dataset
+from .prepared import PreparedDataset
+from .schema import annotation_from_row, concept_features, concepts_from_features
 
 
 __all__ = [

@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask, read_placed
+from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask
 from modeling_ascent_vit.image_inputs_ascent_vit import rgb_array
 
+from .schema import COORDINATES, GLOBAL_COLUMNS, placed_concepts
 
-# Boxes narrower than this many pixels are empty: rounding leaves slivers along the edges of a crop.
+
+# Boxes narrower than this, in pixels, count as empty: rounding leaves slivers along the edges of a crop.
 SMALLEST_SIDE = 0.01
 
 CROP_ATTEMPTS = 10
@@ -34,20 +36,20 @@ def _is_number(value: Any) -> bool:
 @dataclass(frozen=True)
 class Augmentation:
     """
-    What is drawn for each training image, in this order: flip, rotation, crop, colour. Nothing by default.
+    Random changes to each training image, in this order: flip, rotation, crop, colour. None by default.
 
     Args:
         horizontal_flip: probability of a mirror image.
-        rotation: degrees, from 0 to 180; the angle is drawn from [-rotation, rotation]. The image keeps its size, and
-            corners that come from outside are black and not annotated. A box becomes the upright hull of its turned
-            corners, so it may cover more than the object; points and masks turn exactly.
+        rotation: largest angle in degrees, from 0 to 180; the angle is drawn from [-rotation, rotation]. The image
+            keeps its size, and corners that come from outside are black and not annotated. A box becomes the upright
+            hull of its turned corners, so it may cover more than the object; points and masks turn exactly.
         crop_scale: least and greatest share of the image's area in a crop, above 0 and at most 1; None for no crop.
             What is cropped is resized by the image processor.
         crop_ratio: least and greatest width / height of a crop.
-        brightness: from 0 on; a factor is drawn from [1 - brightness, 1 + brightness], not below 0.
-        contrast: likewise.
-        saturation: likewise.
-        hue: from 0 to 0.5; the shift is drawn from [-hue, hue] turns of the colour circle.
+        brightness: strength, 0 or more; a factor is drawn from [1 - brightness, 1 + brightness], not below 0.
+        contrast: strength, as for brightness.
+        saturation: strength, as for brightness.
+        hue: strength from 0 to 0.5; the shift is drawn from [-hue, hue] turns of the colour circle.
         flip_pairs: pairs of concept names that change places in a mirror image, as left and right wing do.
 
     Raises:
@@ -109,7 +111,7 @@ class Augmentation:
         return swap
 
     def check_names(self, global_concepts: list[str], spatial_concepts: list[str]) -> None:
-        """ValueError for a pair that no stream has, or of which a stream has one name only."""
+        """Raises ValueError for a pair that no stream has, or of which a stream has one name alone."""
         for first, second in self.flip_pairs:
             streams = [names for names in (global_concepts, spatial_concepts) if first in names or second in names]
             if not streams:
@@ -132,8 +134,8 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
 
 def _adjust_contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
     """
-    Contrast as torchvision's, with the mean grey summed in integers: that of floats depends on the number of threads,
-    which differs between workers and the main process.
+    Adjusts contrast as torchvision does, but sums the mean grey in integers: a sum of floats depends on the number of
+    threads, which differs between workers and the main process.
     """
     from torchvision.transforms.v2 import functional
 
@@ -147,7 +149,7 @@ class ConceptAugmenter:
     Augments rows of a concept dataset.
 
     Args:
-        options: what to draw.
+        options: changes to draw.
         global_concepts: names of the dataset's global concepts.
         spatial_concepts: names of the dataset's spatial concepts.
 
@@ -168,14 +170,14 @@ class ConceptAugmenter:
 
     def __call__(self, row: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """
-        One random view of a row.
+        Draws a random view of a row.
 
         A point stands for the pixel it lies in and becomes its centre. Points that leave the image are dropped; boxes
         are clipped to it and dropped when nothing is left. Global concepts stay as they are, but for `flip_pairs`.
 
         Args:
-            row: with an image, PIL or `(3, height, width)` uint8, and any of the schema's annotation columns.
-            rng: is drawn from.
+            row: row with an image, PIL or `(3, height, width)` uint8, and any of the schema's annotation columns.
+            rng: random generator of the view.
 
         Returns:
             The row with image `(3, height, width)` uint8, mask `(height, width)`, and `objects` and `points` as dicts
@@ -184,23 +186,41 @@ class ConceptAugmenter:
         Raises:
             ValueError: for annotations that the image processor would refuse.
         """
+        parts, ids = self._parts(row)
+        parts, flipped = self._move(parts, rng)
+        height, width = parts["image"].shape[-2:]
+        image = self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()
+        augmented = dict(row) | {"image": image}
+        for column in GLOBAL_COLUMNS:
+            if flipped and row.get(column) is not None:
+                concepts = read_ids(row[column], len(self.global_swap), column)
+                augmented[column] = self.global_swap[concepts].tolist()
+        start = 0
+        for column, of_column in ids.items():
+            moved = parts["boxes"][start : start + len(of_column)].as_subclass(torch.Tensor).numpy()
+            start += len(of_column)
+            concepts = self.spatial_swap[of_column] if flipped else of_column
+            augmented[column] = self._place(column, moved, concepts, height, width)
+        if "mask" in parts:
+            mask = parts["mask"].as_subclass(torch.Tensor).numpy()
+            augmented["mask"] = self._swap_mask(mask) if flipped else np.ascontiguousarray(mask)
+        return augmented
+
+    def _parts(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Image, boxes and mask as torchvision's tensors, which move together; and the boxes' ids by column."""
         from torchvision import tv_tensors
-        from torchvision.transforms.v2 import InterpolationMode, functional
 
         pixels = rgb_pixels(row["image"]) if isinstance(row["image"], Image.Image) else row["image"]
         image = tv_tensors.Image(torch.from_numpy(pixels))
         height, width = image.shape[-2:]
         parts: dict[str, Any] = {"image": image}
-        placed = {
-            column: items
-            for column in ("objects", "points")
-            if (items := self._read(row, column, height, width)) is not None
-        }
+        placed = placed_concepts(row, self.num_spatial_concepts)
         if placed:
             # Points are the boxes of their pixels: torchvision's KeyPoints count from pixel centres in a flip and from
             # edges elsewhere, which is off by one.
+            boxes = [self._boxes(column, values, height, width) for column, (values, _) in placed.items()]
             parts["boxes"] = tv_tensors.BoundingBoxes(
-                torch.from_numpy(np.concatenate([boxes for boxes, _ in placed.values()])),
+                torch.from_numpy(np.concatenate(boxes)),
                 format="XYXY",
                 canvas_size=(height, width),
                 clamping_mode=None,
@@ -209,6 +229,11 @@ class ConceptAugmenter:
             mask, _ = read_mask(row["mask"], (height, width), self.num_spatial_concepts, "mask")
             kind = np.uint8 if mask.dtype == np.uint8 else np.int32
             parts["mask"] = tv_tensors.Mask(torch.from_numpy(mask.astype(kind)))
+        return parts, {column: ids for column, (_, ids) in placed.items()}
+
+    def _move(self, parts: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], bool]:
+        """Flips, turns and crops the parts at random; tells whether they were flipped."""
+        from torchvision.transforms.v2 import InterpolationMode, functional
 
         options = self.options
         flipped = rng.random() < options.horizontal_flip
@@ -222,36 +247,14 @@ class ConceptAugmenter:
                 for name, part in parts.items()
             }
         if options.crop_scale is not None:
+            height, width = parts["image"].shape[-2:]
             crop = self._draw_crop(height, width, rng)
             parts = {name: functional.crop(part, *crop) for name, part in parts.items()}
-            height, width = crop[2:]
+        return parts, flipped
 
-        augmented = dict(row) | {"image": self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()}
-        for column in ("concepts", "unknown_concepts"):
-            if flipped and row.get(column) is not None:
-                ids = read_ids(row[column], len(self.global_swap), column)
-                augmented[column] = self.global_swap[ids].tolist()
-        start = 0
-        for column, (boxes, ids) in placed.items():
-            moved = parts["boxes"][start : start + len(boxes)].as_subclass(torch.Tensor).numpy()
-            start += len(boxes)
-            augmented[column] = self._place(column, moved, self.spatial_swap[ids] if flipped else ids, height, width)
-        if "mask" in parts:
-            mask = parts["mask"].as_subclass(torch.Tensor).numpy()
-            augmented["mask"] = self._swap_mask(mask) if flipped else np.ascontiguousarray(mask)
-        return augmented
-
-    def _read(
-        self, row: Mapping[str, Any], column: str, height: int, width: int
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Boxes `(n, 4)` as left, top, right, bottom, of points the boxes of their pixels, and ids `(n,)`."""
-        if row.get(column) is None:
-            return None
-        key, names = ("bbox", "x, y, width, height") if column == "objects" else ("xy", "x, y")
-        items = read_placed(row[column], key, names, self.num_spatial_concepts, column)
-        if items is None:
-            return None
-        values, ids = items
+    @staticmethod
+    def _boxes(column: str, values: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Boxes `(n, 4)` as left, top, right, bottom, clipped to the image; those of points are their pixels."""
         if column == "points":
             boxes = np.concatenate([np.floor(values), np.floor(values) + 1], axis=1)
         else:
@@ -259,14 +262,15 @@ class ConceptAugmenter:
         boxes = boxes.clip(0, [width, height] * 2)
         empty = (boxes[:, :2] >= boxes[:, 2:]).any(axis=1)
         if empty.any():
+            key, names = COORDINATES[column]
             raise ValueError(
                 f"{column}.{key} must lie in the image, width {width} and height {height}; "
                 f"got [{names}] = {values[empty][0].tolist()}."
             )
-        return boxes, ids
+        return boxes
 
     def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width in pixels; where no drawn crop fits, the largest one with an allowed ratio."""
+        """Draws a crop: top, left, height, width in pixels. Where none fits, the largest one with an allowed ratio."""
         assert self.options.crop_scale is not None
         low, high = self.options.crop_ratio
         for _ in range(CROP_ATTEMPTS):
@@ -297,7 +301,7 @@ class ConceptAugmenter:
 
     @staticmethod
     def _place(column: str, boxes: np.ndarray, ids: np.ndarray, height: int, width: int) -> dict[str, list]:
-        """A column of the schema from boxes that may lie outside the image."""
+        """Turns boxes, which may lie outside the image, back into a column of the schema."""
         if column == "points":
             points = (boxes[:, :2] + boxes[:, 2:]) / 2
             inside = ((points >= 0) & (points < [width, height])).all(axis=1)
@@ -320,11 +324,11 @@ class AugmentedConceptDataset(torch.utils.data.Dataset):
     A split with random access whose rows are augmented, to be indexed by [`EpochSampler`].
 
     Args:
-        dataset: a split of a concept dataset.
-        augmenter: draws the views.
-        seed: of what is drawn.
-        memory: bytes for decoded images and masks; as many rows as fit, from the first on, are decoded once and kept.
-            Worker processes share them where the system forks processes.
+        dataset: split of a concept dataset, with random access.
+        augmenter: augmenter that draws the views.
+        seed: random seed of the views.
+        memory: size in bytes of the store of decoded images and masks; as many rows as fit, from the first on, are
+            decoded once and kept. Worker processes share them where the system forks processes.
         progress: whether to show a progress bar while rows are decoded.
     """
 
@@ -354,15 +358,15 @@ class AugmentedConceptDataset(torch.utils.data.Dataset):
 
 class EpochSampler(torch.utils.data.Sampler):
     """
-    Random places of a dataset, each with the epoch it is drawn in.
+    Draws random places of a dataset, each with the epoch it is drawn in.
 
     The epoch travels with the place, so that it reaches every worker of every process. Accelerate passes on
     `set_epoch`.
 
     Args:
-        length: of the dataset.
-        num_samples: places of an epoch, each different; at most `length`.
-        seed: of the order.
+        length: number of rows of the dataset.
+        num_samples: number of places per epoch, each different; at most `length`.
+        seed: random seed of the order.
     """
 
     def __init__(self, length: int, num_samples: int, seed: int):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ascent_vit.utils.files import write_text
+from ascent_vit.utils.files import file_digest, write_text
 from ascent_vit.utils.markdown import code_span, escape_markdown
 
-from .loading import GROUP_COLUMN, concepts_from_features
-from .schema import PreparedDataset
+from .prepared import PreparedDataset
+from .schema import GROUP_COLUMN, concepts_from_features
 
 
 if TYPE_CHECKING:
@@ -106,14 +106,14 @@ def dataset_card(
     files: Mapping[str, str] | None = None,
 ) -> "DatasetCard":
     """
-    The card of a dataset, whose header restores its features and splits when it is loaded.
+    Makes the card of a dataset, whose header restores its features and splits when it is loaded.
 
     Args:
-        prepared: the dataset, and what there is to say of it.
-        repo_id: of the Hub, where it goes there.
-        command: the command that made it.
+        prepared: dataset, with its title, licence, description and settings.
+        repo_id: the Hub repository that it goes to, if any.
+        command: command that made the dataset.
         spatial_concepts: names of a mask's concepts, where the features do not have them.
-        files: pattern of the files of each split, `data/SPLIT-*` by default.
+        files: pattern of each split's files, `data/SPLIT-*` by default.
     """
     from datasets.info import DatasetInfo, DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -152,7 +152,7 @@ def dataset_card(
 
 def _write_split(split: "Dataset", folder: Path, name: str) -> str:
     """
-    Parquet files `NAME-00000-of-00001-DIGEST.parquet` with images embedded, a few rows in memory at a time.
+    Writes parquet files `NAME-00000-of-00001-DIGEST.parquet` with images embedded, a few rows in memory at a time.
 
     Returns:
         The pattern of the files. With their digest in it the card differs where rows differ, by which `datasets` knows
@@ -177,8 +177,7 @@ def _write_split(split: "Dataset", folder: Path, name: str) -> str:
             writer, written = None, 0
     digest = hashlib.sha256()
     for path in partial:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(file_digest(path))
     ending = f"{digest.hexdigest()[:16]}.parquet"
     for number, path in enumerate(partial):
         path.rename(folder / f"{name}-{number:05d}-of-{len(partial):05d}-{ending}")
@@ -197,9 +196,11 @@ def write_dataset(
     card `README.md`. A digest of the rows is part of the files' names, so that `datasets` never takes them for others.
 
     Args:
-        prepared: the dataset, which has been checked.
-        folder: an empty folder that exists; give that of [`replace_folder`] to have it whole or not at all.
-        repo_id: see [`dataset_card`], as are command and spatial_concepts.
+        prepared: dataset that has been checked.
+        folder: existing, empty folder; give that of [`replace_folder`] to have it whole or not at all.
+        repo_id: the Hub repository that it goes to, if any.
+        command: command that made the dataset.
+        spatial_concepts: names of a mask's concepts, where the features do not have them.
     """
     data = Path(folder) / "data"
     data.mkdir()

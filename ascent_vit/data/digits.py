@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's data: handwritten digits at any scale and place, told apart as even or odd."""
 
-import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+from .cells import image_cell
+from .schema import concept_features
 
 
 if TYPE_CHECKING:
@@ -18,14 +20,8 @@ CONCEPTS = [f"digit {digit}" for digit in range(10)]
 INK_THRESHOLD = 64
 
 
-def _png(pixels: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def _place(digit: np.ndarray, canvas: int, rng: np.random.Generator) -> np.ndarray:
-    """One digit (8, 8) with values 0 to 16 on an empty canvas (canvas, canvas) with values 0 to 255."""
+    """Places a digit (8, 8) with values 0 to 16 on an empty canvas (canvas, canvas) with values 0 to 255."""
     side = int(rng.integers(canvas // 4, canvas + 1))
     top, left = rng.integers(0, canvas - side + 1, size=2)
     small = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
@@ -34,46 +30,43 @@ def _place(digit: np.ndarray, canvas: int, rng: np.random.Generator) -> np.ndarr
     return placed
 
 
+def ink_cell(pixels: np.ndarray, digit: int) -> dict[str, Any]:
+    """Makes a mask of a digit's ink, white on black (height, width), as a cell of an Image column."""
+    mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
+    return image_cell(Image.fromarray(mask), compress_level=1)
+
+
 def _build_split(
     samples: np.ndarray, digits: np.ndarray, targets: np.ndarray, copies: int, canvas: int, rng: np.random.Generator
 ) -> "Dataset":
-    from datasets import ClassLabel, Dataset, Features, List, Value
-    from datasets import Image as ImageFeature
+    from datasets import Dataset, Value
 
-    features = Features(
-        {
-            "image": ImageFeature(),
-            "label": ClassLabel(names=CLASSES),
-            "concepts": List(ClassLabel(names=CONCEPTS)),
-            "mask": ImageFeature(),
-            "sample": Value("int32"),
-        }
-    )
+    features = concept_features(CLASSES, CONCEPTS, columns=["mask"], extra={"sample": Value("int32")})
     columns: dict[str, list] = {name: [] for name in features}
     for sample in np.repeat(samples, copies):
         digit = int(targets[sample])
         placed = _place(digits[sample], canvas, rng)
-        columns["image"].append(_png(placed))
+        columns["image"].append(image_cell(Image.fromarray(placed), compress_level=1))
         columns["label"].append(digit % 2)
         columns["concepts"].append([digit])
-        columns["mask"].append(_png(np.where(placed > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)))
+        columns["mask"].append(ink_cell(placed, digit))
         columns["sample"].append(int(sample))
     return Dataset.from_dict(columns, features=features)
 
 
 def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_out_copies: int = 1) -> "DatasetDict":
     """
-    Handwritten digits placed at a random scale and place on an empty canvas, to be told apart as even or odd.
+    Places handwritten digits at a random scale and place on an empty canvas, to be told apart as even or odd.
 
     The 1,797 scans are those of scikit-learn's `load_digits`, 8 x 8 pixels with 17 shades, from the UCI set "Optical
     Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998, CC BY 4.0). They are split by scan, stratified by
     digit: 70 % train, 10 % validation, 20 % test, so that no scan is in two splits however often it is placed.
 
     Args:
-        seed: of the split, and of every scale and place.
-        copies: placements of each train scan, each different.
+        seed: random seed of the split, and of every scale and place.
+        copies: number of placements of each train scan, each different.
         canvas: height and width of the images in pixels, 16 or more. A digit's side is from a quarter of it to all.
-        held_out_copies: placements of each validation and test scan.
+        held_out_copies: number of placements of each validation and test scan.
 
     Returns:
         A `DatasetDict` with train, validation and test, and the columns image (L, white on black), label (even or
@@ -105,4 +98,4 @@ def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_o
     )
 
 
-__all__ = ["CLASSES", "CONCEPTS", "INK_THRESHOLD", "load_digits_dataset"]
+__all__ = ["CLASSES", "CONCEPTS", "INK_THRESHOLD", "ink_cell", "load_digits_dataset"]

@@ -11,12 +11,11 @@ from tqdm.auto import tqdm
 from modeling_ascent_vit.concept_targets_ascent_vit import (
     PatchAxis,
     global_concept_targets,
-    read_placed,
     spatial_concept_targets,
 )
 
-from .loading import annotation_from_row, concepts_from_features
-from .schema import stored_annotation, stored_columns
+from .cells import stored_annotation, stored_columns
+from .schema import annotation_from_row, concepts_from_features, placed_concepts
 
 
 if TYPE_CHECKING:
@@ -27,22 +26,54 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which people with any colour vision tell apart; without yellow, which is faint on white.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#000000")
 
-# Patches of a model of 224 pixels in patches of 16, for the count of annotated patches.
+# The patch grid of a model for images of 224 pixels in patches of 16.
 GRID = 14
 
 FONT_SIZE, LINE_WIDTH, MAX_LINES = 8, 60, 28
+
+
+class _Counts:
+    """
+    Counts the annotations of a split, image by image.
+
+    Args:
+        num_global: number of global concepts.
+        num_spatial: number of spatial concepts.
+        grid: number of patches along each side of the image.
+    """
+
+    def __init__(self, num_global: int, num_spatial: int, grid: int):
+        self.grid = grid
+        self.shown, self.unknown = np.zeros((2, num_global), dtype=int)
+        self.images, self.patches = np.zeros((2, num_spatial), dtype=int)
+        self.annotated = self.without_concepts = self.without_places = 0
+
+    def add(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
+        """Adds an image of this height and width with its annotation."""
+        if len(self.shown):
+            target = global_concept_targets(annotation, len(self.shown))
+            self.shown += target == 1
+            self.unknown += np.isnan(target)
+            self.without_concepts += bool(np.isnan(target).all())
+        if len(self.images):
+            rows, columns = (PatchAxis(side, self.grid, 0, self.grid, self.grid, 1) for side in size)
+            marks = spatial_concept_targets(annotation, (rows, columns), len(self.images)) == 1
+            self.images += marks.any(axis=0)
+            self.patches += marks.sum(axis=0)
+            self.annotated += int(marks.any(axis=1).sum())
+            self.without_places += not marks.any()
 
 
 def dataset_table(
     dataset: "DatasetDict", spatial_concepts: list[str] | None = None, grid: int = GRID
 ) -> dict[str, Any]:
     """
-    Counts of a concept dataset.
+    Counts images, concepts and annotated patches of a concept dataset.
 
     Args:
-        dataset: with the columns of the schema, checked.
+        dataset: dataset with the columns of the schema, checked.
         spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
-        grid: patches along each side of the image, for counting annotated patches.
+        grid: number of patches along each side of the image, for counting annotated patches.
 
     Returns:
         A dict with `grid`; `splits`, by split: images, classes (with images), images_without_concepts (global ones not
@@ -60,47 +91,37 @@ def dataset_table(
     }
     missing: dict[str, dict[str, list[str]]] = {}
     for split_name, split in dataset.items():
-        shown, unknown = np.zeros(len(global_names), dtype=int), np.zeros(len(global_names), dtype=int)
-        images, patches = np.zeros(len(spatial_names), dtype=int), np.zeros(len(spatial_names), dtype=int)
-        annotated = no_concepts = no_places = 0
+        counts = _Counts(len(global_names), len(spatial_names), grid)
         stored = tqdm(stored_columns(split), desc=f"Counting {split_name}", unit="image", leave=False)
         for i, row in enumerate(stored):
-            annotation, (height, width) = stored_annotation(row, f"{split_name}[{i}]")
-            if global_names:
-                target = global_concept_targets(annotation, len(global_names))
-                shown += target == 1
-                unknown += np.isnan(target)
-                no_concepts += bool(np.isnan(target).all())
-            if spatial_names:
-                axes = (PatchAxis(height, grid, 0, grid, grid, 1), PatchAxis(width, grid, 0, grid, grid, 1))
-                marks = spatial_concept_targets(annotation, axes, len(spatial_names)) == 1
-                images += marks.any(axis=0)
-                patches += marks.sum(axis=0)
-                annotated += int(marks.any(axis=1).sum())
-                no_places += not marks.any()
+            counts.add(*stored_annotation(row, f"{split_name}[{i}]"))
         present = np.bincount(split["label"], minlength=len(labels)) > 0
         splits[split_name] = {
             "images": len(split),
             "classes": int(present.sum()),
-            "images_without_concepts": int(no_concepts),
-            "images_without_places": int(no_places),
-            "annotated_patches": annotated,
+            "images_without_concepts": counts.without_concepts,
+            "images_without_places": counts.without_places,
+            "annotated_patches": counts.annotated,
             "patches": len(split) * grid**2 if spatial_names else 0,
         }
         for i, name in enumerate(global_names):
-            concepts["global"][name][split_name] = {"images": int(shown[i]), "unknown": int(unknown[i])}
+            found = {"images": int(counts.shown[i]), "unknown": int(counts.unknown[i])}
+            concepts["global"][name][split_name] = found
         for i, name in enumerate(spatial_names):
-            concepts["spatial"][name][split_name] = {"images": int(images[i]), "patches": int(patches[i])}
+            found = {"images": int(counts.images[i]), "patches": int(counts.patches[i])}
+            concepts["spatial"][name][split_name] = found
         missing[split_name] = {
             "classes": [name for name, found in zip(labels, present, strict=True) if not found],
-            "global_concepts": [name for name, number in zip(global_names, shown, strict=True) if not number],
-            "spatial_concepts": [name for name, number in zip(spatial_names, images, strict=True) if not number],
+            "global_concepts": [name for name, number in zip(global_names, counts.shown, strict=True) if not number],
+            "spatial_concepts": [
+                name for name, number in zip(spatial_names, counts.images, strict=True) if not number
+            ],
         }
     return {"grid": [grid, grid], "splits": splits, "concepts": concepts, "missing": missing}
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right."""
+    """Aligns rows as lines of text: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(
@@ -111,7 +132,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
 
 
 def format_table(table: Mapping[str, Any]) -> str:
-    """The counts of [`dataset_table`] as text for a terminal."""
+    """Formats the counts of [`dataset_table`] as text for a terminal."""
     names = list(table["splits"])
     keys = list(next(iter(table["splits"].values())))
     rows = [["", *names]]
@@ -139,7 +160,7 @@ def format_table(table: Mapping[str, Any]) -> str:
 
 
 def _chosen(dataset: "DatasetDict", samples: int, seed: int) -> list[tuple[str, int]]:
-    """Splits and rows to draw: as many of each split as there is room for, at random, in order."""
+    """Chooses splits and rows to draw, at random and in order: as many of each split as there is room for."""
     rng = np.random.default_rng(seed)
     shares = [samples // len(dataset) + (i < samples % len(dataset)) for i in range(len(dataset))]
     return [
@@ -191,16 +212,11 @@ def _draw_row(axes: "Axes", row: Mapping[str, Any], names: list[str]) -> list[tu
     if row.get("mask") is not None:
         entries += _draw_mask(axes, np.asarray(row["mask"]), names)
     number = 0
-    for column, key, axis_names in (("objects", "bbox", "x, y, width, height"), ("points", "xy", "x, y")):
-        placed = None
-        if row.get(column) is not None:
-            placed = read_placed(row[column], key, axis_names, len(names), column)
-        if placed is None:
-            continue
+    for column, (coordinates, ids) in placed_concepts(row, len(names)).items():
         # Several concepts at one place share a number.
         places: dict[tuple[float, ...], list[str]] = {}
-        for coordinates, category in zip(placed[0].tolist(), placed[1].tolist(), strict=True):
-            places.setdefault(tuple(coordinates), []).append(names[category])
+        for place, category in zip(coordinates.tolist(), ids.tolist(), strict=True):
+            places.setdefault(tuple(place), []).append(names[category])
         for place, concepts in places.items():
             number += 1
             colour = COLOURS[(number - 1) % len(COLOURS)]
@@ -219,7 +235,7 @@ def _draw_row(axes: "Axes", row: Mapping[str, Any], names: list[str]) -> list[tu
 
 
 def _write_legend(axes: "Axes", entries: list[tuple[str, str]]) -> None:
-    """Text beside an image, a colour for each entry; what does not fit is counted."""
+    """Writes text beside an image, with a colour for each entry; what does not fit is counted."""
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(MAX_LINES, 0)
@@ -240,13 +256,13 @@ def picture_sheet(
     dataset: "DatasetDict", spatial_concepts: list[str] | None = None, samples: int = 12, seed: int = 0
 ) -> "Figure":
     """
-    Samples of a concept dataset with their annotations drawn and named, three in a row.
+    Draws samples of a concept dataset with their annotations, which are named beside them, three in a row.
 
     Args:
-        dataset: with the columns of the schema, checked.
+        dataset: dataset with the columns of the schema, checked.
         spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
-        samples: images, spread evenly over the splits.
-        seed: of the choice of images.
+        samples: number of images, spread evenly over the splits.
+        seed: random seed of the choice of images.
 
     Returns:
         A figure. Boxes and points are numbered as in the text beside the image, masks are coloured. For image files:

@@ -1,71 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The schema of concept datasets as code: its features, a check of every row, and what an adapter hands over.
+The schema of concept datasets: its columns, their features and names, and what a row means.
 
 | column | feature | meaning |
 |---|---|---|
 | `image` | Image | |
 | `label` | ClassLabel | the class |
 | `concepts` | List(ClassLabel) | global concepts that are present; null = not known, [] = none |
-| `unknown_concepts` | List(ClassLabel) | global concepts of which it is not known |
+| `unknown_concepts` | List(ClassLabel) | global concepts that may be present or not |
 | `objects` | {bbox: List(List(float32, 4)), category: List(ClassLabel)} | spatial concepts' x, y, width, height |
 | `points` | {xy: List(List(float32, 2)), category: List(ClassLabel)} | spatial concepts' x, y |
 | `mask` | Image | per pixel 0 = not annotated, i = spatial concept i - 1, 255 = ignore |
-| `group_id` | Value | what rows belong together, as a patient's: never in two splits; null = the row is alone |
+| `group_id` | Value | rows that belong together, as a patient's, have the same: never in two splits; null = alone |
 
 Coordinates are pixels of the image as `datasets` decodes it, which is upright.
+
+The names of the concepts stand in the features: those of `concepts` are the global ones, those of the `category` of
+`objects` and `points` the spatial ones. An image of class numbers has no place for names; those of a mask are, in this
+order, the names of `objects` or `points`, the names given as `spatial_concepts`, the names of `concepts`.
 """
 
-import io
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
+import numpy as np
 
-from modeling_ascent_vit.concept_targets_ascent_vit import PatchAxis, global_concept_targets, spatial_concept_targets
-from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
-
-from .loading import (
-    COLUMNS,
-    GLOBAL_COLUMNS,
-    SPATIAL_COLUMNS,
-    annotation_from_row,
-    check_groups,
-    concepts_from_features,
-)
+from modeling_ascent_vit.concept_targets_ascent_vit import read_placed
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Features
 
-EXIF_ORIENTATION = 274
+GLOBAL_COLUMNS = ("concepts", "unknown_concepts")
+SPATIAL_COLUMNS = ("objects", "points", "mask")
+ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS
+COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
 
-# Rows that are held at a time while a dataset is checked.
-ROWS_AT_A_TIME = 100
+# Rows with the same value, such as the slices of a patient, belong together: no two splits may share them.
+GROUP_COLUMN = "group_id"
 
-
-@dataclass(frozen=True)
-class PreparedDataset:
-    """
-    A dataset in the schema, with what its card says.
-
-    Args:
-        dataset: columns of the schema, images as the original file where there is one: its bytes, or its path, whose
-            bytes are embedded when the dataset is written.
-        title: as "CUB-200-2011 with 108 concepts".
-        license: the Hub's name of the licence, or "other".
-        description: Markdown: source, citation, how concepts were made, what was left out and why, with counts.
-        settings: options and every seed used.
-    """
-
-    dataset: "DatasetDict"
-    title: str
-    license: str
-    description: str
-    settings: dict[str, Any]
+# The columns of concepts with a place: the key of their coordinates, and what these are.
+COORDINATES = {"objects": ("bbox", "x, y, width, height"), "points": ("xy", "x, y")}
 
 
 def _check_names(what: str, names: Sequence[str]) -> list[str]:
@@ -85,16 +60,16 @@ def concept_features(
     extra: Mapping[str, Any] | None = None,
 ) -> "Features":
     """
-    The features of a concept dataset.
+    Builds the features of a concept dataset.
 
     Args:
         labels: names of the classes, in the order of their ids.
-        global_concepts: names of the concepts of whole images; gives the column concepts.
+        global_concepts: names of the concepts of whole images, for the column concepts.
         spatial_concepts: names of the concepts with a place. Names of a mask alone cannot be stored in its column:
             they are told to [`load_concept_dataset`], or are those of the global concepts.
-        columns: which of objects, points and mask there are, if there are spatial concepts (a mask's may be the global
-            ones), and unknown_concepts, if there is such a column.
-        extra: further features (group_id, other ids, scores). For objects and points, a dict of further keys.
+        columns: those of the columns objects, points, mask and unknown_concepts that there are. Without spatial
+            concepts there is no objects and no points; a mask's concepts may be the global ones.
+        extra: further features, such as group_id, by column; for objects and points, a dict of further keys.
 
     Returns:
         `Features` with the columns in the order of the schema, then the extra ones.
@@ -142,132 +117,108 @@ def concept_features(
     return Features(features)
 
 
-def read_image_file(path: Path) -> tuple[dict[str, Any], tuple[int, int]]:
+def innermost(feature: Any) -> Any:
+    """The feature of the items of a list, of any depth; other features as they are."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature
+
+
+def category_feature(feature: Any) -> Any:
+    """The feature of the categories of objects or points, which are a dict of lists or a list of dicts."""
+    feature = innermost(feature)
+    return innermost(feature.get("category")) if isinstance(feature, Mapping) else None
+
+
+def concepts_from_features(
+    features: "Features", spatial_concepts: list[str] | None = None
+) -> tuple[list[str], list[str], list[str]]:
     """
-    An image file as a cell of an Image column, with its own bytes, and its height and width in pixels.
-
-    Raises:
-        FileNotFoundError: for a file that is missing.
-        ValueError: for a file that is no image, is cut off, or that its EXIF tag turns or mirrors, so that annotations
-            in stored pixels would not fit what `datasets` decodes.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"The image {path} is missing: unpack the whole archive.")
-    content = path.read_bytes()
-    with opened_image(io.BytesIO(content), f"The image {path}", "unpack the archive again.") as image:
-        size = image.height, image.width
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
-        image.draft("L", (1, 1))
-        image.load()
-    if orientation != 1:
-        raise ValueError(
-            f"The image {path} has the EXIF orientation {orientation}, so its annotations in stored pixels would be "
-            "misplaced: store it upright, without the tag."
-        )
-    return {"bytes": content, "path": path.name}, size
-
-
-def _open(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
-    """An image that is not decoded yet, from a cell of an Image column."""
-    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
-        raise ValueError(f"{where} is empty; every row needs an image.")
-    return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width as `datasets` decodes the image."""
-    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def stored_columns(split: "Dataset") -> "Dataset":
-    """The schema's columns of a split, images and masks as they are stored, not decoded."""
-    from datasets import Image as ImageFeature
-
-    columns = [name for name in COLUMNS if name in split.features]
-    stored = split.select_columns(columns)
-    for column in {"image", "mask"} & set(columns):
-        stored = stored.cast_column(column, ImageFeature(decode=False))
-    return stored
-
-
-def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[int, int]]:
-    """
-    The annotations of a row of [`stored_columns`], and its image's height and width, for which no pixel is decoded.
-
-    Raises:
-        ValueError: for an image or a mask that cannot be read; `where` is the row's name in errors.
-    """
-    with _open(row["image"], f"{where}.image") as image:
-        size = _upright_size(image)
-    annotation = annotation_from_row(row)
-    if "mask" in annotation:
-        with _open(annotation["mask"], f"{where}.mask") as mask:
-            annotation["mask"] = ImageOps.exif_transpose(mask)
-    return annotation, size
-
-
-def _check_row(row: Mapping[str, Any], numbers: tuple[int, int, int], where: str) -> None:
-    num_labels, num_global, num_spatial = numbers
-    label = row["label"]
-    if label is None or not 0 <= label < num_labels:
-        raise ValueError(f"{where}.label must be a class from 0 to {num_labels - 1}; got {label}.")
-    annotation, (height, width) = stored_annotation(row, where)
-    if num_global:
-        global_concept_targets(annotation, num_global, where)
-    if num_spatial:
-        # With the whole image as one patch, this is the image processor's own check.
-        axes = PatchAxis.identity(height, height), PatchAxis.identity(width, width)
-        spatial_concept_targets(annotation, axes, num_spatial, where=where)
-
-
-def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None = None) -> None:
-    """
-    Checks every row of a concept dataset as the image processor will: what passes can be trained on.
+    Reads the names of classes and concepts from the features of a dataset.
 
     Args:
-        dataset: with the columns of the schema.
-        spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
+        features: features of the dataset.
+        spatial_concepts: names of a mask's concepts, 1 being the first, for a dataset without objects and points.
+
+    Returns:
+        Names of the labels, of the global and of the spatial concepts, each in the order of their ids.
 
     Raises:
-        ValueError: naming the split, the row, the column, what is wrong and what to do: for splits with different
-            features, with rows of the same group or without rows, missing columns, labels and concepts out of range,
-            points and boxes outside their image, and masks of another size or with other values than the concepts'.
+        ValueError: for a label or concepts that are no ClassLabel, for objects and points with different names, or a
+            mask without names.
     """
-    if not len(dataset):
-        raise ValueError("The dataset has no split; expected train, and validation and test where there are such.")
-    first = next(iter(dataset))
-    for name, split in dataset.items():
-        missing = [column for column in ("image", "label") if column not in split.features]
-        if missing:
+    from datasets import ClassLabel
+
+    found = {"label": features["label"]}
+    found |= {name: innermost(features[name]) for name in GLOBAL_COLUMNS if name in features}
+    found |= {
+        f"{name}.category": category_feature(features[name]) for name in ("objects", "points") if name in features
+    }
+    names: dict[str, list[str]] = {}
+    for column, feature in found.items():
+        if not isinstance(feature, ClassLabel):
             raise ValueError(
-                f"The split {name} has no column {' and no '.join(missing)}; it has {', '.join(split.features)}. "
-                "Rename its columns, or map them."
+                f"Column {column} must hold a ClassLabel, whose names are those of the model; got {feature}. "
+                f'Cast it, for example dataset.cast_column("{column.split(".")[0]}", ...).'
             )
-        if split.features != dataset[first].features:
-            raise ValueError(f"The splits {first} and {name} must have the same features: cast one to the other's.")
-        if not len(split):
-            raise ValueError(f"The split {name} has no rows: leave it out.")
-    labels, global_names, spatial_names = concepts_from_features(dataset[first].features, spatial_concepts)
-    check_groups(dataset)
-    numbers = len(labels), len(global_names), len(spatial_names)
-    for name, split in dataset.items():
-        stored = stored_columns(split)
-        for start in range(0, len(stored), ROWS_AT_A_TIME):
-            rows = stored[start : start + ROWS_AT_A_TIME]
-            for i, values in enumerate(zip(*rows.values(), strict=True), start=start):
-                try:
-                    _check_row(dict(zip(rows, values, strict=True)), numbers, f"{name}[{i}]")
-                except ValueError as error:
-                    raise ValueError(f"Split {name}, row {i}: {error} Correct the row, or leave it out.") from error
+        names[column] = list(feature.names)
+    global_concepts = names.get("concepts", [])
+    placed = [names[column] for column in ("objects.category", "points.category") if column in names]
+    if len(placed) == 2 and placed[0] != placed[1]:
+        raise ValueError("The categories of objects and points must have the same names in the same order.")
+    if names.get("unknown_concepts", global_concepts) != global_concepts:
+        raise ValueError("concepts and unknown_concepts must have the same names in the same order.")
+    if placed:
+        if spatial_concepts is not None and list(spatial_concepts) != placed[0]:
+            raise ValueError(
+                "spatial_concepts differ from the names of the categories in the dataset: leave them out."
+            )
+        return names["label"], global_concepts, placed[0]
+    if "mask" not in features:
+        return names["label"], global_concepts, []
+    if not (spatial_concepts or global_concepts):
+        raise ValueError(
+            "The dataset has a mask, but no names for its values: give them as spatial_concepts, in the recipe as "
+            "dataset_options: {spatial_concepts: [...]}."
+        )
+    return names["label"], global_concepts, list(spatial_concepts or global_concepts)
+
+
+def annotation_from_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks the annotations of a row for the image processor: the schema's columns that are not null."""
+    return {name: row[name] for name in ANNOTATION_COLUMNS if row.get(name) is not None}
+
+
+def placed_concepts(row: Mapping[str, Any], num_concepts: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    Reads the objects and points of a row.
+
+    Returns:
+        By column, coordinates as `COORDINATES` names them, `(n, 4)` or `(n, 2)` float64, and ids of the concepts
+        `(n,)` int64. Columns that are absent or null are left out.
+
+    Raises:
+        ValueError: for annotations that the image processor would refuse.
+    """
+    found = {}
+    for column, (key, names) in COORDINATES.items():
+        placed = None if row.get(column) is None else read_placed(row[column], key, names, num_concepts, column)
+        if placed is not None:
+            found[column] = placed
+    return found
 
 
 __all__ = [
-    "PreparedDataset",
+    "ANNOTATION_COLUMNS",
+    "COLUMNS",
+    "COORDINATES",
+    "GLOBAL_COLUMNS",
+    "GROUP_COLUMN",
+    "SPATIAL_COLUMNS",
+    "annotation_from_row",
+    "category_feature",
     "concept_features",
-    "read_image_file",
-    "stored_annotation",
-    "stored_columns",
-    "validate_dataset",
+    "concepts_from_features",
+    "innermost",
+    "placed_concepts",
 ]

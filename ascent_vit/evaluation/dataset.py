@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from ascent_vit.data import ConceptCollator, check_concepts, concepts_from_features
-from ascent_vit.data.loading import COLUMNS
+from ascent_vit.data.schema import COLUMNS
 
 from .evaluate import evaluate
 from .faithfulness import Faithfulness

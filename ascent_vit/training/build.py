@@ -14,7 +14,8 @@ from ascent_vit.data.augmentation import (
     ConceptAugmenter,
     EpochSampler,
 )
-from ascent_vit.data.loading import COLUMNS, GROUP_COLUMN, check_groups
+from ascent_vit.data.checks import check_groups
+from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
 
 from .recipe import Recipe, augmentation_of, model_fields, processor_fields
 from .stream import ShuffledStream, StreamLoader

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several rooms need and none owns."""
+"""Files, formats and text that several rooms need: no knowledge of models or datasets."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of matplotlib: shown by notebooks, written whole."""
+"""Figures of matplotlib: encoded, written to files, shown by notebooks."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from .files import write_bytes
 
 
 def png(figure: Figure, **kwargs) -> bytes:
-    """A figure as a PNG file; `kwargs` go to `savefig`."""
+    """Encodes a figure as PNG; `kwargs` go to `savefig`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", **kwargs)
     return buffer.getvalue()

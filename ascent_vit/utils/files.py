@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and folders that are written whole or not at all."""
+"""Files and folders: read with one error, written whole or not at all, kept from other processes."""
 
 import ctypes
+import hashlib
 import json
 import math
 import os
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 
-# Of Linux: paths are relative to the working folder; two names are swapped.
+# Linux's constants for renameat2: paths are relative to the working folder; two names are swapped.
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 LOCK = ".lock"
 
-# Of a file of settings or records.
+# More than any file of settings or records holds.
 MOST_VALUES = 1_000_000
 
 
@@ -29,7 +30,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 def read_json(path: str | os.PathLike) -> Any:
     """
-    What a JSON file holds.
+    Reads a JSON file.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
@@ -43,8 +44,14 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is no JSON file: {error}.") from error
 
 
+def file_digest(path: str | os.PathLike) -> bytes:
+    """The SHA-256 digest of a file, read in parts."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def check_extent(data: Any) -> None:
-    """ValueError for data of more than a million values, which a few lines of YAML can stand for."""
+    """Raises ValueError for data of more than a million values, which a few lines of YAML can stand for."""
     waiting, number = [data], 0
     while waiting:
         number += 1
@@ -85,7 +92,7 @@ def write_json(path: str | os.PathLike, data: Any) -> None:
 
 
 def _swap(first: Path, second: Path) -> bool:
-    """Swaps two folders in one step, so that neither name is ever missing; whether the system can."""
+    """Swaps two folders in one step, so that neither name is ever missing; False where the system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     names = os.fsencode(first), os.fsencode(second)
     return rename is not None and rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
@@ -100,7 +107,7 @@ def replace_folder(path: str | os.PathLike) -> Iterator[Path]:
     instant between them without either.)
 
     Args:
-        path: the folder to make or to replace; its parent is made.
+        path: folder to make or to replace; its parent is made.
 
     Yields:
         A sibling folder of `path`. After an error it is gone and `path` is as it was.
@@ -162,7 +169,7 @@ def claim(path: str | os.PathLike, inside: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is still locked, so that nobody gets a lock that others cannot see.
+        # Removed while it is still locked: later, another process could hold the lock of a file that is gone.
         with suppress(OSError):
             place.unlink()
         lock.release()
@@ -172,7 +179,7 @@ def claim(path: str | os.PathLike, inside: bool = False) -> Iterator[None]:
 
 
 def check_new_folder(path: Path) -> None:
-    """NotADirectoryError or FileExistsError for a place that is taken."""
+    """Raises NotADirectoryError for a file, and FileExistsError for a folder that is not empty."""
     if path.exists():
         if not path.is_dir():
             raise NotADirectoryError(f"{path} is a file: name a folder.")
@@ -183,7 +190,8 @@ def check_new_folder(path: Path) -> None:
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
-    [`replace_folder`] for a folder that must be new or empty, also at the end, and that no other process writes.
+    Gives a folder to write into as [`replace_folder`] does, for one that is new or empty and that no other process
+    writes.
 
     Raises:
         NotADirectoryError: for a file.
@@ -200,6 +208,7 @@ __all__ = [
     "check_extent",
     "check_new_folder",
     "claim",
+    "file_digest",
     "new_folder",
     "read_json",
     "replace_folder",

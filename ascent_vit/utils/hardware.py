@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine at hand computes fast."""
+"""The speed of dtypes on the machine at hand, measured."""
 
 import logging
 import time
@@ -10,16 +10,16 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-# As long as float32 or nearly: what is left is noise, and a dtype of half the size still saves memory.
+# Below this a slowdown is noise, and a dtype of half the size still saves memory.
 TOLERATED_SLOWDOWN = 2.0
 
 
 @cache
 def slowdown(dtype: torch.dtype) -> float:
     """
-    How many times as long a matrix product takes on this CPU in `dtype` as in float32: the best of five products of
-    128 x 128, some milliseconds in all. A CPU without units for bfloat16 takes about 25 times as long, one with them a
-    third.
+    Measures how many times as long a matrix product takes on this CPU in `dtype` as in float32: the best of five
+    products of 128 x 128, some milliseconds in all. A CPU without units for bfloat16 takes about 25 times as long, one
+    with them a third.
     """
 
     def seconds(dtype: torch.dtype) -> float:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nearest known names where one is unknown."""
+"""Suggestions for unknown names."""
 
 import difflib
 from collections.abc import Iterable
 
 
-# Names that are listed where none is near: classes can be hundreds.
+# Most names in a list of all known ones: there can be hundreds of classes.
 MOST_LISTED = 40
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: up to three names like it in any case, else those there are."""
+    """Ends a sentence about an unknown name: with up to three names like it in any case, else with those known."""
     names = list(known)
     by_lower_case = {name.lower(): name for name in names}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values from files and options, held against the annotations of what takes them."""
+"""Checks of values from files and options against type annotations."""
 
 import sys
 import types
@@ -22,7 +22,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    """An annotation in words, as in "a whole number or null"."""
+    """Describes an annotation in words, as in "a whole number or null"."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(item) for item in typing.get_args(hint))

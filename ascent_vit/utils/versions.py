@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was installed when a figure was made."""
+"""Versions of what a result was made with."""
 
 import importlib.metadata
 import importlib.util
@@ -10,7 +10,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "datasets")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that figures depend on, as far as they are installed."""
+    """Versions of Python, of this package, and of those installed that results depend on."""
     from ascent_vit import __version__
 
     installed = [package for package in PACKAGES if importlib.util.find_spec(package)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML as people mean it, in files and in KEY=VALUE on the command line."""
+"""YAML as people mean it, of files and of KEY=VALUE on the command line."""
 
 import re
 from typing import Any
@@ -40,20 +40,20 @@ def read_yaml(text: str, source: str) -> Any:
         check_extent(data)
         return data
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        # The last two for `!!timestamp` of something else, and for lists within lists without end.
+        # The last two are what PyYAML raises for a `!!timestamp` that is none, and for endlessly nested lists.
         raise ValueError(f"{source} is no valid YAML: {error}") from error
 
 
 def read_key_value(pair: str, option: str) -> tuple[str, Any]:
     """
-    The key and the value, read as YAML, of one KEY=VALUE.
+    Reads one KEY=VALUE, its value as YAML.
 
     Args:
-        pair: what stands behind the option.
-        option: name of the option, for errors, as in `--set`.
+        pair: text after the option.
+        option: name of the option for errors, such as `--set`.
 
     Raises:
-        ValueError: for something else than KEY=VALUE, or a value that is no YAML.
+        ValueError: for text other than KEY=VALUE, or a value that is no YAML.
     """
     key, equals, text = pair.partition("=")
     key = key.strip()

@@ -4,7 +4,7 @@
 import importlib
 from collections.abc import Callable
 
-from ..schema import PreparedDataset
+from ..prepared import PreparedDataset
 
 
 ADAPTERS = ("cub", "apy", "awa2", "kits19", "mnist")
@@ -12,10 +12,10 @@ ADAPTERS = ("cub", "apy", "awa2", "kits19", "mnist")
 
 def load_adapter(name: str) -> Callable[..., PreparedDataset]:
     """
-    The function that prepares a dataset.
+    Imports the function that prepares a dataset.
 
     Args:
-        name: one of `ADAPTERS`.
+        name: name of the dataset, one of `ADAPTERS`.
 
     Returns:
         `prepare(source: Path, **options) -> PreparedDataset`; its keyword-only arguments are its options.

@@ -7,7 +7,6 @@ attribute_data/ with apascal_train.txt, apascal_test.txt, ayahoo_test.txt and at
 of PASCAL VOC 2008 (VOCdevkit/VOC2008/JPEGImages) and of ayahoo_test_images.
 """
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..schema import PreparedDataset, concept_features
-from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines
+from ..cells import image_cell
+from ..prepared import PreparedDataset
+from ..schema import concept_features
+from .archive import check_shares, dataset_from_splits, draw, file_in, find_file, read_lines, sizes_in_words
 
 
 NUM_ATTRIBUTES = 64
@@ -81,12 +82,12 @@ class AnnotatedObject:
 
 def read_objects(path: Path) -> list[AnnotatedObject]:
     """
-    Objects of an annotation file, in its order.
+    Reads the objects of an annotation file, in its order.
 
     A line is image, class, xmin, ymin, xmax, ymax (pixels from 1, inclusive, as in PASCAL VOC) and 64 times 0 or 1.
 
     Raises:
-        ValueError: naming the line, for one that is cut off or otherwise not so, an unknown class, a box without
+        ValueError: naming the line, for one that is cut off or has other fields, for an unknown class, a box without
             area, or an object that is there twice.
     """
     objects: list[AnnotatedObject] = []
@@ -121,10 +122,10 @@ def read_objects(path: Path) -> list[AnnotatedObject]:
 
 def read_attribute_names(path: Path) -> list[str]:
     """
-    Names of the attributes, one a line.
+    Reads the names of the attributes, one per line.
 
     Raises:
-        ValueError: for another number of names than 64, or a name that is there twice.
+        ValueError: for a number of names other than 64, or a repeated name.
     """
     names = [line for _, line in read_lines(path)]
     if len(names) != NUM_ATTRIBUTES or len(set(names)) != len(names):
@@ -165,10 +166,10 @@ def _clip(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, i
 
 def crop_object(image: Image.Image, box: tuple[int, int, int, int], context: float) -> tuple[Image.Image, list[float]]:
     """
-    The part of an image around an object.
+    Cuts out the part of an image around an object.
 
     Args:
-        image: as it is stored.
+        image: the whole image, its pixels as stored.
         box: left, top, right, bottom in pixels; partly inside the image.
         context: margin on each side, as a share of the box's width and height; cut off at the image's edge.
 
@@ -188,7 +189,7 @@ def crop_object(image: Image.Image, box: tuple[int, int, int, int], context: flo
 
 
 def _open(path: Path) -> Image.Image:
-    # Boxes are in stored pixels, and a crop is stored without EXIF tag, so that nothing turns it.
+    # Not turned by its EXIF tag: boxes are in stored pixels, and a crop is stored without the tag.
     with opened_image(path, f"The image {path}", "unpack the archive again.") as image:
         return image.convert("RGB")
 
@@ -212,15 +213,64 @@ def _rows(
             raise ValueError(f"{file}, line {item.line}, image {item.image}: {error}; correct the line.") from error
         counts["clipped"] += _clip(item.box, image.size) != item.box
         counts["without attributes"] += not item.attributes
-        buffer = io.BytesIO()
-        crop.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
         yield {
-            "image": {"bytes": buffer.getvalue(), "path": None},
+            "image": image_cell(crop, format="JPEG", quality=JPEG_QUALITY, subsampling=0),
             "label": classes.index(item.label),
             "objects": {"bbox": [box] * len(item.attributes), "category": list(item.attributes)},
             "group_id": item.image,
             "line": item.line,
         }
+
+
+def _find_files(source: Path, splits: str, attribute_names: str | None) -> tuple[dict[str, Path], Path]:
+    """Finds the annotation files by split, and the file of the attributes' names."""
+    chosen = [name.strip() for name in splits.split(",")]
+    if not set(chosen) <= set(FILES) or len(set(chosen)) != len(chosen):
+        raise ValueError(f"splits must be some of {', '.join(FILES)}, with commas between; got {splits!r}.")
+    folders = [source, source / "attribute_data"]
+    files = {
+        name: find_file(
+            folders, FILES[name], f"Unpack the whole archive, or leave {name} out of the option splits={splits}."
+        )
+        for name in FILES
+        if name in chosen
+    }
+    if attribute_names is None:
+        hint = "It is part of the archive's attribute_data; give it as attribute_names=FILE where it lies elsewhere."
+        return files, find_file(folders, "attribute_names.txt", hint)
+    path = Path(attribute_names).expanduser()
+    return files, find_file([path.parent], path.name, "Give the file of the attributes' names.")
+
+
+def _check_objects(objects: dict[str, list[AnnotatedObject]], files: dict[str, Path], classes: list[str]) -> None:
+    """Raises ValueError for an image in two files, or a class that is none of `classes`."""
+    home: dict[str, str] = {}
+    for name, items in objects.items():
+        for item in items:
+            if home.setdefault(item.image, name) != name:
+                raise ValueError(
+                    f"{item.image} is in {files[home[item.image]]} and in {files[name]} (line {item.line}): an image "
+                    "may be in one split alone. Unpack the archive again."
+                )
+    for name, items in objects.items():
+        for item in items:
+            if item.label not in classes:
+                raise ValueError(f"{files[name]}, line {item.line}: {item.label!r} is no class of aPascal.")
+
+
+def _cut_validation(
+    objects: dict[str, list[AnnotatedObject]], share: float, seed: int
+) -> dict[str, list[AnnotatedObject]]:
+    """Moves the objects of a share of train's images into a validation split."""
+    if "train" not in objects:
+        return objects
+    images = sorted({item.image for item in objects["train"]})
+    held_out = set(draw(images, {"validation": round(share * len(images))}, seed)["validation"])
+    return {
+        "train": [item for item in objects["train"] if item.image not in held_out],
+        "validation": [item for item in objects["train"] if item.image in held_out],
+        **{name: items for name, items in objects.items() if name != "train"},
+    }
 
 
 def prepare(
@@ -234,7 +284,7 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    aPascal (and aYahoo) with 64 attributes as spatial concepts, one row for each object.
+    Prepares aPascal (and aYahoo) with 64 attributes as spatial concepts, one row for each object.
 
     The benchmark classifies objects, and an image with a person on a horse is no example of either class: so a row is
     the part of the image around one object, its label the object's class. Each attribute that is present is an entry
@@ -242,67 +292,31 @@ def prepare(
 
     Args:
         source: the unpacked archive, or its attribute_data.
-        images: folder of the images, or several with commas between; None to look in the usual places in `source`.
-        attribute_names: the file of the attributes' names; None for attribute_names.txt in `source`.
-        splits: which annotation files to read, of train, test and yahoo. With yahoo there are its 12 classes too,
-            which train does not have.
+        images: folder of the images, or several separated by commas; by default the usual places in `source`.
+        attribute_names: file of the attributes' names; by default attribute_names.txt in `source`.
+        splits: annotation files to read, out of train, test and yahoo. With yahoo there are its 12 classes too, which
+            train does not have.
         context: margin around an object on each side, as a share of its box's width and height.
-        validation_share: share of train's images whose objects are validation.
-        seed: of the draw.
+        validation_share: share of train's images whose objects become the validation split.
+        seed: random seed of the validation split.
 
     Raises:
         FileNotFoundError: for files or images that are missing.
-        ValueError: for lines that are not as they should be, boxes wholly outside their image, images that cannot be
-            read or are in two files, or options out of range.
+        ValueError: for malformed lines, boxes wholly outside their image, images that cannot be read or are in two
+            files, or options out of range.
     """
     from datasets import Value
 
-    chosen = [name.strip() for name in splits.split(",")]
-    if not set(chosen) <= set(FILES) or len(set(chosen)) != len(chosen):
-        raise ValueError(f"splits must be some of {', '.join(FILES)}, with commas between; got {splits!r}.")
     if not 0 <= context <= 10:
         raise ValueError(f"context must be from 0 to 10 times the box; got {context}.")
     check_shares(validation_share)
-    folders = [source, source / "attribute_data"]
-    files = {
-        name: find_file(
-            folders, FILES[name], f"Unpack the whole archive, or leave {name} out of the option splits={splits}."
-        )
-        for name in FILES
-        if name in chosen
-    }
-    if attribute_names is None:
-        hint = "It is part of the archive's attribute_data; give it as attribute_names=FILE where it lies elsewhere."
-        names_file = find_file(folders, "attribute_names.txt", hint)
-    else:
-        names_file = Path(attribute_names).expanduser()
-        names_file = find_file([names_file.parent], names_file.name, "Give the file of the attributes' names.")
+    files, names_file = _find_files(source, splits, attribute_names)
     names = read_attribute_names(names_file)
     objects = {name: read_objects(file) for name, file in files.items()}
-    home: dict[str, str] = {}
-    for name, items in objects.items():
-        for item in items:
-            if home.setdefault(item.image, name) != name:
-                raise ValueError(
-                    f"{item.image} is in {files[home[item.image]]} and in {files[name]} (line {item.line}): an image "
-                    "may be in one split alone. Unpack the archive again."
-                )
     classes = PASCAL_CLASSES + (YAHOO_CLASSES if "yahoo" in objects else [])
-    for name, items in objects.items():
-        for item in items:
-            if item.label not in classes:
-                raise ValueError(f"{files[name]}, line {item.line}: {item.label!r} is no class of aPascal.")
+    _check_objects(objects, files, classes)
     found = _find_images(source, images, [item for items in objects.values() for item in items])
-    parts = dict(objects)
-    if "train" in objects:
-        train_images = sorted({item.image for item in objects["train"]})
-        drawn = draw(train_images, {"validation": round(validation_share * len(train_images))}, seed)
-        held_out = set(drawn["validation"])
-        parts = {
-            "train": [item for item in objects["train"] if item.image not in held_out],
-            "validation": [item for item in objects["train"] if item.image in held_out],
-            **{name: items for name, items in objects.items() if name != "train"},
-        }
+    parts = _cut_validation(objects, validation_share, seed)
     counts: Counter = Counter()
     features = concept_features(
         classes,
@@ -315,11 +329,11 @@ def prepare(
         for name, items in parts.items()
     }
     dataset = dataset_from_splits(rows, features)
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.items())
     yahoo = " The split yahoo has 12 classes that train does not have." if "yahoo" in objects else ""
     description = (
         "[Describing Objects by their Attributes](https://vision.cs.uiuc.edu/attributes/): "
-        f"{sum(map(len, parts.values()))} objects ({sizes}) in {len(found)} images, of {len(classes)} classes.{yahoo}"
+        f"{sum(map(len, parts.values()))} objects ({sizes_in_words(dataset)}) in {len(found)} images, of "
+        f"{len(classes)} classes.{yahoo}"
         "\n\nOne row for each object: the image around its box, with a margin of "
         f"{context:g} of the box on each side, stored as JPEG of quality {JPEG_QUALITY}. Whole images would show "
         "several classes, and the same pixels with different labels.\n\n"

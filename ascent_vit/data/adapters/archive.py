@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def find_file(folders: Iterable[Path], name: str, hint: str) -> Path:
     """
-    The first of `folders` / `name` that is a file.
+    Finds a file of this name in the first of the folders that has it.
 
     Raises:
-        FileNotFoundError: naming the places looked at, and `hint`.
+        FileNotFoundError: where none has it, naming the places and ending with `hint`.
     """
     places = [folder / name for folder in folders]
     for place in places:
@@ -32,7 +32,7 @@ def find_file(folders: Iterable[Path], name: str, hint: str) -> Path:
 
 def file_in(folder: Path, name: str, where: str) -> Path:
     """
-    The file of `folder` that a text file names; `where` is the line that does.
+    The path of a file of `folder` that a text file names; `where` is the line that does, for errors.
 
     Raises:
         ValueError: for a name that leads out of the folder.
@@ -45,7 +45,7 @@ def file_in(folder: Path, name: str, where: str) -> Path:
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
     """
-    Lines of a text file that are not blank, without surrounding white space, each with its number from 1.
+    Reads the lines of a text file that are not blank, stripped of white space, each with its number from 1.
 
     Raises:
         ValueError: for a file that is not UTF-8, or has no such lines.
@@ -73,12 +73,12 @@ def check_shares(validation_share: float, test_share: float = 0.0) -> None:
 
 def draw(items: Sequence[Any], counts: Mapping[str, int], seed: int | Sequence[int]) -> dict[str, list[Any]]:
     """
-    Items drawn at random into splits, each in the order of `items`.
+    Draws items at random into splits, each in the order of `items`.
 
     Args:
-        items: what is drawn, in a fixed order.
+        items: items to draw from, in a fixed order.
         counts: number of items of each split; what is left over is train.
-        seed: of the permutation.
+        seed: random seed of the permutation.
     """
     order = np.random.default_rng(seed).permutation(len(items))
     splits, start = {}, 0
@@ -90,7 +90,7 @@ def draw(items: Sequence[Any], counts: Mapping[str, int], seed: int | Sequence[i
 
 def dataset_from_rows(rows: Iterable[dict[str, Any]], features: "Features") -> "Dataset":
     """
-    A dataset of rows that need not fit into memory.
+    Makes a dataset of rows that need not fit into memory.
 
     They are written, as they come, to a temporary file (TMPDIR) that is deleted when the process ends.
     """
@@ -112,11 +112,25 @@ def dataset_from_rows(rows: Iterable[dict[str, Any]], features: "Features") -> "
 
 
 def dataset_from_splits(splits: Mapping[str, Iterable[dict[str, Any]]], features: "Features") -> "DatasetDict":
-    """[`dataset_from_rows`] for each split; splits without rows are left out."""
+    """Makes a dataset of the rows of each split as [`dataset_from_rows`] does; splits without rows are left out."""
     from datasets import DatasetDict
 
     datasets = {name: dataset_from_rows(rows, features) for name, rows in splits.items()}
     return DatasetDict({name: dataset for name, dataset in datasets.items() if len(dataset)})
 
 
-__all__ = ["check_shares", "dataset_from_rows", "dataset_from_splits", "draw", "file_in", "find_file", "read_lines"]
+def sizes_in_words(dataset: "DatasetDict") -> str:
+    """Rows of each split for a card, as in "100 train, 20 test"."""
+    return ", ".join(f"{len(split)} {name}" for name, split in dataset.items())
+
+
+__all__ = [
+    "check_shares",
+    "dataset_from_rows",
+    "dataset_from_splits",
+    "draw",
+    "file_in",
+    "find_file",
+    "read_lines",
+    "sizes_in_words",
+]

@@ -8,21 +8,21 @@ testclasses.txt and JPEGImages/CLASS/CLASS_NUMBER.jpg. The proposed split is in 
 has the places of its images in res101.mat's image_files.
 """
 
-import io
 import re
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
-
-from ..schema import PreparedDataset, concept_features
-from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines
+from ..cells import read_image_file
+from ..prepared import PreparedDataset
+from ..schema import concept_features
+from .archive import check_shares, dataset_from_splits, draw, find_file, read_lines, sizes_in_words
 
 
 UNPACK = "Unpack the whole archive, AwA2-base.zip and AwA2-data.zip."
@@ -59,10 +59,10 @@ CITATION = """```bibtex
 
 def read_names(path: Path) -> list[str]:
     """
-    Names of classes.txt or predicates.txt, one a line, with or without a number before each.
+    Reads the names of classes.txt or predicates.txt, one per line, with or without a number before each.
 
     Raises:
-        ValueError: for a file that is numbered in part or not from 1 on, or names that are there twice.
+        ValueError: for a file that is numbered in part or not from 1 on, or repeated names.
     """
     lines = read_lines(path)
     numbered = [re.fullmatch(r"(\d+)\s+(\S.*)", line) for _, line in lines]
@@ -79,7 +79,7 @@ def read_names(path: Path) -> list[str]:
 
 def read_predicates(path: Path, num_classes: int, num_predicates: int) -> list[list[int]]:
     """
-    Ids of the predicates of each class, from predicate-matrix-binary.txt.
+    Reads the ids of each class's predicates from predicate-matrix-binary.txt.
 
     Raises:
         ValueError: for a matrix of another shape, or with values other than 0 and 1.
@@ -101,11 +101,11 @@ def read_predicates(path: Path, num_classes: int, num_predicates: int) -> list[l
 
 def list_images(folder: Path, classes: list[str]) -> list[list[Path]]:
     """
-    Image files of each class, by name.
+    Lists the image files of each class, by name.
 
     Raises:
         FileNotFoundError: for classes without images.
-        ValueError: for a folder that is no class.
+        ValueError: for a folder that is named after no class.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"The folder of images {folder} is missing. {UNPACK}")
@@ -126,7 +126,7 @@ def list_images(folder: Path, classes: list[str]) -> list[list[Path]]:
 
 def read_test_classes(folder: Path, classes: list[str]) -> set[str]:
     """
-    The unseen classes of a zero-shot split: those of testclasses.txt.
+    Reads the unseen classes of a zero-shot split from testclasses.txt.
 
     Raises:
         FileNotFoundError: without testclasses.txt.
@@ -153,7 +153,7 @@ def read_test_classes(folder: Path, classes: list[str]) -> set[str]:
 
 def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """
-    Variables of a MATLAB file, each with one axis.
+    Reads variables of a MATLAB file as arrays with one axis.
 
     Raises:
         ValueError: for a file that cannot be read, or lacks one of them.
@@ -173,7 +173,7 @@ def read_mat(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def read_proposed_split(folder: Path, classes: list[str]) -> dict[str, list[tuple[int, str]]]:
     """
-    The images of the proposed split, as label and CLASS/FILE, from att_splits.mat and res101.mat.
+    Reads the images of the proposed split, as label and CLASS/FILE, from att_splits.mat and res101.mat.
 
     Returns:
         "train" (trainval_loc), "test" (test_unseen_loc, images of classes that train does not have) and "test_seen"
@@ -221,23 +221,105 @@ def read_proposed_split(folder: Path, classes: list[str]) -> dict[str, list[tupl
     return images
 
 
-def _read_image(path: Path) -> dict[str, Any]:
-    # Attributes belong to the class, not to a place: an image that its EXIF tag turns is as good as any.
-    content = path.read_bytes()
-    with opened_image(io.BytesIO(content), f"The image {path}", UNPACK) as image:
-        image.draft("L", (1, 1))
-        image.load()
-    return {"bytes": content, "path": path.name}
+def _image_name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _rows(split: str, items: list[tuple[int, Path]], predicates: list[list[int]]) -> Iterator[dict[str, Any]]:
     for label, path in tqdm(items, desc=f"Reading {split}", unit="image", leave=False):
         yield {
-            "image": _read_image(path),
+            # Attributes belong to the class, not to a place: an image that its EXIF tag turns is as good as any.
+            "image": read_image_file(path, placed=False)[0],
             "label": label,
             "concepts": predicates[label],
-            "image_name": f"{path.parent.name}/{path.name}",
+            "image_name": _image_name(path),
         }
+
+
+@dataclass(frozen=True)
+class ZeroShotSplit:
+    """
+    A split with classes that train does not have; without any, every class is in every split.
+
+    Args:
+        unseen: names of these classes.
+        images: split of each image, by CLASS/FILE, where the images of the split are published.
+    """
+
+    unseen: frozenset[str] = frozenset()
+    images: dict[str, str] = field(default_factory=dict)
+
+    def home(self, name: str, path: Path) -> str:
+        """The split that an image of a class is in already; train for images that splits are drawn from."""
+        return "test" if name in self.unseen else self.images.get(_image_name(path), "train")
+
+
+def read_zero_shot_split(folder: Path, classes: list[str]) -> ZeroShotSplit:
+    """
+    Reads the zero-shot split of a folder: that of att_splits.mat where there is one, else that of testclasses.txt.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`read_proposed_split`] and [`read_test_classes`].
+
+    Warns:
+        UserWarning: for the standard split, which is older than the proposed one.
+    """
+    if (folder / "att_splits.mat").is_file():
+        published = read_proposed_split(folder, classes)
+        unseen = frozenset(classes[label] for label, _ in published["test"])
+        return ZeroShotSplit(unseen, {file: name for name, rows in published.items() for _, file in rows})
+    unseen = frozenset(read_test_classes(folder, classes))
+    if unseen == STANDARD_TEST_CLASSES:
+        warnings.warn(
+            "testclasses.txt holds the standard split, whose test classes are among ImageNet's, not the proposed "
+            "one: give the folder xlsa17/data/AWA2 as split_folder.",
+            stacklevel=3,
+        )
+    return ZeroShotSplit(unseen)
+
+
+def draw_splits(
+    images: list[list[Path]], classes: list[str], zero_shot: ZeroShotSplit, shares: dict[str, float], seed: int
+) -> dict[str, list[tuple[int, Path]]]:
+    """
+    Draws the images of each split that are not in one already; gives those of all splits with their labels.
+
+    Args:
+        images: files of each class.
+        classes: names of the classes.
+        zero_shot: the split in which images are already.
+        shares: share of the other images of each class that is drawn into a split; what is left over is train.
+        seed: random seed of the draw.
+    """
+    splits: dict[str, list[tuple[int, Path]]] = {"train": [], "validation": [], "test": []}
+    if zero_shot.images:
+        splits["test_seen"] = []
+    for label, paths in enumerate(images):
+        items: list[tuple[int, Path]] = []
+        for path in paths:
+            home = zero_shot.home(classes[label], path)
+            (items if home == "train" else splits[home]).append((label, path))
+        counts = {name: round(share * len(items)) for name, share in shares.items()}
+        for name, drawn in draw(items, counts, [seed, label]).items():
+            splits[name] += drawn
+    return splits
+
+
+def _split_in_words(zero_shot: ZeroShotSplit, validation_share: float, test_share: float, seed: int) -> str:
+    if not zero_shot.unseen:
+        return (
+            f"Every class in every split: {validation_share:g} of its images are validation, {test_share:g} test, by "
+            f"seed {seed}."
+        )
+    kind = {PROPOSED_TEST_CLASSES: "the proposed split", STANDARD_TEST_CLASSES: "the standard split"}.get(
+        zero_shot.unseen, "a split of its own"
+    )
+    of_train = " that the split has for training (test_seen holds the others)" if zero_shot.images else ""
+    return (
+        f"Zero-shot, {kind}: test holds the classes {', '.join(sorted(zero_shot.unseen))}, which train does not have. "
+        "A classifier cannot name them, so accuracy on test means nothing; the concept metrics do. Validation is "
+        f"{validation_share:g} of each other class's images{of_train}, by seed {seed}."
+    )
 
 
 def prepare(
@@ -250,7 +332,7 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    Animals with Attributes 2 with its 85 attributes as global concepts.
+    Prepares Animals with Attributes 2 with its 85 attributes as global concepts.
 
     The attributes describe a class, so every image of a class has the same, whether they are to be seen in it or not.
 
@@ -260,12 +342,12 @@ def prepare(
             images of the classes that train does not have. With att_splits.mat and res101.mat its images are the
             published ones, and test_seen holds those of train's classes; else the classes are those of
             testclasses.txt.
-        split_folder: folder of the zero-shot split's att_splits.mat and res101.mat, or testclasses.txt and
-            trainvalclasses.txt, as xlsa17/data/AWA2; None for the archive itself.
+        split_folder: folder with the zero-shot split's att_splits.mat and res101.mat, or testclasses.txt and
+            trainvalclasses.txt, such as xlsa17/data/AWA2; by default the archive itself.
         validation_share: share of each class's images (of each seen class that are for training, for "proposed") that
-            is validation.
-        test_share: share of each class's images that is test; for "instance" alone.
-        seed: of the draw.
+            becomes the validation split.
+        test_share: share of each class's images that becomes the test split; for "instance" alone.
+        seed: random seed of the splits.
 
     Raises:
         FileNotFoundError: for files or images that are missing.
@@ -282,69 +364,27 @@ def prepare(
     names = read_names(find_file([root], "predicates.txt", UNPACK))
     matrix = find_file([root], "predicate-matrix-binary.txt", UNPACK)
     predicates = read_predicates(matrix, len(classes), len(names))
-    unseen: set[str] = set()
-    published: dict[str, list[tuple[int, str]]] = {}
-    folder = Path(split_folder).expanduser() if split_folder else root
-    if split == "proposed" and (folder / "att_splits.mat").is_file():
-        published = read_proposed_split(folder, classes)
-        unseen = {classes[label] for label, _ in published["test"]}
-    elif split == "proposed":
-        unseen = read_test_classes(folder, classes)
-        if unseen == STANDARD_TEST_CLASSES:
-            warnings.warn(
-                "testclasses.txt holds the standard split, whose test classes are among ImageNet's, not the proposed "
-                "one: give the folder xlsa17/data/AWA2 as split_folder.",
-                stacklevel=2,
-            )
+    shares, zero_shot = {"validation": validation_share, "test": test_share}, ZeroShotSplit()
+    if split == "proposed":
+        zero_shot = read_zero_shot_split(Path(split_folder).expanduser() if split_folder else root, classes)
+        del shares["test"]
     images = list_images(root / "JPEGImages", classes)
-    splits: dict[str, list[tuple[int, Path]]] = {"train": [], "validation": [], "test": []}
-    home = {file: name for name, rows in published.items() for _, file in rows}
-    if published:
-        here = {f"{path.parent.name}/{path.name}" for paths in images for path in paths}
-        different = sorted(here ^ set(home))
-        if different:
-            raise ValueError(
-                f"The images of {root / 'JPEGImages'} and of res101.mat must be the same; they differ in "
-                f"{len(different)}, as {different[0]}. {UNPACK}"
-            )
-        splits["test_seen"] = []
-    for label, paths in enumerate(images):
-        items = []
-        for path in paths:
-            name = "test" if classes[label] in unseen else home.get(f"{path.parent.name}/{path.name}", "train")
-            if name == "train":
-                items.append((label, path))
-            else:
-                splits[name].append((label, path))
-        counts = {"validation": round(validation_share * len(items))}
-        if split == "instance":
-            counts["test"] = round(test_share * len(items))
-        for name, drawn in draw(items, counts, [seed, label]).items():
-            splits[name] += drawn
+    different = sorted({_image_name(path) for paths in images for path in paths} ^ set(zero_shot.images))
+    if zero_shot.images and different:
+        raise ValueError(
+            f"The images of {root / 'JPEGImages'} and of res101.mat must be the same; they differ in "
+            f"{len(different)}, as {different[0]}. {UNPACK}"
+        )
+    splits = draw_splits(images, classes, zero_shot, shares, seed)
     features = concept_features(classes, names, columns=(), extra={"image_name": Value("string")})
     dataset = dataset_from_splits({name: _rows(name, rows, predicates) for name, rows in splits.items()}, features)
-    if unseen:
-        kind = {PROPOSED_TEST_CLASSES: "the proposed split", STANDARD_TEST_CLASSES: "the standard split"}.get(
-            frozenset(unseen), "a split of its own"
-        )
-        of_train = " that the split has for training (test_seen holds the others)"
-        how = (
-            f"Zero-shot, {kind}: test holds the classes {', '.join(sorted(unseen))}, which train does not have. A "
-            "classifier cannot name them, so accuracy on test means nothing; the concept metrics do. Validation is "
-            f"{validation_share:g} of each other class's images{of_train if published else ''}, by seed {seed}."
-        )
-    else:
-        how = (
-            f"Every class in every split: {validation_share:g} of its images are validation, {test_share:g} test, by "
-            f"seed {seed}."
-        )
-    counts_text = ", ".join(f"{len(rows)} {name}" for name, rows in dataset.items())
     description = (
         f"[Animals with Attributes 2](https://cvml.ista.ac.at/AwA2/): {sum(map(len, images))} images "
-        f"({counts_text}) of {len(classes)} classes.\n\n"
+        f"({sizes_in_words(dataset)}) of {len(classes)} classes.\n\n"
         f"Concepts: the {len(names)} attributes of the binary predicate matrix, as global concepts. They describe the "
         "class, so every image of a class has the same, whether they are to be seen in it or not.\n\n"
-        f"Split: {how}\n\nNothing was left out. Each image has its own licence, named in the archive.\n\n{CITATION}"
+        f"Split: {_split_in_words(zero_shot, validation_share, test_share, seed)}\n\nNothing was left out. Each image "
+        f"has its own licence, named in the archive.\n\n{CITATION}"
     )
     settings = {
         "split": split,

@@ -7,17 +7,22 @@ concept: where an image shows it, each visible part that bears it, by `ATTRIBUTE
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..schema import PreparedDataset, concept_features, read_image_file
+from ..cells import read_image_file
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 from .archive import check_shares, dataset_from_splits, file_in, find_file, read_lines
 
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 # Attributes by the text before "::", compared whole. The parts are those of parts.txt; "upperparts" and "underparts"
 # are the regions of ornithology as far as they have a part. There is no part "head": its patterns (cap, eyebrow,
@@ -120,8 +125,8 @@ class Archive:
         labels: class of each image, 0 for class 1.
         train: whether each image is in the official train split.
         boxes: x, y, width, height of each image's bird.
-        places: of each image, x and y of its visible parts by their name.
-        class_shares: per cent of a class's images that show an attribute, (classes, attributes).
+        places: x and y of each image's visible parts, by the part's name.
+        class_shares: percentage of a class's images that show an attribute, (classes, attributes).
     """
 
     root: Path
@@ -140,7 +145,7 @@ class Archive:
 
 
 def _fields(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
-    """Of each line where it is, for errors, and its fields, the last with the rest of the line."""
+    """Gives the place of each line, for errors, and its fields, of which the last takes the rest of the line."""
     for number, line in read_lines(path):
         fields = line.split(None, count - 1)
         where = f"{path}, line {number}"
@@ -167,7 +172,7 @@ def _integer(text: str, where: str, low: int, high: int) -> int:
 
 
 def _by_id(path: Path, count: int, ids: list[int] | None = None) -> dict[int, tuple[str, list[str]]]:
-    """Where a line is, and its fields after the id, by id; `ids` are those that there must be."""
+    """Reads lines by their id: the place, for errors, and the fields after the id. `ids` are those there must be."""
     table: dict[int, tuple[str, list[str]]] = {}
     for where, (key, *fields) in _fields(find_file([path.parent], path.name, HINT), count):
         number = _integer(key, where, 1, 10**9)
@@ -182,7 +187,7 @@ def _by_id(path: Path, count: int, ids: list[int] | None = None) -> dict[int, tu
 
 
 def _names(path: Path) -> list[str]:
-    """Names by their number, which starts at 1 and has no gap."""
+    """Reads names in the order of their numbers, which start at 1 and have no gap."""
     table = _by_id(path, 2)
     if sorted(table) != list(range(1, len(table) + 1)):
         raise ValueError(f"{path} must number its lines from 1 without a gap. {HINT}")
@@ -218,7 +223,7 @@ def read_archive(source: Path) -> Archive:
         ValueError: for a file that is cut off or does not fit the others.
     """
     root = source / "CUB_200_2011" if (source / "CUB_200_2011").is_dir() else source
-    # The archive unpacks attributes.txt beside its folder.
+    # The archive itself unpacks attributes.txt beside CUB_200_2011, not into it.
     attributes_path = find_file([root.parent, root, root / "attributes"], "attributes.txt", HINT)
     attributes = _names(attributes_path)
     groups = {name.split("::")[0] for name in attributes}
@@ -260,19 +265,19 @@ def read_image_attributes(
     archive: Archive, attributes: list[int], min_certainty: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    What `image_attribute_labels.txt` says of the archive's images and of some attributes.
+    Reads from `image_attribute_labels.txt` which images show some attributes.
 
     Args:
-        archive: names the images; lines of others are skipped.
-        attributes: numbers of attributes.txt.
-        min_certainty: from 1, not visible, to 4, definitely.
+        archive: archive with the images; lines of other images are skipped.
+        attributes: numbers of the attributes in attributes.txt.
+        min_certainty: least certainty that counts as known, from 1, not visible, to 4, definitely.
 
     Returns:
         Whether an image shows an attribute, and whether that is known, with at least this certainty; each of shape
         (images, attributes), bool.
 
     Raises:
-        ValueError: for a line that cannot be read, an attribute of an image that is there twice, or is missing.
+        ValueError: for a line that cannot be read, or an attribute of an image that is repeated or missing.
     """
     path = archive.image_attributes
     rows = {str(image): row for row, image in enumerate(archive.images)}
@@ -308,7 +313,7 @@ def read_image_attributes(
 
 
 def clip_box(box: list[float], size: tuple[int, int], where: str) -> list[float]:
-    """The part of a box x, y, width, height in an image of height and width `size`; ValueError where there is none."""
+    """Clips a box x, y, width, height to an image of height and width `size`; ValueError where nothing is left."""
     x, y, width, height = box
     left, top = max(x, 0.0), max(y, 0.0)
     right, bottom = min(x + width, float(size[1])), min(y + height, float(size[0]))
@@ -318,7 +323,7 @@ def clip_box(box: list[float], size: tuple[int, int], where: str) -> list[float]
 
 
 def split_rows(archive: Archive, validation_share: float, seed: int) -> dict[str, np.ndarray]:
-    """Rows of train, validation and official test; validation is the same share of each class's train images."""
+    """Draws the rows of each split: official test, and validation as the same share of each class's train images."""
     rng = np.random.default_rng(seed)
     validation = np.zeros_like(archive.train)
     for label in np.unique(archive.labels):
@@ -329,6 +334,134 @@ def split_rows(archive: Archive, validation_share: float, seed: int) -> dict[str
         "validation": np.flatnonzero(validation),
         "test": np.flatnonzero(~archive.train),
     }
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """
+    The attributes that become concepts, in the order of their numbers.
+
+    Args:
+        numbers: their numbers in attributes.txt.
+        names: their names, such as "has_size::small_(5_-_9_in)".
+        shown: whether an image shows an attribute, (images, attributes) bool.
+        known: whether that is known, (images, attributes) bool.
+    """
+
+    numbers: list[int]
+    names: list[str]
+    shown: np.ndarray
+    known: np.ndarray
+
+    @property
+    def groups(self) -> list[str]:
+        """What stands before "::" in each name, by which an attribute belongs to parts or to the whole bird."""
+        return [name.split("::")[0] for name in self.names]
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Whether each belongs to the whole bird, (attributes,) bool."""
+        return np.array([group in GLOBAL_ATTRIBUTES for group in self.groups])
+
+
+def select_attributes(archive: Archive, concepts: str, min_classes: int, majority: float) -> list[int]:
+    """Selects the numbers of the attributes that become concepts, see [`prepare`]; ValueError where there is none."""
+    if concepts != "threshold":
+        return list(CT_108 if concepts == "ct108" else CBM_112)
+    classes_with = (archive.class_shares >= majority).sum(axis=0)
+    chosen = (np.flatnonzero(classes_with >= min_classes) + 1).tolist()
+    if not chosen:
+        raise ValueError(f"No attribute is that of {min_classes} classes: lower min_classes or majority.")
+    return chosen
+
+
+def read_attributes(
+    archive: Archive, numbers: list[int], by_image: bool, min_certainty: int, majority: float
+) -> Attributes:
+    """Reads which images show the attributes of these numbers, by their own annotations or those of their class."""
+    if by_image:
+        shown, known = read_image_attributes(archive, numbers, min_certainty)
+    else:
+        shown = archive.class_shares[archive.labels][:, np.array(numbers) - 1] >= majority
+        known = np.ones_like(shown)
+    return Attributes(numbers, [archive.attributes[number - 1] for number in numbers], shown, known)
+
+
+def _rows(
+    rows: np.ndarray, archive: Archive, attributes: Attributes, features: Iterable[str], counts: Counter, bar: tqdm
+) -> Iterator[dict[str, Any]]:
+    """Reads rows with the columns `features`; what the card tells of them is added to `counts`."""
+    ids, whole, groups = list(archive.images), attributes.whole, attributes.groups
+    for row in rows.tolist():
+        image, (height, width) = read_image_file(archive.images[ids[row]])
+        visible = archive.places[row]
+        inside = {part: (x, y) for part, (x, y) in visible.items() if 0 <= x < width and 0 <= y < height}
+        marks = [
+            (list(inside[part]), concept)
+            for concept, column in enumerate(np.flatnonzero(~whole).tolist())
+            if attributes.shown[row, column]
+            for part in ATTRIBUTE_PARTS[groups[column]]
+            if part in inside
+        ]
+        box = clip_box(archive.boxes[row], (height, width), f"bounding_boxes.txt, image {ids[row]}")
+        counts["visible"] += len(visible)
+        counts["outside"] += len(visible) - len(inside)
+        counts["unplaced"] += not marks
+        counts["clipped"] += box != archive.boxes[row]
+        bar.update()
+        cells = {
+            "image": image,
+            "label": int(archive.labels[row]),
+            "concepts": np.flatnonzero(attributes.shown[row, whole]).tolist(),
+            "unknown_concepts": np.flatnonzero(~attributes.known[row, whole]).tolist(),
+            "points": {"xy": [place for place, _ in marks], "category": [concept for _, concept in marks]},
+            "bbox": box,
+            "image_id": ids[row],
+        }
+        yield {name: cells[name] for name in features}
+
+
+def _read_rows(
+    archive: Archive, attributes: Attributes, splits: dict[str, np.ndarray], by_image: bool
+) -> tuple["DatasetDict", Counter]:
+    """Reads the dataset, and counts what its card tells."""
+    from datasets import List, Value
+
+    names = np.array(attributes.names)
+    global_names, spatial_names = names[attributes.whole].tolist(), names[~attributes.whole].tolist()
+    features = concept_features(
+        archive.classes,
+        global_names,
+        spatial_names,
+        columns=["points"] + (["unknown_concepts"] if by_image and global_names else []),
+        extra={"bbox": List(Value("float32"), length=4), "image_id": Value("int64")},
+    )
+    counts: Counter[str] = Counter()
+    with tqdm(total=len(archive.images), desc="Reading images", unit="image", leave=False) as bar:
+        dataset = dataset_from_splits(
+            {name: _rows(rows, archive, attributes, features, counts, bar) for name, rows in splits.items()}, features
+        )
+    if counts["outside"] > MAX_OUTSIDE * counts["visible"]:
+        raise ValueError(
+            f"{counts['outside']} of {counts['visible']} visible part locations lie outside their image, so these "
+            "images have another size than the archive's: use its own."
+        )
+    return dataset, counts
+
+
+def _description(archive: Archive, groups: list[str], counts: Counter, selection: str, origin: str) -> str:
+    table = [f"| {', '.join(GLOBAL_ATTRIBUTES)} | whole image |"]
+    table += [f"| {group} | {', '.join(parts)} |" for group, parts in ATTRIBUTE_PARTS.items() if group in groups]
+    return DESCRIPTION.format(
+        selection=selection,
+        origin=origin,
+        clipped=counts["clipped"],
+        outside=counts["outside"],
+        unplaced=counts["unplaced"],
+        present=len(np.unique(archive.labels)),
+        classes=len(archive.classes),
+        table="\n".join(table),
+    )
 
 
 def prepare(
@@ -343,31 +476,29 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    CUB-200-2011 in the schema: global concepts, and points of spatial concepts at visible parts.
+    Prepares CUB-200-2011: global concepts, and points of spatial concepts at visible parts.
 
     Args:
         source: folder into which CUB_200_2011.tgz was unpacked, or the folder CUB_200_2011 in it.
         concepts: ct108 (13 global, 95 spatial; Rigotti et al., ICLR 2022), cbm112 (Koh et al., ICML 2020), or
             threshold: attributes that the majority of a class's images shows, in at least `min_classes` classes.
-        min_classes: classes that the threshold asks for.
-        attributes: what tells whether an image shows an attribute: its own annotation (image), the majority of its
+        min_classes: least number of classes with an attribute, for threshold.
+        attributes: source of whether an image shows an attribute: its own annotation (image), the majority of its
             class (class), or the image's where image_attribute_labels.txt exists, else the class's (auto).
-        min_certainty: annotations of an image that are less certain are not known: 1 not visible, 2 guessing,
-            3 probably, 4 definitely.
-        majority: per cent of a class's images from which on the class has an attribute.
+        min_certainty: least certainty of an image's annotation that counts as known: 1 not visible, 2 guessing, 3
+            probably, 4 definitely.
+        majority: percentage of a class's images that must show an attribute for the class to have it.
         validation_share: share of each class's official train images that becomes the validation split, 0 for none.
-        seed: of the validation split.
+        seed: random seed of the validation split.
 
     Returns:
         Splits train, validation and official test, each in the order of the ids in images.txt.
 
     Raises:
         FileNotFoundError: for a missing file or image.
-        ValueError: for a file that cannot be read or is cut off, an id that is there twice, files that do not fit each
-            other, a box wholly outside its image, or an option out of range.
+        ValueError: for a file that cannot be read or is cut off, a repeated id, files that do not fit each other, a
+            box wholly outside its image, or an option out of range.
     """
-    from datasets import List, Value
-
     if concepts not in SELECTIONS:
         raise ValueError(f"concepts must be {', '.join(SELECTIONS)}; got {concepts!r}.")
     if attributes not in ("auto", *ORIGINS):
@@ -381,93 +512,17 @@ def prepare(
     by_image = attributes == "image" or (attributes == "auto" and archive.image_attributes.is_file())
     if by_image:
         find_file([archive.image_attributes.parent], archive.image_attributes.name, f"{HINT} Or set attributes=class.")
-
-    classes_with = (archive.class_shares >= majority).sum(axis=0)
-    chosen = {"ct108": list(CT_108), "cbm112": list(CBM_112)}.get(concepts)
-    if chosen is None:
-        chosen = (np.flatnonzero(classes_with >= min_classes) + 1).tolist()
-    if not chosen:
-        raise ValueError(f"No attribute is that of {min_classes} classes: lower min_classes or majority.")
-    names = [archive.attributes[number - 1] for number in chosen]
-    groups = [name.split("::")[0] for name in names]
-    in_image = np.array([group in GLOBAL_ATTRIBUTES for group in groups])
-    spatial_columns = np.flatnonzero(~in_image).tolist()
-    global_names = [name for name, whole in zip(names, in_image, strict=True) if whole]
-    spatial_names = [names[column] for column in spatial_columns]
-
-    if by_image:
-        present, known = read_image_attributes(archive, chosen, min_certainty)
-    else:
-        present = archive.class_shares[archive.labels][:, np.array(chosen) - 1] >= majority
-        known = np.ones_like(present)
-    columns = ["points"] + (["unknown_concepts"] if by_image and global_names else [])
-    extra = {"bbox": List(Value("float32"), length=4), "image_id": Value("int64")}
-    features = concept_features(archive.classes, global_names, spatial_names, columns, extra)
-    counts: Counter[str] = Counter()
-    ids = list(archive.images)
-    progress = tqdm(total=len(ids), desc="Reading images", unit="image", leave=False)
-
-    def read_row(row: int) -> dict[str, Any]:
-        image, (height, width) = read_image_file(archive.images[ids[row]])
-        visible = archive.places[row]
-        inside = {part: place for part, place in visible.items() if 0 <= place[0] < width and 0 <= place[1] < height}
-        marks = [
-            (list(inside[part]), concept)
-            for concept, column in enumerate(spatial_columns)
-            if present[row, column]
-            for part in ATTRIBUTE_PARTS[groups[column]]
-            if part in inside
-        ]
-        box = clip_box(archive.boxes[row], (height, width), f"bounding_boxes.txt, image {ids[row]}")
-        counts["visible"] += len(visible)
-        counts["outside"] += len(visible) - len(inside)
-        counts["unplaced"] += not marks
-        counts["clipped"] += box != archive.boxes[row]
-        progress.update()
-        cells = {
-            "image": image,
-            "label": int(archive.labels[row]),
-            "concepts": np.flatnonzero(present[row, in_image]).tolist(),
-            "unknown_concepts": np.flatnonzero(~known[row, in_image]).tolist(),
-            "points": {"xy": [place for place, _ in marks], "category": [concept for _, concept in marks]},
-            "bbox": box,
-            "image_id": ids[row],
-        }
-        return {name: cells[name] for name in features}
-
-    splits = split_rows(archive, validation_share, seed)
-    with progress:
-        dataset = dataset_from_splits(
-            {name: (read_row(row) for row in rows.tolist()) for name, rows in splits.items()}, features
-        )
-    if counts["outside"] > MAX_OUTSIDE * counts["visible"]:
-        raise ValueError(
-            f"{counts['outside']} of {counts['visible']} visible part locations lie outside their image, so these "
-            "images have another size than the archive's: use its own."
-        )
-    facts = {
-        "number": len(chosen),
-        "majority": majority,
-        "min_classes": min_classes,
-        "min_certainty": min_certainty,
-    }
-    table = [f"| {', '.join(GLOBAL_ATTRIBUTES)} | whole image |"]
-    table += [f"| {group} | {', '.join(parts)} |" for group, parts in ATTRIBUTE_PARTS.items() if group in groups]
+    numbers = select_attributes(archive, concepts, min_classes, majority)
+    chosen = read_attributes(archive, numbers, by_image, min_certainty, majority)
+    dataset, counts = _read_rows(archive, chosen, split_rows(archive, validation_share, seed), by_image)
     origin = "image" if by_image else "class"
+    options = {"majority": majority, "min_classes": min_classes, "min_certainty": min_certainty}
+    selection = SELECTIONS[concepts].format(number=len(numbers), **options)
     return PreparedDataset(
         dataset=dataset,
-        title=f"CUB-200-2011 with {len(chosen)} concepts",
+        title=f"CUB-200-2011 with {len(numbers)} concepts",
         license="other",
-        description=DESCRIPTION.format(
-            selection=SELECTIONS[concepts].format(**facts),
-            origin=ORIGINS[origin].format(**facts),
-            clipped=counts["clipped"],
-            outside=counts["outside"],
-            unplaced=counts["unplaced"],
-            present=len(np.unique(archive.labels)),
-            classes=len(archive.classes),
-            table="\n".join(table),
-        ),
+        description=_description(archive, chosen.groups, counts, selection, ORIGINS[origin].format(**options)),
         settings={
             "concepts": concepts,
             "min_classes": min_classes if concepts == "threshold" else None,

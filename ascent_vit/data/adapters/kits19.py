@@ -7,15 +7,15 @@ case_XXXXX/imaging.nii.gz and segmentation.nii.gz with kits.json, whose first ax
 that were made of them, images/PATIENT_SLICE.png and masks/PATIENT_SLICE.png.
 """
 
-import io
 import json
 import math
 import re
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,15 @@ from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..schema import PreparedDataset, concept_features, read_image_file
-from .archive import check_shares, dataset_from_splits, draw
+from ..cells import image_cell, read_image_file
+from ..prepared import PreparedDataset
+from ..schema import concept_features
+from .archive import check_shares, dataset_from_splits, draw, sizes_in_words
 
 
 CLASSES = ["no tumour", "tumour"]
 
-# In the order of the label volumes' values: 1 is kidney, 2 is tumour.
+# In the order of their values in the label volumes.
 CONCEPTS = ["kidney", "tumour"]
 KIDNEY, TUMOUR = 1, 2
 
@@ -58,12 +60,12 @@ CITATION = """```bibtex
 @dataclass(frozen=True)
 class SliceOptions:
     """
-    Which slices are read, and which radiodensities their pictures show.
+    Slices to read, and the window of radiodensities that their pictures show.
 
     Args:
-        centre: of the window in Hounsfield units (HU), shown as medium grey.
-        width: of the window in HU, above 0: from black to white.
-        every: every how manieth slice of a patient is read, 1 or more.
+        centre: centre of the window in Hounsfield units (HU), shown as medium grey.
+        width: width of the window in HU, above 0, from black to white.
+        every: step between the slices of a patient that are read, 1 or more.
         only_annotated: whether slices without kidney and tumour are left out.
     """
 
@@ -73,7 +75,7 @@ class SliceOptions:
     only_annotated: bool
 
     def grey(self, density: np.ndarray) -> np.ndarray:
-        """Greys 0 to 255 (uint8) of densities in HU."""
+        """Turns densities in HU into greys 0 to 255 (uint8)."""
         low = self.centre - self.width / 2
         return np.round(np.clip((density - low) / self.width, 0, 1) * 255).astype(np.uint8)
 
@@ -88,10 +90,7 @@ class Slice:
     mask: np.ndarray
 
 
-def _png(pixels: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+SliceReader = Callable[[], Iterator[Slice]]
 
 
 def _check_mask(values: np.ndarray, where: str) -> np.ndarray:
@@ -105,7 +104,7 @@ def _check_mask(values: np.ndarray, where: str) -> np.ndarray:
 
 def read_volume(path: Path) -> np.ndarray:
     """
-    A volume as `(slices, height, width)`, in the orientation of the archive's volumes.
+    Reads a volume as `(slices, height, width)`, in the orientation of the archive's volumes.
 
     Volumes that are stored otherwise are turned by their affine. The identity says nothing about how a patient lay:
     such a volume is taken as it is.
@@ -140,11 +139,11 @@ def read_volume(path: Path) -> np.ndarray:
 
 def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterator[Slice]:
     """
-    Slices of a case with imaging.nii.gz and segmentation.nii.gz; those left out are counted in `left_out`.
+    Reads the slices of a case with imaging.nii.gz and segmentation.nii.gz; `left_out` counts those left out.
 
     Raises:
         FileNotFoundError: for one of the two that is missing.
-        ValueError: for volumes that cannot be read, have different shapes, or values that cannot be.
+        ValueError: for volumes that cannot be read, have different shapes, or impossible values.
     """
     mask = _check_mask(read_volume(folder / "segmentation.nii.gz"), str(folder / "segmentation.nii.gz"))
     density = read_volume(folder / "imaging.nii.gz")
@@ -158,17 +157,17 @@ def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterato
             continue
         if not np.isfinite(density[number]).all():
             raise ValueError(f"{folder / 'imaging.nii.gz'}, slice {number}: a density is not finite.")
-        yield Slice(folder.name, number, _png(options.grey(density[number])), mask[number])
+        yield Slice(folder.name, number, image_cell(Image.fromarray(options.grey(density[number]))), mask[number])
 
 
 def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
     """
-    The mask of a slice as `(height, width)` uint8: 0 neither, 1 kidney, 2 tumour.
+    Reads the mask of a slice as `(height, width)` uint8: 0 neither, 1 kidney, 2 tumour.
 
     Args:
-        path: an image of one channel with these values, or a coloured one: black, red and blue.
-        kidney_colour: "blue" or "red"; the other one is tumour. Nothing in the file tells them apart: the organ on
-            both sides of the spine is the kidney. (The challenge's own script draws kidneys red.)
+        path: image of one channel with these values, or a coloured one: black, red and blue.
+        kidney_colour: colour of the kidney, "blue" or "red"; the other one is tumour. Nothing in the file tells them
+            apart: the organ on both sides of the spine is the kidney. (The challenge's own script draws kidneys red.)
 
     Raises:
         FileNotFoundError: for a file that is missing.
@@ -195,11 +194,11 @@ def read_mask(path: Path, kidney_colour: str = "blue") -> np.ndarray:
 
 def list_slices(folder: Path) -> dict[str, list[tuple[int, str]]]:
     """
-    Numbers and file names of each patient's slices, in order, in a folder with images/ and masks/.
+    Lists numbers and file names of each patient's slices, in order, in a folder with images/ and masks/.
 
     Raises:
         FileNotFoundError: for no images, or images without mask or the other way round.
-        ValueError: for names other than PATIENT_SLICE.png, or a slice that is there twice.
+        ValueError: for names other than PATIENT_SLICE.png, or a repeated slice.
     """
     images, masks = ({path.name for path in (folder / name).glob("*.png")} for name in ("images", "masks"))
     if not images:
@@ -231,7 +230,7 @@ def read_patient(
     left_out: Counter,
 ) -> Iterator[Slice]:
     """
-    Slices of a patient that are stored as PNG, greys as they are; those left out are counted in `left_out`.
+    Reads the slices of a patient that are stored as PNG, greys as they are; `left_out` counts those left out.
 
     Raises:
         FileNotFoundError, ValueError: see [`read_mask`]; for a mask of another size than its image.
@@ -252,7 +251,7 @@ def read_patient(
 
 def split_patients(patients: list[str], validation_share: float, test_share: float, seed: int) -> dict[str, list[str]]:
     """
-    Patients drawn into train, validation and test, none into two. Two make no validation, one makes train alone.
+    Draws patients into train, validation and test, each into one. Two make no validation, one makes train alone.
 
     Raises:
         ValueError: for shares that leave nobody to train on.
@@ -272,7 +271,7 @@ def split_patients(patients: list[str], validation_share: float, test_share: flo
 
 
 def _cases(root: Path) -> tuple[list[Path], int, int]:
-    """Cases with both volumes, the number of those without segmentation, and of those that kits.json names."""
+    """Lists the cases with both volumes, and counts those without segmentation and those that kits.json names."""
     folders = sorted(path for path in root.glob("case_*") if path.is_dir())
     labelled = [folder for folder in folders if (folder / "segmentation.nii.gz").is_file()]
     for folder in labelled:
@@ -307,6 +306,62 @@ def _find(source: Path, layout: str) -> tuple[str, Path]:
     return layout, found[0]
 
 
+def _readers(
+    source: Path, root: Path, layout: str, options: SliceOptions, kidney_colour: str, left_out: Counter
+) -> tuple[dict[str, SliceReader], list[str]]:
+    """Finds the reader of each patient's slices; notes on files that are left out come with them."""
+    notes = []
+    if layout == "volumes":
+        cases, unlabelled, described = _cases(root)
+        if described > len(cases):
+            notes.append(
+                f"{described - len(cases)} of the {described} cases of kits.json, which are not in the folder"
+            )
+        if unlabelled:
+            notes.append(f"{unlabelled} cases without segmentation (the challenge's test cases)")
+        readers: dict[str, SliceReader] = {
+            folder.name: partial(read_case, folder, options, left_out) for folder in cases
+        }
+        return readers, notes
+    ignored = sum(1 for folder in (source, source / "data") for _ in folder.glob("case_*/segmentation.nii.gz"))
+    if ignored:
+        notes.append(f"{ignored} label volumes without imaging")
+    readers = {
+        patient: partial(read_patient, root, patient, slices, options, kidney_colour, left_out)
+        for patient, slices in list_slices(root).items()
+    }
+    return readers, notes
+
+
+def _rows(split: str, patients: list[str], readers: dict[str, SliceReader], seen: Counter) -> Iterator[dict[str, Any]]:
+    """Reads the slices of some patients as rows, whose classes are counted in `seen`."""
+    for patient in tqdm(patients, desc=f"Reading {split}", unit="patient", leave=False):
+        for item in readers[patient]():
+            present = [i for i in range(len(CONCEPTS)) if (item.mask == i + 1).any()]
+            label = int(TUMOUR - 1 in present)
+            seen[CLASSES[label]] += 1
+            yield {
+                "image": item.image,
+                "label": label,
+                "concepts": present,
+                "mask": image_cell(Image.fromarray(item.mask)),
+                "group_id": item.patient,
+                "slice": item.number,
+            }
+
+
+def _description(sizes: str, patients: int, seen: Counter, made: str, notes: list[str], seed: int) -> str:
+    return (
+        "[KiTS19](https://kits19.grand-challenge.org): "
+        f"{sum(seen.values())} slices ({sizes}), patients: {patients}; {seen['tumour']} with tumour and "
+        f"{seen['no tumour']} without.\n\n{made}\n\n"
+        "Concepts: kidney and tumour, as masks by the annotators, and as global concepts where they are in the slice. "
+        "The class is whether there is tumour in the slice, so the concept tumour decides it.\n\n"
+        f"Split: by patient (`group_id`), none in two splits, by seed {seed}.\n\n"
+        f"Left out: {'; '.join(notes) or 'nothing'}.\n\n{CITATION}"
+    )
+
+
 def prepare(
     source: Path,
     *,
@@ -321,20 +376,22 @@ def prepare(
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    KiTS19 as axial slices, to be told apart as with or without tumour, with kidney and tumour as masks.
+    Prepares KiTS19 as axial slices with or without tumour, which are the classes, with kidney and tumour as masks.
 
     Args:
-        source: the folder of the cases, or of slices with their masks.
-        layout: "volumes", "slices", or "auto" for volumes where there are any with imaging, else slices.
-        centre: of the window, in Hounsfield units; volumes only.
-        width: of the window, in Hounsfield units. The default shows the soft tissue of the abdomen; volumes only.
-        every: reads every how manieth slice of a patient.
-        only_annotated: whether slices without kidney and tumour are left out. Else the class could be told by the
-            part of the body, without a look at the kidney.
-        kidney_colour: of slices with coloured masks, see [`read_mask`].
-        validation_share: share of the patients, at least one of three or more.
-        test_share: share of the patients, at least one of two or more.
-        seed: of the draw.
+        source: folder of the cases, or of slices with their masks.
+        layout: layout of the folder, "volumes", "slices", or "auto" for volumes where there are any with imaging, else
+            slices.
+        centre: centre of the window in Hounsfield units; for volumes alone.
+        width: width of the window in Hounsfield units; for volumes alone. The default shows the abdomen's soft tissue.
+        every: step between the slices of a patient that are read, 1 or more.
+        only_annotated: whether slices without kidney and tumour are left out. Otherwise the part of the body, without
+            a look at the kidney, would tell the class.
+        kidney_colour: colour of the kidney in slices with coloured masks, see [`read_mask`].
+        validation_share: share of the patients whose slices become the validation split, at least one of three or
+            more.
+        test_share: share of the patients whose slices become the test split, at least one of two or more.
+        seed: random seed of the splits.
 
     Raises:
         FileNotFoundError: for files that are missing.
@@ -342,7 +399,7 @@ def prepare(
         ValueError: for files that contradict each other, or options out of range.
 
     Warns:
-        UserWarning: for one patient alone, who is all in train.
+        UserWarning: for a single patient, whose slices are all in train.
     """
     from datasets import Value
 
@@ -356,62 +413,26 @@ def prepare(
         raise ValueError(f"every must be 1 or more; got {every}.")
     check_shares(validation_share, test_share)
     found, root = _find(source, layout)
+    skipped: Counter = Counter()
     options = SliceOptions(centre, width, every, only_annotated)
-    notes = []
-    if found == "volumes":
-        cases, unlabelled, described = _cases(root)
-        folders = {folder.name: folder for folder in cases}
-        patients = list(folders)
-        if described > len(cases):
-            notes.append(
-                f"{described - len(cases)} of the {described} cases of kits.json, which are not in the folder"
-            )
-        if unlabelled:
-            notes.append(f"{unlabelled} cases without segmentation (the challenge's test cases)")
-    else:
-        slices = list_slices(root)
-        patients = list(slices)
-        ignored = sum(1 for folder in (source, source / "data") for _ in folder.glob("case_*/segmentation.nii.gz"))
-        if ignored:
-            notes.append(f"{ignored} label volumes without imaging")
-    splits = split_patients(patients, validation_share, test_share, seed)
-    if len(patients) == 1:
+    readers, notes = _readers(source, root, found, options, kidney_colour, skipped)
+    splits = split_patients(list(readers), validation_share, test_share, seed)
+    if len(readers) == 1:
         warnings.warn(
-            f"There is one patient, {patients[0]}: all slices are train, as no patient may be in two splits. A "
-            "validation split cut from them would tell nothing about other patients.",
+            f"There is one patient, {next(iter(readers))}: all slices are train, as no patient may be in two splits. "
+            "A validation split cut from them would tell nothing about other patients.",
             stacklevel=2,
         )
-    seen: Counter = Counter()
-    skipped: Counter = Counter()
-
-    def rows(split: str) -> Iterator[dict[str, Any]]:
-        for patient in tqdm(splits[split], desc=f"Reading {split}", unit="patient", leave=False):
-            if found == "volumes":
-                read = read_case(folders[patient], options, skipped)
-            else:
-                read = read_patient(root, patient, slices[patient], options, kidney_colour, skipped)
-            for item in read:
-                present = [i for i in range(len(CONCEPTS)) if (item.mask == i + 1).any()]
-                label = int(TUMOUR - 1 in present)
-                seen[CLASSES[label]] += 1
-                yield {
-                    "image": item.image,
-                    "label": label,
-                    "concepts": present,
-                    "mask": _png(item.mask),
-                    "group_id": item.patient,
-                    "slice": item.number,
-                }
-
     features = concept_features(
         CLASSES, CONCEPTS, CONCEPTS, columns=("mask",), extra={"group_id": Value("string"), "slice": Value("int32")}
     )
-    dataset = dataset_from_splits({name: rows(name) for name in splits}, features)
+    seen: Counter = Counter()
+    rows = {name: _rows(name, patients, readers, seen) for name, patients in splits.items()}
+    dataset = dataset_from_splits(rows, features)
     if not dataset:
         raise ValueError(
             f"No slice in {root} is left: none has kidney or tumour. Use only_annotated=false or every=1."
         )
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.items())
     made = (
         f"Axial slices of the volumes, with a window of {width:g} HU around {centre:g} HU as 8-bit grey."
         if found == "volumes"
@@ -421,27 +442,23 @@ def prepare(
         made += f" Every slice whose place is a multiple of {every}."
     if only_annotated:
         notes.append(f"{skipped['not annotated']} slices without kidney and tumour")
-    description = (
-        "[KiTS19](https://kits19.grand-challenge.org): "
-        f"{sum(seen.values())} slices ({sizes}), patients: {len(patients)}; {seen['tumour']} with tumour and "
-        f"{seen['no tumour']} without.\n\n{made}\n\n"
-        "Concepts: kidney and tumour, as masks by the annotators, and as global concepts where they are in the slice. "
-        "The class is whether there is tumour in the slice, so the concept tumour decides it.\n\n"
-        f"Split: by patient (`group_id`), none in two splits, by seed {seed}.\n\n"
-        f"Left out: {'; '.join(notes) or 'nothing'}.\n\n{CITATION}"
+    return PreparedDataset(
+        dataset=dataset,
+        title="KiTS19 slices with kidney and tumour",
+        license="cc-by-nc-sa-4.0",
+        description=_description(sizes_in_words(dataset), len(readers), seen, made, notes, seed),
+        settings={
+            "layout": found,
+            "centre": centre,
+            "width": width,
+            "every": every,
+            "only_annotated": only_annotated,
+            "kidney_colour": kidney_colour,
+            "validation_share": validation_share,
+            "test_share": test_share,
+            "seed": seed,
+        },
     )
-    settings = {
-        "layout": found,
-        "centre": centre,
-        "width": width,
-        "every": every,
-        "only_annotated": only_annotated,
-        "kidney_colour": kidney_colour,
-        "validation_share": validation_share,
-        "test_share": test_share,
-        "seed": seed,
-    }
-    return PreparedDataset(dataset, "KiTS19 slices with kidney and tumour", "cc-by-nc-sa-4.0", description, settings)
 
 
 __all__ = [

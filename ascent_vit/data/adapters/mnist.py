@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-from ..digits import CLASSES, CONCEPTS, INK_THRESHOLD
-from ..schema import PreparedDataset, concept_features
+from ..digits import CLASSES, CONCEPTS, INK_THRESHOLD, ink_cell
+from ..prepared import PreparedDataset
+from ..schema import concept_features
 
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ concept: `mask` holds digit + 1 there and 0 elsewhere, and the names of its conc
 
 
 def _shards(source: Path) -> dict[str, list[Path]]:
-    """The parquet files of both splits, all of them, in one folder."""
+    """Finds the parquet files of both splits, all of them in one folder."""
     if not source.is_dir():
         raise FileNotFoundError(f"There is no folder {source}: give the one that holds MNIST's parquet files.")
     found: dict[str, list[Path]] = {"train": [], "test": []}
@@ -58,7 +58,7 @@ def _shards(source: Path) -> dict[str, list[Path]]:
 
 
 def _read(paths: list[Path]) -> tuple[list[bytes], np.ndarray]:
-    """Image files and digits."""
+    """Reads image files and digits."""
     import pyarrow
     import pyarrow.parquet
 
@@ -80,13 +80,10 @@ def _read(paths: list[Path]) -> tuple[list[bytes], np.ndarray]:
 
 
 def _ink(image: bytes, digit: int, where: str) -> dict[str, Any]:
-    """The mask of a digit as a cell of an Image column."""
+    """Makes the mask of a digit from its image file."""
     with opened_image(io.BytesIO(image), f"The image of {where}", "download the dataset again.") as opened:
         pixels = np.asarray(opened.convert("L"))
-    buffer = io.BytesIO()
-    mask = np.where(pixels > INK_THRESHOLD, digit + 1, 0).astype(np.uint8)
-    Image.fromarray(mask).save(buffer, format="PNG", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return ink_cell(pixels, digit)
 
 
 def _build(images: list[bytes], digits: np.ndarray, rows: np.ndarray, ink: bool, name: str) -> "Dataset":
@@ -110,14 +107,14 @@ def _build(images: list[bytes], digits: np.ndarray, rows: np.ndarray, ink: bool,
 
 def prepare(source: Path, *, validation_size: int = 5000, ink: bool = True, seed: int = 0) -> PreparedDataset:
     """
-    Concept-MNIST in the schema: even or odd, the digit as a global concept, its ink as a spatial one.
+    Prepares Concept-MNIST: even or odd, the digit as a global concept, its ink as a spatial one.
 
     Args:
         source: folder with train-00000-of-00001.parquet and test-00000-of-00001.parquet, as the Hub has them
             (`ylecun/mnist`), at any depth.
         validation_size: images of the train split that become the validation split, stratified by digit; 0 for none.
         ink: whether to write `mask`. Without it there are global concepts only.
-        seed: of the validation split.
+        seed: random seed of the validation split.
 
     Returns:
         Splits train (55,000), validation (5,000) and official test (10,000), each in the order of the official file,

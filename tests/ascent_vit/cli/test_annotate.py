@@ -83,7 +83,7 @@ def test_annotate(arguments, tmp_path, capsys):
 def test_resume_goes_on_with_the_same_settings(arguments, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(
-            "ascent_vit.data.annotate.write_dataset", lambda *_, **__: (_ for _ in ()).throw(OSError("full"))
+            "ascent_vit.data.annotate.dataset.write_dataset", lambda *_, **__: (_ for _ in ()).throw(OSError("full"))
         )
         assert run(arguments) == 1
     assert "full" in one_error(capsys)

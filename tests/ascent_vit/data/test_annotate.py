@@ -36,14 +36,9 @@ from transformers import (
 )
 
 import ascent_vit
-from ascent_vit.data import ConceptCollator, annotate, load_concept_dataset
-from ascent_vit.data.annotate import (
-    DetectedConcept,
-    annotate_dataset,
-    choose_review,
-    keep_boxes,
-    read_concepts,
-)
+from ascent_vit.data import ConceptCollator, load_concept_dataset
+from ascent_vit.data.annotate import DetectedConcept, annotate_dataset, keep_boxes, read_concepts, shards
+from ascent_vit.data.annotate.review import choose_review
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -316,18 +311,18 @@ class Stopped(Exception):
     pass
 
 
-def stop_after(monkeypatch, shards: int) -> list[int]:
+def stop_after(monkeypatch, number: int) -> list[int]:
     """Lets detection fail after so many shards; gives the list of the first rows of the shards it went over."""
     started: list[int] = []
-    annotate_rows = annotate._annotate_rows
+    detect_rows = shards._detect_rows
 
     def counted(split, start, *arguments):
-        if len(started) == shards:
+        if len(started) == number:
             raise Stopped
         started.append(start)
-        return annotate_rows(split, start, *arguments)
+        return detect_rows(split, start, *arguments)
 
-    monkeypatch.setattr(annotate, "_annotate_rows", counted)
+    monkeypatch.setattr(shards, "_detect_rows", counted)
     return started
 
 

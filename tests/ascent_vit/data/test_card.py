@@ -12,7 +12,8 @@ from huggingface_hub import DatasetCard
 import ascent_vit.data.card as card_module
 from ascent_vit.data import load_concept_dataset, load_digits_dataset
 from ascent_vit.data.card import dataset_card, write_dataset
-from ascent_vit.data.schema import PreparedDataset, concept_features
+from ascent_vit.data.prepared import PreparedDataset
+from ascent_vit.data.schema import concept_features
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Concept datasets from every source, and their rows as batches."""
+"""Concept datasets from every source."""
 
 import json
 import shutil
@@ -7,37 +7,24 @@ import shutil
 import numpy as np
 import psutil
 import pytest
-import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from ascent_vit.data import (
-    CachedConceptDataset,
     ConceptCollator,
     annotation_from_row,
-    cached_bytes,
-    check_concepts,
     concepts_from_features,
     load_concept_dataset,
 )
 from ascent_vit.data.card import write_dataset
-from ascent_vit.data.schema import PreparedDataset
+from ascent_vit.data.prepared import PreparedDataset
 from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import make_loader
-from modeling_ascent_vit import AscentViTImageProcessor, AscentViTImageProcessorPil
+from modeling_ascent_vit import AscentViTImageProcessor
 
 
 LABELS, GLOBAL, SPATIAL = ["cat", "dog"], ["indoors", "outdoors", "night"], ["ear", "tail"]
-OBJECTS = {"bbox": List(List(Value("float32"), length=4)), "category": List(ClassLabel(names=SPATIAL))}
-POINTS = {"xy": List(List(Value("float32"), length=2)), "category": List(ClassLabel(names=SPATIAL))}
-FEATURES = {
-    "image": ImageFeature(),
-    "label": ClassLabel(names=LABELS),
-    "concepts": List(ClassLabel(names=GLOBAL)),
-    "objects": OBJECTS,
-    "points": POINTS,
-}
 
 
 def make_image(seed: int, size: tuple[int, int] = (40, 40)) -> Image.Image:
@@ -45,66 +32,9 @@ def make_image(seed: int, size: tuple[int, int] = (40, 40)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def make_dataset(number: int = 6, **features) -> Dataset:
-    columns = {
-        "image": [make_image(i) for i in range(number)],
-        "label": [i % 2 for i in range(number)],
-        "concepts": [[[0], [1, 2], [], None][i % 4] for i in range(number)],
-        "objects": [{"bbox": [[0, 0, 16, 8]], "category": [i % 2]} for i in range(number)],
-        "points": [{"xy": [[20.5, 30.5]], "category": [0]} if i % 3 else None for i in range(number)],
-    }
-    return Dataset.from_dict(columns, features=Features(FEATURES | features))
-
-
 @pytest.fixture
-def dataset() -> DatasetDict:
+def dataset(make_dataset) -> DatasetDict:
     return DatasetDict(train=make_dataset(6), val=make_dataset(2))
-
-
-@pytest.fixture
-def config(make_config):
-    return make_config(global_concepts=GLOBAL, spatial_concepts=SPATIAL, num_labels=2)
-
-
-class TestNames:
-    def test_of_classes_and_both_streams(self):
-        assert concepts_from_features(Features(FEATURES)) == (LABELS, GLOBAL, SPATIAL)
-
-    def test_of_objects_as_a_list_of_dicts(self):
-        item = {"bbox": List(Value("float32"), length=4), "category": ClassLabel(names=SPATIAL)}
-        assert concepts_from_features(Features(FEATURES | {"objects": List(item)}))[2] == SPATIAL
-
-    def test_of_a_mask(self):
-        features = Features(
-            {name: FEATURES[name] for name in ("image", "label", "concepts")} | {"mask": ImageFeature()}
-        )
-        assert concepts_from_features(features)[2] == GLOBAL
-        assert concepts_from_features(features, ["kidney", "tumour"])[2] == ["kidney", "tumour"]
-        del features["concepts"]
-        with pytest.raises(ValueError, match="no names for its values"):
-            concepts_from_features(features)
-
-    def test_of_neither_stream(self):
-        features = Features({name: FEATURES[name] for name in ("image", "label")})
-        assert concepts_from_features(features) == (LABELS, [], [])
-
-    def test_must_be_those_of_a_class_label(self):
-        with pytest.raises(ValueError, match="Column concepts must hold a ClassLabel"):
-            concepts_from_features(Features(FEATURES | {"concepts": List(Value("int64"))}))
-
-    def test_of_objects_and_points_must_agree(self):
-        points = POINTS | {"category": List(ClassLabel(names=SPATIAL[::-1]))}
-        with pytest.raises(ValueError, match="objects and points must have the same names"):
-            concepts_from_features(Features(FEATURES | {"points": points}))
-
-    def test_must_be_the_models(self, make_config):
-        config = make_config(global_concepts=GLOBAL, spatial_concepts=SPATIAL)
-        check_concepts(config, GLOBAL, SPATIAL)
-        check_concepts(make_config(global_concepts=GLOBAL), GLOBAL, SPATIAL)
-        with pytest.raises(ValueError, match="spatial concepts .* number 0 is 'ear' in the model and 'tail'"):
-            check_concepts(config, GLOBAL, SPATIAL[::-1])
-        with pytest.raises(ValueError, match="global concepts .* the model has 3, the dataset 2"):
-            check_concepts(config, GLOBAL[:2], SPATIAL)
 
 
 class TestLoading:
@@ -114,7 +44,7 @@ class TestLoading:
         loaded = load_concept_dataset(str(tmp_path / "all"))
         assert list(loaded) == ["train", "validation"]
         assert loaded["train"][1]["concepts"] == [1, 2]
-        assert loaded["train"].features == Features(FEATURES)
+        assert loaded["train"].features == dataset["train"].features
         assert list(load_concept_dataset(str(tmp_path / "one"))) == ["train"]
 
     @pytest.mark.parametrize("streaming", [False, True])
@@ -321,68 +251,6 @@ def test_memory_stays_flat_while_streaming(tmp_path, make_config, form):
     assert max(memory[40:]) - memory[40] < 48, memory[::10]
 
 
-class TestBatches:
-    def test_annotations_are_the_schemas_columns_that_are_not_null(self):
-        row = make_dataset(4)[3]
-        assert annotation_from_row(row | {"extra": 1}) == {"objects": {"bbox": [[0, 0, 16, 8]], "category": [1]}}
-
-    def test_targets(self, config):
-        batch = ConceptCollator(AscentViTImageProcessor.from_model_config(config, size={"height": 40, "width": 40}))(
-            list(make_dataset(4))
-        )
-        assert batch["pixel_values"].shape == (4, 3, 40, 40)
-        assert batch["labels"].tolist() == [0, 1, 0, 1]
-        expected = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [torch.nan] * 3])
-        torch.testing.assert_close(batch["concept_targets"], expected, equal_nan=True)
-        spatial = batch["spatial_concept_targets"].view(4, 5, 5, 2)
-        assert spatial[0, 0, 0].tolist() == spatial[0, 0, 1].tolist() == [1, 0]
-        assert spatial[1, 0, 0].tolist() == [0, 1] and spatial[1, 3, 2].tolist() == [1, 0]
-        assert spatial[0, 1:].isnan().all()
-
-    def test_a_stream_without_concepts_gets_no_targets(self, make_config):
-        config = make_config(spatial_concepts=SPATIAL)
-        batch = ConceptCollator(AscentViTImageProcessor.from_model_config(config))(list(make_dataset(3)))
-        assert "concept_targets" not in batch and "spatial_concept_targets" in batch
-        config = make_config(num_unsupervised_concepts=3)
-        batch = ConceptCollator(AscentViTImageProcessor.from_model_config(config))(list(make_dataset(3)))
-        assert set(batch) == {"pixel_values", "labels"}
-
-    @pytest.mark.parametrize("processor_class", [AscentViTImageProcessor, AscentViTImageProcessorPil])
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {},
-            {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
-            {"do_normalize": False},
-            {"unannotated": "none"},
-        ],
-    )
-    def test_cached_batches_equal_collated_ones(self, config, processor_class, options):
-        processor = processor_class.from_model_config(config, **options)
-        dataset = make_dataset(7)
-        cached = CachedConceptDataset(dataset, processor, batch_size=3)
-        order = [6, 0, 3, 4]
-        expected = ConceptCollator(processor)([dataset[i] for i in order])
-        batch = cached.__getitems__(order)
-        assert batch.keys() == expected.keys()
-        for name, values in expected.items():
-            torch.testing.assert_close(batch[name], values, rtol=0, atol=1e-6, equal_nan=True)
-        torch.testing.assert_close(cached[6]["pixel_values"], expected["pixel_values"][0], rtol=0, atol=1e-6)
-        kept = sum(values.numel() for name, values in cached.columns.items() if name != "labels")
-        assert cached_bytes(dataset, processor) == kept + len(dataset)
-
-    def test_pixels_that_are_no_bytes_are_not_cached(self, config):
-        processor = AscentViTImageProcessorPil.from_model_config(config, do_resize=False)
-        floats = [{"image": np.full((48, 48, 3), 0.5, dtype=np.float32), "label": 0, "concepts": [0]}] * 2
-
-        class Floats(list):
-            def __getitem__(self, chosen):
-                return {name: [row[name] for row in list(self)[chosen]] for name in ("image", "label", "concepts")}
-
-        with pytest.raises(ValueError, match="cache_mebibytes: 0"):
-            CachedConceptDataset(Floats(floats), processor)
-
-
 def test_a_dataset_of_the_shared_folder(shared_folder):
     """MNIST as the Hub holds it: parquet, class names in its features."""
     folder = shared_folder / "data" / "mnist" / "mnist"
@@ -390,7 +258,7 @@ def test_a_dataset_of_the_shared_folder(shared_folder):
     assert concepts_from_features(splits["train"].features)[0] == [str(i) for i in range(10)]
 
 
-def test_a_folder_never_gives_the_rows_of_another_one(tmp_path):
+def test_a_folder_never_gives_the_rows_of_another_one(make_dataset, tmp_path):
     """`datasets` keeps what it read by the folder's name and card, which are the same for all three here."""
 
     def write(folder, labels):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders that are written whole or not at all."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from ascent_vit.utils import files
-from ascent_vit.utils.files import check_extent, claim, new_folder, read_json, replace_folder, write_json, write_text
+from ascent_vit.utils.files import (
+    check_extent,
+    claim,
+    file_digest,
+    new_folder,
+    read_json,
+    replace_folder,
+    write_json,
+    write_text,
+)
 
 
 # In a process of its own: the functions of the file, without all that the package imports.
@@ -26,6 +36,11 @@ def test_text_replaces_text(tmp_path):
     write_text(path, "zweites, größer")
     assert path.read_text(encoding="utf-8") == "zweites, größer"
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_digest_of_a_file(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"abc" * 100_000)
+    assert file_digest(tmp_path / "a.bin") == hashlib.sha256(b"abc" * 100_000).digest()
 
 
 def test_json_has_no_nan(tmp_path):

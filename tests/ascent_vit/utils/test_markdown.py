@@ -8,9 +8,11 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from PIL import Image
 
-from ascent_vit.data.annotate import Annotations, DetectedConcept, describe
+from ascent_vit.data.annotate import Annotations, DetectedConcept
+from ascent_vit.data.annotate.dataset import describe
 from ascent_vit.data.card import dataset_card
-from ascent_vit.data.schema import PreparedDataset, concept_features
+from ascent_vit.data.prepared import PreparedDataset
+from ascent_vit.data.schema import concept_features
 from ascent_vit.publishing import ModelCardContent
 from ascent_vit.publishing.card import model_card
 from ascent_vit.publishing.stage import PublishOptions, card_content, make_card

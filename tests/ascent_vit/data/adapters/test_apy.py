@@ -8,7 +8,7 @@ from PIL import Image
 from ascent_vit.data import concepts_from_features
 from ascent_vit.data.adapters import load_adapter
 from ascent_vit.data.adapters.apy import PASCAL_CLASSES, YAHOO_CLASSES, crop_object, read_objects
-from ascent_vit.data.schema import validate_dataset
+from ascent_vit.data.checks import validate_dataset
 from modeling_ascent_vit import AscentViTImageProcessorPil
 
 

@@ -15,7 +15,7 @@ from ascent_vit.data.adapters.awa2 import (
     read_predicates,
     read_proposed_split,
 )
-from ascent_vit.data.schema import validate_dataset
+from ascent_vit.data.checks import validate_dataset
 
 
 CLASSES = ["antelope", "grizzly+bear", "killer+whale", "seal"]

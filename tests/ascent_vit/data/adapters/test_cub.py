@@ -13,7 +13,7 @@ from datasets import Image as ImageFeature
 from ascent_vit.data import load_concept_dataset
 from ascent_vit.data.adapters import load_adapter
 from ascent_vit.data.adapters.cub import ATTRIBUTE_PARTS, CBM_112, CT_108, GLOBAL_ATTRIBUTES, prepare
-from ascent_vit.data.schema import validate_dataset
+from ascent_vit.data.checks import validate_dataset
 
 
 def rows(prepared):

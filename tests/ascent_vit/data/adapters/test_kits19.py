@@ -14,7 +14,7 @@ from PIL import Image
 from ascent_vit.data import concepts_from_features
 from ascent_vit.data.adapters import load_adapter
 from ascent_vit.data.adapters.kits19 import SliceOptions, list_slices, read_mask, read_volume, split_patients
-from ascent_vit.data.schema import validate_dataset
+from ascent_vit.data.checks import validate_dataset
 
 
 prepare = load_adapter("kits19")

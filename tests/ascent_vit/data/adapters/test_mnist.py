@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ascent_vit.data.adapters.mnist import prepare
+from ascent_vit.data.checks import validate_dataset
 from ascent_vit.data.digits import INK_THRESHOLD
-from ascent_vit.data.schema import validate_dataset
 
 
 def write_mnist(folder, train=60_000, test=10_000, label=lambda row: row % 10):

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cells of Image columns: made of files and pixels, and read without decoding more than their size."""
+
+import io
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
+
+from .schema import COLUMNS, annotation_from_row
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EXIF_ORIENTATION = 274
+
+
+def image_cell(image: Image.Image, **kwargs: Any) -> dict[str, Any]:
+    """Encodes an image as a cell of an Image column, as PNG by default; `kwargs` go to `Image.save`."""
+    buffer = io.BytesIO()
+    image.save(buffer, **({"format": "PNG"} | kwargs))
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def read_image_file(path: Path, placed: bool = True) -> tuple[dict[str, Any], tuple[int, int]]:
+    """
+    Reads an image file as a cell of an Image column with the file's own bytes, and checks that it can be decoded.
+
+    Args:
+        path: image file.
+        placed: whether annotations have a place in the image, whose stored pixels must then be upright.
+
+    Returns:
+        The cell, and the stored image's height and width in pixels.
+
+    Raises:
+        FileNotFoundError: for a file that is missing.
+        ValueError: for a file that is no image or is cut off; and, if `placed`, for one that its EXIF tag turns or
+            mirrors, so that annotations in stored pixels would not fit what `datasets` decodes.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"The image {path} is missing: unpack the whole archive.")
+    content = path.read_bytes()
+    with opened_image(io.BytesIO(content), f"The image {path}", "unpack the archive again.") as image:
+        size = image.height, image.width
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1) if placed else 1
+        # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
+        image.draft("L", (1, 1))
+        image.load()
+    if orientation != 1:
+        raise ValueError(
+            f"The image {path} has the EXIF orientation {orientation}, so its annotations in stored pixels would be "
+            "misplaced: store it upright, without the tag."
+        )
+    return {"bytes": content, "path": path.name}, size
+
+
+def _opened(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
+    """Opens the image of a cell of an Image column without decoding it."""
+    if cell is None or (cell.get("bytes") is None and not cell.get("path")):
+        raise ValueError(f"{where} is empty; every row needs an image.")
+    return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image as `datasets` decodes it, which is upright."""
+    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def stored_columns(split: "Dataset") -> "Dataset":
+    """Selects the schema's columns of a split, with images and masks as they are stored, not decoded."""
+    from datasets import Image as ImageFeature
+
+    columns = [name for name in COLUMNS if name in split.features]
+    stored = split.select_columns(columns)
+    for column in {"image", "mask"} & set(columns):
+        stored = stored.cast_column(column, ImageFeature(decode=False))
+    return stored
+
+
+def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[int, int]]:
+    """
+    Reads the annotations of a row of [`stored_columns`], and its image's height and width without decoding a pixel.
+
+    Raises:
+        ValueError: for an image or a mask that cannot be read; `where` is the row's name in errors.
+    """
+    with _opened(row["image"], f"{where}.image") as image:
+        size = _upright_size(image)
+    annotation = annotation_from_row(row)
+    if "mask" in annotation:
+        with _opened(annotation["mask"], f"{where}.mask") as mask:
+            annotation["mask"] = ImageOps.exif_transpose(mask)
+    return annotation, size
+
+
+__all__ = ["image_cell", "read_image_file", "stored_annotation", "stored_columns"]
