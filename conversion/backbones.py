@@ -98,7 +98,7 @@ def backbone_rules(sizes: BackboneSizes, target: str = "") -> list[Rule]:
     Rules for every tensor of a vision transformer in timm's layout.
 
     Args:
-        sizes: of the checkpoint.
+        sizes: sizes read from the checkpoint.
         target: what stands before the names in the model, as in `ascent_vit.backbone.`.
     """
     hidden, mlp, source = sizes.hidden_size, sizes.mlp_size, sizes.source
@@ -197,7 +197,7 @@ def backbone_config(
     The backbone's configuration, with its `model_type`, and how many prefix tokens have a position embedding.
 
     Args:
-        sizes: of the checkpoint, whose shapes are known to fit.
+        sizes: sizes read from the checkpoint, whose shapes are known to fit.
         settings: the part `backbone` of the settings.
         assumed: gets what neither shapes nor settings tell.
 

@@ -58,6 +58,7 @@ def pvt_stride(config: Any) -> tuple[int, int]:
 
 
 def check_hiera(config: Any):
+    """Raises one `ValueError` where tokens would not come row by row."""
     if config.num_query_pool != len(config.depths) - 1:
         raise ValueError("hiera gives its tokens row by row with num_query_pool = len(depths) - 1 alone: set it so.")
 
@@ -86,6 +87,7 @@ def drop_norm_of_pooled_token(backbone: Any):
 
 
 def drop_timm_pooling(backbone: Any):
+    """timm's models pool and classify, and some normalise in between."""
     backbone.config.do_pooling = False
     backbone.timm_model.reset_classifier(0, "")
     if hasattr(backbone.timm_model, "fc_norm"):
@@ -98,17 +100,17 @@ class BackboneFacts:
     What holds for every backbone of one `model_type`.
 
     Args:
-        unsuitable (`str`): Why it cannot be the backbone; empty where it can.
+        unsuitable (`str`): why it cannot be the backbone; empty where it can.
         is_square (`bool`):
-            Whether its position embeddings are a square, so that other image shapes come by interpolation alone.
-        has_fixed_size (`bool`): Whether it cannot interpolate its position embeddings.
+            whether its position embeddings are a square, so that other image shapes come by interpolation alone.
+        has_fixed_size (`bool`): whether it cannot interpolate its position embeddings.
         total_stride (`Callable`, *optional*):
-            Height and width in pixels of a cell of the last stage by its configuration, if it is hierarchical.
-        hidden_size (`Callable`): Size of its tokens by its configuration.
-        check (`Callable`, *optional*): Raises one `ValueError` for a configuration with which it cannot be the backbone.
-        defaults (`dict`): Fields without which its configuration cannot be read.
-        describe (`Callable`, *optional*): Writes the sizes into a configuration that does not say them.
-        drop_pooling (`Callable`, *optional*): Takes out of a model what only pooling needs, beside a pooler.
+            height and width in pixels of a cell of the last stage by its configuration, if it is hierarchical.
+        hidden_size (`Callable`): size of its tokens by its configuration.
+        check (`Callable`, *optional*): raises one `ValueError` for a configuration with which it cannot be the backbone.
+        defaults (`dict`): fields without which its configuration cannot be read.
+        describe (`Callable`, *optional*): writes the sizes into a configuration that does not say them.
+        drop_pooling (`Callable`, *optional*): takes out of a model what only pooling needs, beside a pooler.
         normalisation (`dict`): `image_mean` and `image_std` that the family usually has; empty where not known.
     """
 
@@ -124,7 +126,7 @@ class BackboneFacts:
     normalisation: dict[str, list[float]] = field(default_factory=dict)
 
 
-# Others are taken for plain vision transformers.
+# Any other is taken for a plain vision transformer.
 BACKBONES = {
     "aimv2_vision_model": BackboneFacts(is_square=True, has_fixed_size=True),
     "chinese_clip_vision_model": BackboneFacts(drop_pooling=drop_norm_of_pooled_token),
@@ -183,7 +185,7 @@ def pretrained_backbone(
 
     Args:
         backbone (`str`, `os.PathLike`, `PreTrainedConfig` or `PreTrainedModel`): what was given as backbone.
-        kwargs: Arguments of `AutoModel.from_pretrained`, for a Hub id or a folder.
+        kwargs: arguments of `AutoModel.from_pretrained`, for a Hub id or a folder.
 
     Raises:
         ValueError: for anything else, and for arguments beside a configuration or a model.

@@ -52,7 +52,7 @@ def checked_pixel_values(
     The pixels as they are, where the model can take them.
 
     Args:
-        config (`AscentViTConfig`): the model's.
+        config (`AscentViTConfig`): configuration of the model.
         pixel_values (`torch.Tensor`, *optional*): pixels as given.
         takes_interpolation (`bool`): whether the backbone has an argument `interpolate_pos_encoding`.
         interpolate_pos_encoding (`bool`, *optional*): the argument as given.

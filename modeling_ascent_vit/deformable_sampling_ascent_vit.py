@@ -260,6 +260,8 @@ def multi_scale_deformable_sampling(
     Weighted sum of bilinear samples from a feature pyramid (the core of Zhu et al., "Deformable DETR", ICLR 2021,
     equation 3), equal to `grid_sample(..., padding_mode="zeros", align_corners=False)` per level.
 
+    `torch.func` can transform it, and on the CPU it has second derivatives too: there it takes its plain form.
+
     Args:
         values (`torch.Tensor` of shape `(batch_size, sum of H_l * W_l, heads, head_size)`): pyramid, level by level.
         level_shapes (`list[tuple[int, int]]`): height and width `(H_l, W_l)` of each level.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deformable sampling, plain and fast, against `grid_sample` in float64, transformers' own, each other, and compiled."""
+"""Deformable sampling, plain and fast: against `grid_sample` in float64, transformers, each other; compiled."""
 
 import pytest
 import torch
@@ -291,6 +291,22 @@ def test_transforms_of_the_whole_model(make_config):
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(score))(pixels), expected)
     with torch.no_grad():
         torch.testing.assert_close(torch.func.vmap(score)(pixels), model(pixels).logits[:, 1])
+
+
+def test_second_derivatives_of_the_whole_model(make_config):
+    """What a step along the pixels does to the gradient: backward twice, and forward over backward by `torch.func`."""
+    config = make_config(pyramid_norm="group")
+    model = AscentViTForImageClassification._from_config(config, attn_implementation="eager").double().eval()
+    nn.init.normal_(model.ascent_vit.fusion.gamma)
+    pixels, step = torch.randn(2, 1, 3, 48, 48, dtype=torch.float64)
+
+    def score(pixels):
+        return model(pixels).logits[0, 1]
+
+    expected = torch.func.jvp(torch.func.grad(score), (pixels,), (step,))[1]
+    (gradient,) = torch.autograd.grad(score(pixels.requires_grad_()), pixels, create_graph=True)
+    (actual,) = torch.autograd.grad((gradient * step).sum(), pixels)
+    assert expected.any() and relative_error(actual, expected) < 1e-5
 
 
 def test_gradient_in_bfloat16_stays_near_float64():
