@@ -37,7 +37,7 @@ from ascent_vit import optimize_for_inference
 from ascent_vit.utils.files import write_json
 from ascent_vit.utils.hardware import is_slow
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
-from modeling_ascent_vit.modeling_ascent_vit import multi_scale_deformable_sampling
+from modeling_ascent_vit.deformable_sampling_ascent_vit import multi_scale_deformable_sampling
 
 
 BACKBONES = {

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from modeling_ascent_vit.backbones_ascent_vit import backbone_facts
+
 from .rules import Rule, check_agreement, setting, size
 
 
@@ -20,10 +22,6 @@ MOST_MLP_RATIO = 16
 
 # timm's LayerNorm; transformers' ViT has another default.
 LAYER_NORM_EPS = 1e-6
-
-IMAGENET_NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-# What timm's own ViTs were trained with; its DeiT and DINO weights use ImageNet's.
-VIT_NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class BackboneSizes:
     @property
     def normalisation(self) -> dict[str, list[float]]:
         """The family's usual `image_mean` and `image_std`."""
-        return VIT_NORMALISATION if self.model_type == "vit" else IMAGENET_NORMALISATION
+        return backbone_facts(self.model_type).normalisation
 
 
 def backbone_rules(sizes: BackboneSizes, target: str = "") -> list[Rule]:
@@ -100,7 +98,7 @@ def backbone_rules(sizes: BackboneSizes, target: str = "") -> list[Rule]:
     Rules for every tensor of a vision transformer in timm's layout.
 
     Args:
-        sizes: of the checkpoint.
+        sizes: sizes read from the checkpoint.
         target: what stands before the names in the model, as in `ascent_vit.backbone.`.
     """
     hidden, mlp, source = sizes.hidden_size, sizes.mlp_size, sizes.source
@@ -199,7 +197,7 @@ def backbone_config(
     The backbone's configuration, with its `model_type`, and how many prefix tokens have a position embedding.
 
     Args:
-        sizes: of the checkpoint, whose shapes are known to fit.
+        sizes: sizes read from the checkpoint, whose shapes are known to fit.
         settings: the part `backbone` of the settings.
         assumed: gets what neither shapes nor settings tell.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from modeling_ascent_vit.modeling_ascent_vit import build_backbone
+from modeling_ascent_vit.backbones_ascent_vit import build_backbone
 
 from .backbones import BackboneSizes, backbone_config, backbone_rules, complete_backbone
 from .rules import apply_rules, check_rules, strip_prefix

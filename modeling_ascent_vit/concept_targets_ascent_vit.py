@@ -26,8 +26,16 @@ MASK_IGNORE = 255
 GLOBAL_KEYS = ("concepts", "unknown_concepts")
 SPATIAL_KEYS = ("objects", "points", "mask")
 
+# Most concepts of a stream, and most classes: beyond, lists of names and tensors fill the memory.
+LARGEST_COUNT = 1_000_000
+
 # Relative. Absorbs the rounding of coordinates stored as float32, so that a coverage of exactly the share counts.
 COVERAGE_TOLERANCE = 1e-6
+
+
+def pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Height and width, given as two numbers or as one for both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @dataclass(frozen=True)
@@ -447,4 +455,11 @@ def spatial_concept_targets(
     return np.ascontiguousarray(targets.reshape(num_concepts, -1).T)
 
 
-__all__ = ["PatchAxis", "check_annotations", "global_concept_targets", "spatial_concept_targets"]
+__all__ = [
+    "LARGEST_COUNT",
+    "PatchAxis",
+    "check_annotations",
+    "global_concept_targets",
+    "pair",
+    "spatial_concept_targets",
+]

@@ -13,16 +13,17 @@
 # limitations under the License.
 """ASCENT-ViT model configuration"""
 
-import math
 import numbers
 import os
 from collections import Counter
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+from .backbones_ascent_vit import BackboneFacts, backbone_facts
+from .concept_targets_ascent_vit import LARGEST_COUNT, pair
 
 
 # The Concept Transformer's selection for CUB-200-2011 (Rigotti et al., ICLR 2022), which the paper uses too.
@@ -39,83 +40,24 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_ascent_vit.AscentViTForImageClassification",
 }
 
-# What the fields may be at most: beyond, weights overflow float32, and lists of names and tensors fill the memory.
+# What the fields may be at most: beyond, weights overflow float32, and tensors fill the memory.
 LARGEST_NUMBER = 1e6
-LARGEST_COUNT = 1_000_000
 LARGEST_FUSION_POINTS = 1024
 LARGEST_CHANNELS = 8192
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-UNSUITABLE_BACKBONES = {
-    "vit_mae": "it drops patches at random",
-    "siglip2_vision_model": "it needs a pixel mask beside the pixels",
-    "pixtral": "it packs the patches of all images into one sequence",
-    "swin2sr": "it makes images larger, at their own resolution",
-    "timesformer": "it takes videos",
-    "videomae": "it takes videos",
-    "yolos": "its last tokens are detections, not patches",
-}
-
-# Their position embeddings are a square; other image shapes come by interpolation alone.
-SQUARE_BACKBONES = (
-    "aimv2_vision_model",
-    "clip_vision_model",
-    "dinov2",
-    "dinov2_with_registers",
-    "mlcd_vision_model",
-    "pixio",
-    "siglip_vision_model",
-)
-
-# They cannot interpolate their position embeddings.
-FIXED_SIZE_BACKBONES = ("aimv2_vision_model", "timm_wrapper")
-
-
-def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
 
 def _is_count(number: Any) -> bool:
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool) and 0 <= number <= LARGEST_COUNT
+    is_whole = isinstance(number, numbers.Integral) and not isinstance(number, bool)
+    return is_whole and 0 <= int(number) <= LARGEST_COUNT
 
 
 def _check_sides(name: str, size: Any):
     """Raises one `ValueError` where a size is not one positive whole number or two."""
-    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    sides: tuple[Any, ...] = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"backbone_config.{name} must be a positive int or two, height first; got {size!r}.")
-
-
-def _total_stride(config: PreTrainedConfig) -> tuple[int, int] | None:
-    """Height and width in pixels of a cell of a hierarchical backbone's last stage, None for any other backbone."""
-    if config.model_type in ("swin", "swinv2", "donut-swin"):
-        sides, steps = _pair(config.patch_size), (2 ** (len(config.depths) - 1),) * 2
-    elif config.model_type == "hiera":
-        sides, steps = config.patch_stride, [stride**config.num_query_pool for stride in config.query_stride]
-    elif config.model_type == "pvt_v2":
-        sides, steps = (1, 1), (math.prod(config.strides),) * 2
-    else:
-        return None
-    return sides[0] * steps[0], sides[1] * steps[1]
-
-
-def _describe_timm_model(config: PreTrainedConfig):
-    """Writes the sizes of a timm model into its configuration, which names an architecture alone."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(config)
-        embedding = getattr(model.timm_model, "patch_embed", None)
-        image_size = getattr(embedding, "img_size", None)
-        if image_size is not None:
-            num_channels = embedding.proj.in_channels
-            tokens = model(torch.empty(1, num_channels, *image_size), do_pooling=False).last_hidden_state
-    if image_size is None or tokens.ndim != 3 or tokens.shape[1] < embedding.num_patches:
-        raise ValueError(
-            f"timm's {config.architecture} cannot be the backbone: it does not give one token per patch. "
-            "Use a plain vision transformer of timm, for example vit_small_patch16_224."
-        )
-    config.hidden_size, config.num_channels = tokens.shape[-1], num_channels
-    config.image_size, config.patch_size = tuple(image_size), tuple(embedding.patch_size)
 
 
 @strict
@@ -224,9 +166,16 @@ class AscentViTConfig(PreTrainedConfig):
         "fusion_weights",
     ]
 
-    backbone_config: dict | PreTrainedConfig | None = None
-    global_concepts: list[str] | None = None
-    spatial_concepts: list[str] | None = None
+    if TYPE_CHECKING:
+        # What `__post_init__` makes of them.
+        backbone_config: Any
+        global_concepts: Any
+        spatial_concepts: Any
+        num_labels: int  # type: ignore[assignment]
+    else:
+        backbone_config: dict | PreTrainedConfig | None = None
+        global_concepts: list[str] | None = None
+        spatial_concepts: list[str] | None = None
     num_unsupervised_concepts: int = 0
     psi: float | int = 1.0
     fusion_heads: int = 8
@@ -259,15 +208,14 @@ class AscentViTConfig(PreTrainedConfig):
                     f"backbone_config has the model_type {model_type!r}, which transformers does not know: name a "
                     "vision transformer's, for example vit, deit, dinov2 or siglip_vision_model."
                 )
+            self.backbone_config = backbone_facts(model_type).defaults | self.backbone_config
         self._check_labels(kwargs.get("num_labels", 2))
         if not isinstance(self.backbone_config, PreTrainedConfig):
-            if (self.backbone_config or {}).get("model_type") == "timm_wrapper":
-                # Its configuration cannot be read without.
-                self.backbone_config = {"num_classes": 0, **self.backbone_config}
             spec = self.sub_configs_defaults["backbone_config"]
             self.backbone_config, kwargs = spec.create_subconfig("backbone_config", self.backbone_config, **kwargs)
-        if self.backbone_config.model_type == "timm_wrapper" and not hasattr(self.backbone_config, "hidden_size"):
-            _describe_timm_model(self.backbone_config)
+        describe = self.backbone_facts.describe
+        if describe is not None and not hasattr(self.backbone_config, "hidden_size"):
+            describe(self.backbone_config)
         sizes = (self.global_concepts, self.spatial_concepts, num_global, num_spatial)
         if all(size is None for size in sizes) and self.num_unsupervised_concepts == 0:
             num_global, num_spatial = CUB_GLOBAL_CONCEPTS, CUB_SPATIAL_CONCEPTS
@@ -356,11 +304,14 @@ class AscentViTConfig(PreTrainedConfig):
         return self.global_concepts + self.spatial_concepts + unsupervised
 
     @property
+    def backbone_facts(self) -> BackboneFacts:
+        """What holds for every backbone of this kind."""
+        return backbone_facts(self.backbone_config.model_type)
+
+    @property
     def hidden_size(self) -> int:
         """Hidden size D of the backbone; of its last stage, if it is hierarchical."""
-        if self.backbone_config.model_type == "pvt_v2":
-            return self.backbone_config.hidden_sizes[-1]
-        return self.backbone_config.hidden_size
+        return self.backbone_facts.hidden_size(self.backbone_config)
 
     @property
     def fusion_width(self) -> int:
@@ -375,25 +326,26 @@ class AscentViTConfig(PreTrainedConfig):
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels that the backbone was built for."""
-        return _pair(self.backbone_config.image_size)
+        return pair(self.backbone_config.image_size)
 
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels; of a cell of the last stage, if the backbone is hierarchical."""
-        return _total_stride(self.backbone_config) or _pair(self.backbone_config.patch_size)
+        total_stride = self.backbone_facts.total_stride
+        return pair(self.backbone_config.patch_size) if total_stride is None else total_stride(self.backbone_config)
 
     @property
     def is_hierarchical(self) -> bool:
         """Whether the backbone merges patches from stage to stage. It then takes whole cells of the last stage alone."""
-        return _total_stride(self.backbone_config) is not None
+        return self.backbone_facts.total_stride is not None
 
     @property
     def has_fixed_size(self) -> bool:
         """Whether the backbone takes images of no other size than its own."""
         model_args = getattr(self.backbone_config, "model_args", None) or {}
-        return self.backbone_config.model_type in FIXED_SIZE_BACKBONES and not model_args.get("dynamic_img_size")
+        return self.backbone_facts.has_fixed_size and not model_args.get("dynamic_img_size")
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
         """
         Saves the configuration as every configuration is, with the code that it needs. `auto_map` names every Auto
         class, where transformers by itself would name the saved one alone, and other repositories' code is not named.
@@ -408,10 +360,10 @@ class AscentViTConfig(PreTrainedConfig):
 
     def validate_backbone(self):
         """The backbone gives one token per patch, and its size is divided by the heads."""
-        backbone_type = self.backbone_config.model_type
-        if backbone_type in UNSUITABLE_BACKBONES:
+        backbone_type, facts = self.backbone_config.model_type, self.backbone_facts
+        if facts.unsuitable:
             raise ValueError(
-                f"{backbone_type} cannot be the backbone: {UNSUITABLE_BACKBONES[backbone_type]}. Use another vision transformer."
+                f"{backbone_type} cannot be the backbone: {facts.unsuitable}. Use another vision transformer."
             )
         needed = ("image_size",) if self.is_hierarchical else ("hidden_size", "image_size", "patch_size")
         missing = [name for name in needed if getattr(self.backbone_config, name, None) is None]
@@ -434,7 +386,7 @@ class AscentViTConfig(PreTrainedConfig):
                 f"{backbone_type} needs an image_size of at least one patch, {patch[0]}x{patch[1]} pixels; got "
                 f"{height}x{width}."
             )
-        if backbone_type in SQUARE_BACKBONES and height != width:
+        if facts.is_square and height != width:
             raise ValueError(
                 f"{backbone_type} takes a square image_size; got {height}x{width}. Give one number, and pass images of "
                 "another shape to the model, with interpolate_pos_encoding=True if it asks for it."
@@ -444,10 +396,8 @@ class AscentViTConfig(PreTrainedConfig):
                 f"{backbone_type} needs an image_size of whole cells of its last stage, {patch[0]}x{patch[1]} pixels; "
                 f"got {height}x{width}."
             )
-        if backbone_type == "hiera" and self.backbone_config.num_query_pool != len(self.backbone_config.depths) - 1:
-            raise ValueError(
-                "hiera gives its tokens row by row with num_query_pool = len(depths) - 1 alone: set it so."
-            )
+        if facts.check is not None:
+            facts.check(self.backbone_config)
         if self.concept_attention_heads < 1 or self.hidden_size % self.concept_attention_heads:
             raise ValueError(
                 f"concept_attention_heads={self.concept_attention_heads} must divide the backbone's hidden size "

@@ -37,9 +37,11 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .concept_targets_ascent_vit import (
+    LARGEST_COUNT,
     PatchAxis,
     check_annotations,
     global_concept_targets,
+    pair,
     spatial_concept_targets,
 )
 from .image_inputs_ascent_vit import checked_array, eight_bit, flat_images, load_source
@@ -72,9 +74,8 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
     unannotated: str
 
 
-# Limits of what pixels are multiplied with or divided by, and of numbers of concepts.
+# Limits of what pixels are multiplied with or divided by.
 TINY, LARGE = 1e-9, 1e9
-LARGEST_COUNT = 1_000_000
 
 
 def is_whole(number: Any) -> bool:
@@ -84,10 +85,6 @@ def is_whole(number: Any) -> bool:
 def as_float(number: Any) -> Any:
     """A whole number as a float, anything else as it is."""
     return float(number) if is_whole(number) and abs(number) <= LARGE else number
-
-
-def pair(patch_size: int | tuple[int, int]) -> tuple[int, int]:
-    return (patch_size, patch_size) if isinstance(patch_size, int) else (patch_size[0], patch_size[1])
 
 
 def height_width(size: Any) -> tuple[int, int]:

@@ -17,14 +17,13 @@ import dataclasses
 import inspect
 import math
 import os
-import warnings
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -33,21 +32,33 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_ascent_vit import LARGEST_NUMBER, PYRAMID_STRIDES, AscentViTConfig
+from .backbones_ascent_vit import build_backbone, drop_unused_parameters, has_cls_token, pretrained_backbone
+from .checks_ascent_vit import (
+    check_backbone,
+    check_concepts,
+    check_tokens,
+    checked_labels,
+    checked_pixel_values,
+    class_indices,
+)
+from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
+from .deformable_sampling_ascent_vit import multi_scale_deformable_sampling
+from .fast_inference_ascent_vit import (
+    add_in_place,
+    as_convolved,
+    fast_conv_layer,
+    folded_scores,
+    folds_query,
+    fuse_in_parts,
+    is_inference,
+    is_plain,
+    softmax_over_few,
+    stem_in_parts,
+    takes_parts,
+)
 
 
 logger = logging.get_logger(__name__)
-
-# What is taken at once at inference on a processor: features of the pyramid's stem, which are as large as a processor's
-# cache, and images by the rest of pyramid and fusion, for memory's sake. At 224x224 pixels these are two images in the
-# paper's stem in float32, and sixteen.
-STEM_BYTES_AT_ONCE, PIXELS_AT_ONCE = 2 * 112 * 112 * 64 * 4, 16 * 224 * 224
-
-# Labels that torch's cross-entropy leaves out.
-IGNORED_LABEL = -100
-
-# Backbones whose `post_layernorm` no patch token passes.
-NORM_OF_POOLED_TOKEN = ("chinese_clip_vision_model", "clip_vision_model", "mlcd_vision_model")
 
 
 @dataclass
@@ -72,12 +83,12 @@ class AscentViTModelOutput(ModelOutput):
             The backbone's attention weights.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    patch_grid: torch.LongTensor | None = None
-    fusion_locations: torch.FloatTensor | None = None
-    fusion_weights: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    patch_grid: torch.Tensor | None = None
+    fusion_locations: torch.Tensor | None = None
+    fusion_weights: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -117,28 +128,23 @@ class AscentViTImageClassifierOutput(ModelOutput):
             The backbone's attention weights.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    global_concept_attention: torch.FloatTensor | None = None
-    spatial_concept_attention: torch.FloatTensor | None = None
-    unsupervised_concept_attention: torch.FloatTensor | None = None
-    concept_contributions: torch.FloatTensor | None = None
-    patch_grid: torch.LongTensor | None = None
-    class_loss: torch.FloatTensor | None = None
-    alignment_loss: torch.FloatTensor | None = None
-    entropy_loss: torch.FloatTensor | None = None
-    global_concept_attention_heads: torch.FloatTensor | None = None
-    spatial_concept_attention_heads: torch.FloatTensor | None = None
-    unsupervised_concept_attention_heads: torch.FloatTensor | None = None
-    fusion_locations: torch.FloatTensor | None = None
-    fusion_weights: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def is_dense(values) -> bool:
-    """Whether these are a tensor that is neither sparse nor packed."""
-    return isinstance(values, torch.Tensor) and values.layout == torch.strided
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    global_concept_attention: torch.Tensor | None = None
+    spatial_concept_attention: torch.Tensor | None = None
+    unsupervised_concept_attention: torch.Tensor | None = None
+    concept_contributions: torch.Tensor | None = None
+    patch_grid: torch.Tensor | None = None
+    class_loss: torch.Tensor | None = None
+    alignment_loss: torch.Tensor | None = None
+    entropy_loss: torch.Tensor | None = None
+    global_concept_attention_heads: torch.Tensor | None = None
+    spatial_concept_attention_heads: torch.Tensor | None = None
+    unsupervised_concept_attention_heads: torch.Tensor | None = None
+    fusion_locations: torch.Tensor | None = None
+    fusion_weights: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def alignment_loss(
@@ -219,221 +225,6 @@ def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -
     return torch.where(given.any(-1, keepdim=True), values + others, attention)
 
 
-def bilinear_weights(distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Weights of two neighbouring cells in linear interpolation, 0 from a distance of one cell on.
-
-    Args:
-        distances (`torch.Tensor`): how far the place lies behind the first cell, in cells; any number.
-
-    Returns:
-        Weight of the first and of the second cell, of the same shape.
-    """
-    if distances.requires_grad:
-        # Sampling starts at whole cells, where the absolute value has no slope: the slope ahead is taken.
-        first = torch.where(distances < 0, 1 + distances, 1 - distances).relu()
-        second = torch.where(distances < 1, distances, 2 - distances)
-        return first, torch.where(second < 0, 0.0, second)
-    return (1 - distances.abs()).relu_(), torch.minimum(distances, 2 - distances).relu_()
-
-
-def sampling_taps(
-    level_shapes: list[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """
-    The four cells around each sample, as rows of the pyramid flattened to `(batch_size * cells * heads, head_size)`.
-
-    The first cell of each axis is moved inside of the level so that its neighbour lies inside too: what is then further
-    away than one cell has weight 0, and no tap needs a mask.
-
-    Args:
-        level_shapes, locations, weights: as in [`multi_scale_deformable_sampling`].
-
-    Returns:
-        Rows (int32) and their weights, both `(batch_size, num_queries, heads * levels * points, 4)`, the distances
-        behind the first cell `(2, batch_size, num_queries, heads * levels * points)` with x before y, and their weights
-        for the first and the second cell, of the same shape.
-    """
-    batch_size, _, num_heads, _, num_points = weights.shape
-    device, dtype = locations.device, locations.dtype
-
-    def per_sample(values: list[tuple], dtype: torch.dtype) -> torch.Tensor:
-        # Whole rows of samples, since broadcasting over a few levels and points is slow.
-        return (
-            torch.tensor(values, device=device, dtype=dtype).t().repeat_interleave(num_points, 1).repeat(1, num_heads)
-        )
-
-    num_cells = sum(height * width for height, width in level_shapes)
-    sizes = per_sample([(max(w - 2, 0), max(h - 2, 0), w) for h, w in level_shapes], dtype)
-    last_cells, widths = sizes[:2, None, None], sizes[2]
-
-    locations = locations.flatten(2, 4).movedim(-1, 0).contiguous()
-    weights = weights.flatten(2)
-    cells = locations.detach().clamp(torch.zeros_like(last_cells), last_cells).floor_()
-    distances = locations - cells
-    near, far = bilinear_weights(distances)
-    if min(map(min, level_shapes)) == 1:
-        far = far * has_second_cell(level_shapes, num_heads, num_points, device)
-
-    # How far the taps lie behind the first cell's row of head 0. A level's cells are counted in float32, which is exact up to
-    # 2 ** 24, the cells of a picture of 32,768 pixels a side.
-    start, steps = 0, []
-    for height, width in level_shapes:
-        right, below = int(width > 1), width * (height > 1)
-        steps.append(tuple(num_heads * (start + step) for step in (0, right, below, below + right)))
-        start += height * width
-    heads = torch.arange(num_heads, device=device, dtype=torch.int32).repeat_interleave(weights.shape[-1] // num_heads)
-    taps = (per_sample(steps, torch.int32) + heads).t().contiguous()
-    images = torch.arange(batch_size, device=device, dtype=torch.int32).view(-1, 1, 1) * (num_cells * num_heads)
-    rows = torch.addcmul(cells[0], cells[1], widths).nan_to_num_().int()
-    rows = torch.add(images, rows, alpha=num_heads).unsqueeze(-1) + taps
-
-    top, bottom = weights * near[1], weights * far[1]
-    shares = torch.stack([top * near[0], top * far[0], bottom * near[0], bottom * far[0]], dim=-1)
-    return rows, shares, distances, near, far
-
-
-def has_second_cell(
-    level_shapes: list[tuple[int, int]], num_heads: int, num_points: int, device: torch.device
-) -> torch.Tensor:
-    """1 per sample and axis, 0 where the level is one cell wide or high: `(2, 1, 1, heads * levels * points)`."""
-    sizes = torch.tensor(level_shapes, device=device).flip(1).t()
-    return (sizes > 1).float().repeat_interleave(num_points, dim=1).repeat(1, num_heads)[:, None, None]
-
-
-def sum_of_rows(table: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Weighted sums of rows of a table `(R, D)` per query and head: `(batch_size, num_queries, heads * D)`."""
-    batch_size, num_queries = rows.shape[:2]
-    rows, shares = (x.view(batch_size * num_queries * num_heads, -1) for x in (rows, shares.to(table.dtype)))
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        # embedding_bag becomes a loop in ONNX.
-        sums = (shares.unsqueeze(1) @ table[rows.long()]).squeeze(1)
-    else:
-        sums = nn.functional.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
-    return sums.view(batch_size, num_queries, -1)
-
-
-class DeformableSampling(torch.autograd.Function):
-    """
-    [`multi_scale_deformable_sampling`] for training on a processor: the gradient of `embedding_bag` by itself goes through
-    the taps one by one, this one is another `embedding_bag`, from queries to cells.
-    """
-
-    @staticmethod
-    def forward(ctx, values, level_shapes, locations, weights):
-        rows, shares, distances, near, far = sampling_taps(level_shapes, locations, weights)
-        table = values.reshape(-1, values.shape[-1])
-        ctx.save_for_backward(table, rows, shares, distances, near, far, weights)
-        ctx.values_shape, ctx.level_shapes = values.shape, level_shapes
-        return sum_of_rows(table, rows, shares, values.shape[2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        table, rows, shares, distances, near, far, weights = ctx.saved_tensors
-        batch_size, num_cells, num_heads, head_size = ctx.values_shape
-        dtype = shares.dtype
-        gradient = gradient.reshape(-1, head_size).to(dtype).contiguous()
-        num_bags, bag_size = gradient.shape[0], rows.numel() // gradient.shape[0]
-        rows_of_image = num_cells * num_heads
-
-        # Which taps read a row: sorted image by image, since small integers sort faster.
-        taps = rows.reshape(batch_size, -1)
-        keys = taps - torch.arange(batch_size, dtype=torch.int32).view(-1, 1) * rows_of_image
-        keys = keys.to(torch.int16 if rows_of_image <= torch.iinfo(torch.int16).max else torch.int32)
-        order = torch.cat([image.sort().indices.add_(i * taps.shape[1]) for i, image in enumerate(keys)])
-        counts = torch.bincount(taps.flatten(), minlength=table.shape[0])
-        bags = torch.arange(num_bags, dtype=torch.int32).repeat_interleave(bag_size)
-        values_gradient = nn.functional.embedding_bag(
-            bags.index_select(0, order),
-            gradient,
-            (counts.cumsum(0) - counts).int(),
-            per_sample_weights=shares.flatten().index_select(0, order),
-            mode="sum",
-        )
-
-        # A sparse matrix holds no more entries than it has places, so a table shorter than a bag is made longer.
-        columns = nn.functional.pad(table.to(dtype), (0, 0, 0, max(0, bag_size - table.shape[0]))).t()
-        with warnings.catch_warnings():
-            # That sparse tensors are in beta.
-            warnings.simplefilter("ignore", UserWarning)
-            pattern = torch.sparse_csr_tensor(
-                torch.arange(0, taps.numel() + 1, bag_size, dtype=torch.int32),
-                taps.flatten(),
-                gradient.new_zeros(taps.numel()),
-                size=(num_bags, columns.shape[1]),
-            )
-        products = torch.sparse.sampled_addmm(pattern, gradient, columns, beta=0.0).values()
-        top_left, top_right, bottom_left, bottom_right = products.view(shares.shape).unbind(-1)
-
-        top, bottom = (
-            left * near[0] + right * far[0] for left, right in ((top_left, top_right), (bottom_left, bottom_right))
-        )
-        weights_gradient = (top * near[1] + bottom * far[1]).view(weights.shape)
-        near_slope = torch.where(distances < 0, 1.0, -1.0) * (near > 0)
-        far_slope = torch.where(distances < 1, 1.0, -1.0) * ((distances >= 0) & (distances <= 2))
-        if min(min(shape) for shape in ctx.level_shapes) == 1:
-            far_slope *= has_second_cell(ctx.level_shapes, num_heads, weights.shape[-1], weights.device)
-        x_gradient = near[1] * (top_left * near_slope[0] + top_right * far_slope[0])
-        x_gradient += far[1] * (bottom_left * near_slope[0] + bottom_right * far_slope[0])
-        y_gradient = top * near_slope[1] + bottom * far_slope[1]
-        locations_gradient = torch.stack([x_gradient, y_gradient], dim=-1) * weights.flatten(2).unsqueeze(-1)
-        locations_gradient = locations_gradient.view(*weights.shape, 2)
-        return values_gradient.view(ctx.values_shape).to(table.dtype), None, locations_gradient, weights_gradient
-
-
-def multi_scale_deformable_sampling(
-    values: torch.Tensor,
-    level_shapes: list[tuple[int, int]],
-    locations: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """
-    Weighted sum of bilinear samples from a feature pyramid (the core of Zhu et al., "Deformable DETR", ICLR 2021,
-    equation 3), equal to `grid_sample(..., padding_mode="zeros", align_corners=False)` per level.
-
-    Each sample is four taps of the flattened pyramid, and the sum over taps, points and levels is one `embedding_bag`,
-    which never stores the samples.
-
-    Args:
-        values (`torch.Tensor` of shape `(batch_size, sum of H_l * W_l, heads, head_size)`): pyramid, level by level.
-        level_shapes (`list[tuple[int, int]]`): height and width `(H_l, W_l)` of each level.
-        locations (`torch.Tensor` of shape `(batch_size, num_queries, heads, levels, points, 2)`):
-            x and y in cells of the level, 0 at the centre of its first cell; outside of the level there are zeros.
-        weights (`torch.Tensor` of shape `(batch_size, num_queries, heads, levels, points)`): weight of each sample.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_queries, heads * head_size)` in the dtype of `values`.
-    """
-    # bfloat16 cannot tell neighbouring cells apart on a fine level, so places are computed in float32 or better.
-    locations = locations if locations.dtype == torch.float64 else locations.float()
-    weights = weights.to(locations.dtype)
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (values, locations, weights))
-    if needs_gradient and values.device.type == "cpu" and not torch.compiler.is_compiling():
-        return DeformableSampling.apply(values, level_shapes, locations, weights)
-    rows, shares, *_ = sampling_taps(level_shapes, locations, weights)
-    return sum_of_rows(values.reshape(-1, values.shape[-1]), rows, shares, values.shape[2])
-
-
-def split_images(module: nn.Module, images: torch.Tensor, num_pixels: int) -> tuple[torch.Tensor, ...]:
-    """A batch in parts of `num_pixels` at inference on a processor, where fewer at a time are faster; else whole."""
-    if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu":
-        return (images,)
-    return images.split(max(1, num_pixels // images[0, 0].numel()))
-
-
-def computing_dtype(features: torch.Tensor) -> torch.dtype:
-    """The dtype that a convolution of these gives, which autocast may choose."""
-    kind = features.device.type
-    casts = torch.is_autocast_enabled(kind) and features.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if casts else features.dtype
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is no more than its weight and bias: an adapter or a quantised layer in its place has more to it."""
-    return type(layer) in (nn.Linear, nn.Conv2d) and type(layer.weight) is nn.Parameter
-
-
 class AscentViTBatchNorm(nn.BatchNorm2d):
     """Batch normalisation that trains on a single value per channel too, by its running statistics."""
 
@@ -447,8 +238,8 @@ class AscentViTBatchNorm(nn.BatchNorm2d):
 
 class AscentViTConvLayer(nn.Module):
     """
-    Convolution, normalisation, ReLU and, on request, a pooling to half the size.
-    `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))`, before the pooling.
+    Convolution, normalisation, ReLU and, on request, a pooling to half the size,
+    `(B, C_in, H, W) -> (B, C_out, ceil(H / stride), ceil(W / stride))` before the pooling.
     """
 
     def __init__(
@@ -461,10 +252,11 @@ class AscentViTConvLayer(nn.Module):
         pools: bool = False,
     ):
         super().__init__()
-        # Not asked of the convolution, which may be an adapter's.
+        # Kept here, as a quantised layer or an adapter in the convolution's place need not say them.
         self.out_channels, self.stride, self.kernel_size = out_channels, stride, kernel_size
         padding = 1 if kernel_size == 3 else 0
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+        self.normalization: nn.Module
         if config.pyramid_norm == "batch":
             self.normalization = AscentViTBatchNorm(out_channels)
         else:
@@ -476,25 +268,11 @@ class AscentViTConvLayer(nn.Module):
         """
         Args:
             features (`torch.Tensor` of shape `(B, C_in, H, W)`): features.
-            out (`torch.Tensor`, *optional*): where the result is put; without gradients only.
+            out (`torch.Tensor`, *optional*): where the result is put, at inference alone.
         """
-        convolution, norm = self.convolution, self.normalization
-        folds = type(norm) is AscentViTBatchNorm and is_plain(convolution)
-        folds = folds and not (self.training or torch.is_grad_enabled())
-        if folds and not torch.compiler.is_compiling():
-            # Where there are more weights than features, a pass over the features is the cheaper one.
-            places = features.shape[0] * features[0, 0].numel() // self.stride**2
-            folds = convolution.weight[0].numel() <= places
-        if folds:
-            # Computed anew at each call: cheaper than one pass over the features, and never stale.
-            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight = convolution.weight * scale.view(-1, 1, 1, 1)
-            bias = norm.bias - norm.running_mean * scale
-            features = nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding)
-        else:
-            features = norm(convolution(features))
-        features = self.pooling(features)
-        return nn.functional.relu(features, inplace=True) if out is None else torch.clamp_min(features, 0, out=out)
+        if out is not None or is_inference(self):
+            return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, out)
+        return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))), inplace=True)
 
 
 class AscentViTPyramidStem(nn.Sequential):
@@ -502,24 +280,11 @@ class AscentViTPyramidStem(nn.Sequential):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         height, width = pixel_values.shape[2:]
-        first = self[0]
-        if first.kernel_size == 4:
+        if self[0].kernel_size == 4:
             # Whole cells, so that every level is as large as with the paper's stem.
             pixel_values = nn.functional.pad(pixel_values, (0, -width % 4, 0, -height % 4))
-        dtype = computing_dtype(pixel_values)
-        pixel_values = pixel_values.to(dtype=dtype, memory_format=torch.channels_last)
-        values_per_pixel = first.out_channels / first.stride**2
-        parts = split_images(self, pixel_values, int(STEM_BYTES_AT_ONCE / (values_per_pixel * dtype.itemsize)))
-        if len(parts) == 1:
-            return super().forward(pixel_values)
-        shape = (pixel_values.shape[0], self[-1].out_channels, -(-height // 4), -(-width // 4))
-        features = torch.empty(shape, dtype=dtype, device=pixel_values.device, memory_format=torch.channels_last)
-        *layers, last = self
-        for part, place in zip(parts, features.split(len(parts[0])), strict=True):
-            for layer in layers:
-                part = layer(part)
-            last(part, out=place)
-        return features
+        pixel_values = as_convolved(pixel_values)
+        return stem_in_parts(self, pixel_values) if takes_parts(self, pixel_values) else super().forward(pixel_values)
 
 
 class AscentViTMultiScaleEncoding(nn.Module):
@@ -558,15 +323,10 @@ class AscentViTMultiScaleEncoding(nn.Module):
         level_shapes = [(level.shape[2], level.shape[3]) for level in levels]
         levels = [level.flatten(2).transpose(1, 2) for level in levels]
         embeddings = self.level_embeddings.to(levels[0].dtype)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            embedded = [level + embedding for level, embedding in zip(levels, embeddings, strict=True)]
-            return torch.cat(embedded, dim=1), level_shapes
-        # Each sum at its place, without a copy.
-        cells = [level.shape[1] for level in levels]
-        pyramid = levels[0].new_empty(levels[0].shape[0], sum(cells), levels[0].shape[2])
-        for level, embedding, part in zip(levels, embeddings, pyramid.split(cells, dim=1), strict=True):
-            torch.add(level, embedding, out=part)
-        return pyramid, level_shapes
+        if is_inference(self) and not torch.compiler.is_compiling():
+            return add_in_place(levels, embeddings), level_shapes
+        embedded = [level + embedding for level, embedding in zip(levels, embeddings, strict=True)]
+        return torch.cat(embedded, dim=1), level_shapes
 
 
 class AscentViTDeformableFusion(nn.Module):
@@ -618,25 +378,21 @@ class AscentViTDeformableFusion(nn.Module):
         level_shapes: list[tuple[int, int]],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         batch_size, num_patches, _ = patches.shape
+        samples_shape = (batch_size, num_patches, self.num_heads, self.num_levels, self.num_points)
         queries = self.query_norm(patches)
         values = self.value_projection(self.pyramid_norm(pyramid))
-        offsets = self.sampling_offsets(queries).float()
-        offsets = offsets.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points, 2)
+        values = values.view(batch_size, values.shape[1], self.num_heads, -1)
+        offsets = self.sampling_offsets(queries).float().view(*samples_shape, 2)
         # Every centre for every head and point, since broadcasting over a few of them is slow.
-        centres = self.patch_centres(patch_grid, patches.device).expand(-1, -1, *offsets.shape[2:])
+        centres = self.patch_centres(patch_grid, patches.device).expand(-1, -1, *samples_shape[2:], 2)
         locations = offsets + centres.contiguous()
         weights = self.sampling_weights(queries).view(batch_size, num_patches, self.num_heads, -1)
-        # Softmax by hand: that of torch is slow over few values.
-        weights = weights.float()
-        weights = (weights - weights.detach().amax(-1, keepdim=True)).exp()
-        weights = weights / weights.sum(-1, keepdim=True)
-        weights = weights.view(batch_size, num_patches, self.num_heads, self.num_levels, self.num_points)
-        values = values.view(batch_size, values.shape[1], self.num_heads, -1)
+        weights = softmax_over_few(weights.float()).view(samples_shape)
         samples = multi_scale_deformable_sampling(values, level_shapes, locations, weights)
         patches = torch.addcmul(patches, self.psi * self.gamma, self.output_projection(samples))
         return patches, locations, weights
 
-    def relative_locations(self, locations: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    def relative_locations(self, locations: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor:
         """Locations in cells of the levels as shares of the image's width and height."""
         strides = torch.tensor(PYRAMID_STRIDES[: self.num_levels], device=locations.device, dtype=locations.dtype)
         size = torch.tensor(image_size[::-1], device=locations.device, dtype=locations.dtype)
@@ -689,25 +445,10 @@ class AscentViTConceptStream(nn.Module):
         keys = self.key(self.concepts)
         if self.none_key is not None:
             keys = torch.cat([keys, self.none_key.to(keys.dtype).unsqueeze(0)])
-        keys = self.split_heads(keys)
-        scaling = self.head_size**-0.5
-        if self.can_fold(tokens, keys):
-            # (x Wq) (c Wk)^T = x (Wq (c Wk)^T): one product with A * S columns instead of D and then S. It is computed
-            # anew at each call, which costs S * D * D once per batch, and so is never stale.
-            heads_of_query = self.query.weight.unflatten(0, (self.num_heads, self.head_size))
-            folded = (keys * scaling) @ heads_of_query
-            scores = nn.functional.linear(tokens, folded.flatten(0, 1))
-            return scores.unflatten(-1, folded.shape[:2]).transpose(1, 2)
+        keys, scaling = self.split_heads(keys), self.head_size**-0.5
+        if folds_query(self.query, tokens, keys):
+            return folded_scores(self.query, tokens, keys * scaling)
         return self.split_heads(self.query(tokens)) @ (keys.transpose(-2, -1) * scaling)
-
-    def can_fold(self, tokens: torch.Tensor, keys: torch.Tensor) -> bool:
-        """Whether query and keys are folded into one matrix: at inference, on many tokens, where it is cheaper."""
-        return (
-            not torch.is_grad_enabled()
-            and tokens.shape[1] > 1
-            and 2 * keys.shape[0] * keys.shape[1] <= tokens.shape[-1]
-            and is_plain(self.query)
-        )
 
     def forward(self, tokens: torch.Tensor, override: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -743,7 +484,7 @@ class AscentViTPreTrainedModel(PreTrainedModel):
     config: AscentViTConfig
     base_model_prefix = "ascent_vit"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _no_split_modules = ["AscentViTMultiScaleEncoding", "AscentViTDeformableFusion", "AscentViTConceptStream"]
@@ -787,7 +528,7 @@ class AscentViTPreTrainedModel(PreTrainedModel):
                 "alone, as pickled ones can run code. Save them with save_pretrained of a current version."
             ) from error
 
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """
         Loads tensors as [`torch.nn.Module.load_state_dict`] does, also under the names that `save_pretrained` writes.
 
@@ -818,7 +559,7 @@ class AscentViTPreTrainedModel(PreTrainedModel):
             metadata = getattr(state_dict, "_metadata", None)
             state_dict = OrderedDict((own_name(name), tensor) for name, tensor in state_dict.items())
             if metadata is not None:
-                state_dict._metadata = metadata
+                state_dict._metadata = metadata  # type: ignore[attr-defined]
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @classmethod
@@ -858,42 +599,6 @@ class AscentViTPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.none_key)
 
 
-def build_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """A randomly initialised backbone without pooling layer, where its class can leave it out."""
-    return AutoModel.from_config(config, **_without_pooling_layer(config))
-
-
-def _without_pooling_layer(config: PreTrainedConfig) -> dict[str, bool]:
-    model_class = MODEL_MAPPING[type(config)]
-    takes_it = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
-    return {"add_pooling_layer": False} if takes_it else {}
-
-
-def drop_unused_parameters(backbone: PreTrainedModel):
-    """
-    Takes out what only pre-training or pooling needs: without gradient, it would break distributed training.
-
-    Poolers, CLIP's norm of the pooled token and SigLIP's attention head go; mask tokens become buffers that are not saved.
-    """
-    if _without_pooling_layer(backbone.config):
-        backbone.pooler = None
-    if getattr(backbone, "use_head", False):
-        backbone.use_head = False
-        del backbone.head
-    if backbone.config.model_type in NORM_OF_POOLED_TOKEN:
-        backbone.post_layernorm = nn.Identity()
-    if backbone.config.model_type == "timm_wrapper":
-        backbone.config.do_pooling = False
-        backbone.timm_model.reset_classifier(0, "")
-        if hasattr(backbone.timm_model, "fc_norm"):
-            backbone.timm_model.fc_norm = nn.Identity()
-    for module in backbone.modules():
-        mask_token = module._parameters.get("mask_token")
-        if mask_token is not None:
-            del module.mask_token
-            module.register_buffer("mask_token", mask_token.detach(), persistent=False)
-
-
 class AscentViTModel(AscentViTPreTrainedModel):
     """
     A backbone whose patch tokens are fused with a multi-scale pyramid of the image.
@@ -909,15 +614,8 @@ class AscentViTModel(AscentViTPreTrainedModel):
         config.validate_all()
         self.backbone = build_backbone(config.backbone_config) if backbone is None else backbone
         drop_unused_parameters(self.backbone)
-        parameters = inspect.signature(self.backbone.forward).parameters.values()
-        needed = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
-        needed -= {"pixel_values", "kwargs"}
-        if needed or self.backbone.main_input_name != "pixel_values":
-            raise ValueError(
-                f"{config.backbone_config.model_type} cannot be the backbone: it needs more than pixel_values. "
-                "Use a vision transformer with one token per patch, for example vit, deit, dinov2 or siglip_vision_model."
-            )
-        self.takes_interpolation = "interpolate_pos_encoding" in {parameter.name for parameter in parameters}
+        check_backbone(config, self.backbone)
+        self.takes_interpolation = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.encoding = AscentViTMultiScaleEncoding(config) if config.fusion_levels else None
         self.fusion = AscentViTDeformableFusion(config) if config.fusion_levels else None
         self.post_init()
@@ -932,65 +630,10 @@ class AscentViTModel(AscentViTPreTrainedModel):
                 return module
         return embeddings
 
-    def check_pixel_values(self, pixel_values: torch.Tensor | None, interpolate_pos_encoding: bool | None):
-        """Raises one `ValueError` that names what was expected and what came."""
-        config = self.config
-        expected = f"(batch_size, {config.num_channels}, height, width)"
-        if pixel_values is None:
-            raise ValueError(f"pixel_values is missing: pass images as a float tensor of shape {expected}.")
-        if not is_dense(pixel_values):
-            raise ValueError(
-                f"pixel_values must be a dense tensor of shape {expected}; got {type(pixel_values).__name__}."
-            )
-        shape = tuple(pixel_values.shape)
-        # Where the batch is a symbol, comparing it would fix it.
-        is_empty = not torch.compiler.is_compiling() and pixel_values.numel() == 0
-        if pixel_values.ndim != 4 or shape[1] != config.num_channels or is_empty:
-            raise ValueError(
-                f"pixel_values must have the shape {expected}; got {shape}{', which is empty' if is_empty else ''}."
-            )
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"pixel_values must be floating point, scaled and normalised by the image processor; got {pixel_values.dtype}."
-            )
-        if shape[2] < config.patch_size[0] or shape[3] < config.patch_size[1]:
-            raise ValueError(
-                f"pixel_values must hold at least one patch of {config.patch_size[0]}x{config.patch_size[1]} pixels; "
-                f"got {shape[2]}x{shape[3]}."
-            )
-        if config.is_hierarchical and (shape[2] % config.patch_size[0] or shape[3] % config.patch_size[1]):
-            raise ValueError(
-                f"pixel_values must be whole cells of {config.patch_size[0]}x{config.patch_size[1]} pixels, the total "
-                f"stride of {config.backbone_config.model_type}; got {shape[2]}x{shape[3]}. Resize them."
-            )
-        can_interpolate = self.takes_interpolation and config.image_size[0] == config.image_size[1]
-        needs_own_size = config.has_fixed_size or (
-            self.takes_interpolation and not (interpolate_pos_encoding and can_interpolate)
-        )
-        if needs_own_size and shape[2:] != config.image_size:
-            raise ValueError(
-                f"pixel_values must be {config.image_size[0]}x{config.image_size[1]} pixels, the backbone's size; got "
-                f"{shape[2]}x{shape[3]}. Resize them{', or pass interpolate_pos_encoding=True' if can_interpolate else ''}."
-            )
-
-    def fuse(
-        self, patches: torch.Tensor, patch_grid: tuple[int, int], pixel_values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patches fused with the pyramid of their images, and where and how much the fusion looked."""
-        pixel_values = pixel_values.to(self.encoding.level_embeddings.dtype)
-        images = split_images(self, pixel_values, PIXELS_AT_ONCE)
-        if len(images) == 1:
-            return self.fusion(patches, patch_grid, *self.encoding(pixel_values))
-        parts = [
-            self.fusion(tokens, patch_grid, *self.encoding(pixels))
-            for tokens, pixels in zip(patches.split(len(images[0])), images, strict=True)
-        ]
-        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
-
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         output_fusion: bool = False,
         output_attentions: bool | None = None,
@@ -1014,8 +657,8 @@ class AscentViTModel(AscentViTPreTrainedModel):
         Raises:
             ValueError: for pixels of another rank, channel count, dtype or size than expected.
         """
-        self.check_pixel_values(pixel_values, interpolate_pos_encoding)
         config = self.config
+        pixel_values = checked_pixel_values(config, pixel_values, self.takes_interpolation, interpolate_pos_encoding)
         if self.takes_interpolation:
             # Backbones interpolate from a square; of any other shape they take their own size, as was checked.
             is_square = config.image_size[0] == config.image_size[1]
@@ -1031,25 +674,19 @@ class AscentViTModel(AscentViTPreTrainedModel):
         if hidden_states.ndim == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         grid = (pixel_values.shape[2] // config.patch_size[0], pixel_values.shape[3] // config.patch_size[1])
-        num_prefix_tokens = hidden_states.shape[1] - grid[0] * grid[1]
-        if num_prefix_tokens < 0 or hidden_states.shape[-1] != config.hidden_size:
-            raise ValueError(
-                f"{config.backbone_config.model_type} gave {hidden_states.shape[1]} tokens of {hidden_states.shape[-1]} "
-                f"values for {grid[0]}x{grid[1]} patches: use a backbone that keeps one token of {config.hidden_size} "
-                "values per patch."
-            )
+        check_tokens(config, hidden_states, grid)
 
         locations = weights = None
-        if self.fusion is not None:
-            shift = int(config.shifted_fusion)
-            if shift and num_prefix_tokens != 1:
-                raise ValueError(
-                    f"shifted_fusion needs a backbone with one prefix token; {config.backbone_config.model_type} has "
-                    f"{num_prefix_tokens}. Leave it out: it serves weights of the authors' code alone."
-                )
-            sizes = (num_prefix_tokens - shift, grid[0] * grid[1], shift)
-            before, patches, after = hidden_states.split(sizes, dim=1)
-            patches, locations, weights = self.fuse(patches, grid, pixel_values)
+        if self.fusion is not None and self.encoding is not None:
+            num_patches, shift = grid[0] * grid[1], int(config.shifted_fusion)
+            num_prefix_tokens = hidden_states.shape[1] - num_patches
+            before, patches, after = hidden_states.split((num_prefix_tokens - shift, num_patches, shift), dim=1)
+            pixel_values = pixel_values.to(self.encoding.level_embeddings.dtype)
+            if takes_parts(self, pixel_values):
+                fused = fuse_in_parts(self.encoding, self.fusion, patches, grid, pixel_values)
+            else:
+                fused = self.fusion(patches, grid, *self.encoding(pixel_values))
+            patches, locations, weights = fused
             hidden_states = torch.cat([before, patches, after], dim=1)
             locations = self.fusion.relative_locations(locations, pixel_values.shape[2:]) if output_fusion else None
         return AscentViTModelOutput(
@@ -1101,8 +738,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
     def drop_unread_fusion(self):
         """Without spatial concepts, a CLS query never reads the patches that the pyramid is fused into."""
         config = self.config
-        names = {name.rpartition(".")[2] for name, _ in self.ascent_vit.backbone.named_parameters()}
-        has_cls = not names.isdisjoint({"cls_token", "class_embedding"})
+        has_cls = has_cls_token(self.ascent_vit.backbone)
         reads_cls_alone = not config.num_spatial_concepts and config.global_token == "cls" and has_cls
         if config.fusion_levels and reads_cls_alone and not config.shifted_fusion:
             logger.warning(
@@ -1139,40 +775,22 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         ...     "facebook/dinov2-base", spatial_concepts=["beak", "wing", "tail"], num_labels=200
         ... )
         ```"""
-        fields = {field.name for field in dataclasses.fields(cls.config_class)} - {"dtype"}
+        config_class: Any = cls.config_class
+        fields = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
         fields |= {"num_labels", "num_global_concepts", "num_spatial_concepts"}
         config_kwargs = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
-        if isinstance(backbone, str | os.PathLike):
-            hub_kwargs = {
-                name: kwargs[name]
-                for name in ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
-                if name in kwargs
-            }
-            backbone_config = AutoConfig.from_pretrained(backbone, **hub_kwargs)
-            backbone_config = getattr(backbone_config, "vision_config", backbone_config)
-            kwargs.update(_without_pooling_layer(backbone_config))
-            backbone = AutoModel.from_pretrained(backbone, config=backbone_config, **kwargs)
-        elif not isinstance(backbone, PreTrainedConfig | PreTrainedModel):
-            raise ValueError(
-                f"backbone must be a Hub id, a folder, a configuration or a model; got {type(backbone).__name__}."
-            )
-        elif kwargs:
-            raise ValueError(
-                f"from_backbone got arguments it does not know: {', '.join(sorted(kwargs))}. Loading arguments need a "
-                "Hub id or a folder as backbone."
-            )
-        if isinstance(backbone, PreTrainedConfig):
-            backbone_config = getattr(backbone, "vision_config", backbone)
-            return cls(cls.config_class(backbone_config=backbone_config, **config_kwargs)).eval()
-        model = cls(cls.config_class(backbone_config=backbone.config, **config_kwargs), backbone)
+        pretrained: Any = pretrained_backbone(backbone, **kwargs)
+        if isinstance(pretrained, PreTrainedConfig):
+            return cls(config_class(backbone_config=pretrained, **config_kwargs)).eval()
+        model = cls(config_class(backbone_config=pretrained.config, **config_kwargs), pretrained)
         new_parts = {
             name: child
             for name, child in [*model.named_children(), *model.ascent_vit.named_children()]
             if name not in ("ascent_vit", "backbone")
         }
         for child in new_parts.values():
-            child.to(device=backbone.device, dtype=backbone.dtype)
-        if getattr(backbone, "hf_quantizer", None) is not None:
+            child.to(device=pretrained.device, dtype=pretrained.dtype)
+        if getattr(pretrained, "hf_quantizer", None) is not None:
             model.adopt_quantization(list(new_parts))
         return model.eval()
 
@@ -1200,64 +818,6 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """What the logits hold beside the contributions of concepts, `(num_labels,)`."""
         return torch.stack([stream.projection.bias for stream in self.streams().values()]).sum(0)
 
-    def check_concept_values(
-        self,
-        name: str,
-        values: torch.Tensor | None,
-        num_concepts: int,
-        shape: tuple[int, ...],
-        check_anywhere: bool = False,
-    ):
-        """
-        Raises one `ValueError` that names what was expected and what came. The values themselves are looked at on the
-        CPU, elsewhere with `check_anywhere` only, as that waits for the device.
-        """
-        if values is None:
-            return
-        if num_concepts == 0:
-            raise ValueError(f"{name} was given, but the model has no such concepts: leave it out.")
-        if not is_dense(values):
-            raise ValueError(f"{name} must be a dense tensor of shape {shape}; got {type(values).__name__}.")
-        if tuple(values.shape) != shape:
-            raise ValueError(f"{name} must have the shape {shape}; got {tuple(values.shape)}.")
-        if not values.is_floating_point():
-            raise ValueError(f"{name} must be floating point, with NaN for unknown; got {values.dtype}.")
-        if not torch.compiler.is_compiling() and (check_anywhere or values.device.type == "cpu"):
-            # In float16 the limit would be infinity.
-            wrong = (values < 0) | (values.float() > LARGEST_NUMBER)
-            if wrong.any():
-                raise ValueError(
-                    f"{name} must be at most {LARGEST_NUMBER:g}, 0 or more, or NaN; got {values[wrong][0].item():g}."
-                )
-
-    def check_labels(self, labels: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
-        """
-        Class indices as int64; other labels as they are. Raises one `ValueError` that names what was expected and what
-        came; the values themselves are looked at on the CPU only, as that waits for the device.
-        """
-        if labels is None:
-            return None
-        if not is_dense(labels) or labels.ndim == 0 or labels.shape[0] != batch_size:
-            got = tuple(labels.shape) if isinstance(labels, torch.Tensor) else type(labels).__name__
-            raise ValueError(f"labels must be a tensor with one entry per image, ({batch_size},); got {got}.")
-        readable = not torch.compiler.is_compiling() and labels.device.type == "cpu"
-        if labels.is_floating_point():
-            if readable and not labels.isfinite().all():
-                raise ValueError("labels must be finite; got NaN or infinity.")
-            return labels
-        single = self.config.num_labels > 1 and self.config.problem_type in (None, "single_label_classification")
-        if labels.dtype == torch.bool or labels.is_complex() or not single:
-            return labels
-        labels = labels.long()
-        if readable:
-            known = labels[labels != IGNORED_LABEL]
-            if not known.numel() or known.min() < 0 or known.max() >= self.config.num_labels:
-                raise ValueError(
-                    f"labels must be classes from 0 to {self.config.num_labels - 1}, or {IGNORED_LABEL} for some that "
-                    f"are ignored; got {labels.tolist()}."
-                )
-        return labels
-
     def global_query(self, prefix: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """The token that looks at global concepts, `(B, 1, D)`."""
         cls_token = prefix[:, :1]
@@ -1272,12 +832,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        concept_targets: torch.FloatTensor | None = None,
-        spatial_concept_targets: torch.FloatTensor | None = None,
-        global_concept_override: torch.FloatTensor | None = None,
-        spatial_concept_override: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        concept_targets: torch.Tensor | None = None,
+        spatial_concept_targets: torch.Tensor | None = None,
+        global_concept_override: torch.Tensor | None = None,
+        spatial_concept_override: torch.Tensor | None = None,
         output_contributions: bool = False,
         output_concept_heads: bool = False,
         output_fusion: bool = False,
@@ -1330,17 +890,15 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
+        assert pixel_values is not None  # or AscentViTModel has refused it
         batch_size, patch_size = hidden_states.shape[0], config.patch_size
         num_patches = (pixel_values.shape[2] // patch_size[0]) * (pixel_values.shape[3] // patch_size[1])
-        num_global, num_spatial = config.num_global_concepts, config.num_spatial_concepts
-        global_shape, spatial_shape = (batch_size, num_global), (batch_size, num_patches, num_spatial)
-        self.check_concept_values("concept_targets", concept_targets, num_global, global_shape)
-        self.check_concept_values("spatial_concept_targets", spatial_concept_targets, num_spatial, spatial_shape)
-        self.check_concept_values("global_concept_override", global_concept_override, num_global, global_shape, True)
-        self.check_concept_values(
-            "spatial_concept_override", spatial_concept_override, num_spatial, spatial_shape, True
+        targets, overrides = (
+            (concept_targets, spatial_concept_targets),
+            (global_concept_override, spatial_concept_override),
         )
-        labels = self.check_labels(labels, batch_size)
+        check_concepts(config, batch_size, num_patches, *targets, *overrides)
+        labels = checked_labels(config, labels, batch_size)
 
         prefix, patches = hidden_states[:, :-num_patches], hidden_states[:, -num_patches:]
         queries = {"spatial": (patches, spatial_concept_override)}
@@ -1349,7 +907,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             override = None if global_concept_override is None else global_concept_override.unsqueeze(1)
             queries |= {"global": (query, override), "unsupervised": (query, None)}
 
-        logits, attentions, contributions = 0.0, {}, []
+        logits: Any = 0.0
+        attentions, contributions = {}, []
         for name, stream in self.streams().items():
             attention, class_scores = stream(*queries[name])
             logits = logits + class_scores
@@ -1360,7 +919,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         means = {name: attention.mean(1) for name, attention in attentions.items()}
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
 
-        loss, terms = self.losses(logits, labels, means, concept_targets, spatial_concept_targets)
+        loss, terms = self.losses(logits, labels, means, *targets)
         heads = attentions if output_concept_heads else {}
         heads |= {name: heads[name].squeeze(2) for name in ("global", "unsupervised") if name in heads}
         return AscentViTImageClassifierOutput(
@@ -1411,8 +970,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         return sum(weights.get(name, 1.0) * term for name, term in terms.items()), terms
 
     def contribution_maps(
-        self, pixel_values: torch.FloatTensor, class_ids: torch.LongTensor | list[int] | list[list[int]], **kwargs
-    ) -> torch.FloatTensor:
+        self, pixel_values: torch.Tensor, class_ids: torch.Tensor | list[int] | list[list[int]], **kwargs
+    ) -> torch.Tensor:
         """
         What each spatial concept added to the logits of chosen classes, at each place. Its sum over places is the
         spatial columns of `concept_contributions`.
@@ -1432,25 +991,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """
         if self.spatial_stream is None:
             raise ValueError("contribution_maps needs spatial concepts, and this model has none.")
-        try:
-            class_ids = torch.as_tensor(class_ids, device=self.spatial_stream.projection.weight.device)
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"class_ids must be a tensor or a list of class indices; got {class_ids!r}.") from error
-        batch_size, num_labels = pixel_values.shape[0], self.config.num_labels
-        if class_ids.ndim not in (1, 2) or (class_ids.ndim == 2 and class_ids.shape[0] != batch_size):
-            raise ValueError(f"class_ids must have the shape (C,) or ({batch_size}, C); got {tuple(class_ids.shape)}.")
-        if (
-            class_ids.numel() == 0
-            or class_ids.is_floating_point()
-            or class_ids.dtype == torch.bool
-            or class_ids.min() < 0
-            or class_ids.max() >= num_labels
-        ):
-            raise ValueError(f"class_ids must be integers from 0 to {num_labels - 1}; got {class_ids.tolist()}.")
+        batch_size, device = pixel_values.shape[0], self.spatial_stream.projection.weight.device
+        indices = class_indices(self.config, class_ids, batch_size, device)
         outputs = self(pixel_values, output_concept_heads=True, return_dict=True, **kwargs)
         attention = outputs.spatial_concept_attention_heads
         table = self.spatial_stream.contribution_table().to(attention.dtype)
-        table = table[..., class_ids.expand(batch_size, -1)]
+        table = table[..., indices.expand(batch_size, -1)]
         maps = torch.einsum("bans,asbc->bcsn", attention, table) / attention.shape[2]
         return maps.unflatten(-1, outputs.patch_grid[0].tolist())
 

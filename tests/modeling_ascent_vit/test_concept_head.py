@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The concept head and its losses against independent computations, and the folded form against the unfolded one."""
+"""The concept head and its losses against independent computations."""
 
 import math
 
@@ -12,7 +12,6 @@ from torch import nn
 
 from modeling_ascent_vit.modeling_ascent_vit import (
     AscentViTConceptStream,
-    AscentViTConvLayer,
     alignment_loss,
     attention_entropy,
     override_attention,
@@ -46,68 +45,6 @@ def test_stream_equals_multi_head_attention(make_config, num_heads):
     torch.testing.assert_close(scores, expected)
 
 
-@pytest.mark.parametrize("none_concept", [False, True])
-def test_folded_equals_unfolded(make_config, none_concept):
-    stream = build_stream(make_config, none_concept)
-    tokens = torch.randn(3, 7, 32)
-    attention, scores = stream(tokens)
-    with torch.no_grad():
-        assert stream.can_fold(tokens, torch.empty(2, 5 + none_concept, 16))
-        folded_attention, folded_scores = stream(tokens)
-    assert not torch.equal(attention, folded_attention), "the folded form was not used"
-    torch.testing.assert_close(folded_attention, attention, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(folded_scores, scores, rtol=1e-5, atol=1e-6)
-
-
-class LowRankAdapter(nn.Linear):
-    """A layer in place of another, with more to it than its weight, as adapters are."""
-
-    def forward(self, x):
-        return super().forward(x) + x.flip(-1)
-
-
-def edit_in_place(stream):
-    with torch.no_grad():
-        stream.query.weight.add_(0.3)
-
-
-def edit_behind_autograd(stream):
-    # What merging an adapter does; it does not raise the parameter's version counter.
-    stream.key.weight.data += 0.3
-
-
-def load_other_weights(stream):
-    stream.load_state_dict({k: v + 0.1 for k, v in stream.state_dict().items()})
-
-
-def convert(stream):
-    stream.double()
-
-
-def replace_layer(stream):
-    adapter = LowRankAdapter(32, 32, bias=False)
-    adapter.load_state_dict(stream.query.state_dict())
-    stream.query = adapter
-
-
-@pytest.mark.parametrize(
-    "change",
-    [edit_in_place, edit_behind_autograd, load_other_weights, convert, replace_layer],
-    ids=lambda f: f.__name__,
-)
-def test_folded_form_is_never_stale(make_config, change):
-    stream = build_stream(make_config)
-    tokens = torch.randn(2, 6, 32)
-    with torch.no_grad():
-        before = stream(tokens)[0]
-        change(stream)
-        tokens = tokens.to(stream.query.weight.dtype)
-        folded = stream(tokens)[0]
-    unfolded = stream(tokens)[0]
-    torch.testing.assert_close(folded, unfolded.detach(), rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(folded.double(), before.double(), atol=1e-4) or change is convert
-
-
 def test_contribution_table_gives_the_scores(make_config):
     stream = build_stream(make_config, none_concept=True).double()
     tokens = torch.randn(3, 7, 32, dtype=torch.float64)
@@ -115,22 +52,6 @@ def test_contribution_table_gives_the_scores(make_config):
     by_hand = torch.einsum("bats,ask->bk", attention, stream.contribution_table()) / 7 + stream.projection.bias
     torch.testing.assert_close(by_hand, scores)
     assert (attention.sum(-1) < 1).all()
-
-
-def test_normalisation_is_folded_into_the_convolution(make_config):
-    layer = AscentViTConvLayer(make_config(), 3, 8, stride=2).double()
-    nn.init.normal_(layer.normalization.weight)
-    nn.init.normal_(layer.normalization.bias)
-    for _ in range(3):
-        layer(torch.randn(4, 3, 9, 12, dtype=torch.float64) * 3 + 1)
-    layer.eval()
-    image = torch.randn(2, 3, 9, 12, dtype=torch.float64)
-    expected = nn.functional.relu(layer.normalization(layer.convolution(image)))
-    with torch.no_grad():
-        torch.testing.assert_close(layer(image), expected.detach())
-        layer.normalization.running_mean += 1
-        moved = nn.functional.relu(layer.normalization(layer.convolution(image)))
-        torch.testing.assert_close(layer(image), moved)
 
 
 # The loss terms ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTModel
-from modeling_ascent_vit import modeling_ascent_vit as modeling
 from modeling_ascent_vit.modeling_ascent_vit import AscentViTMultiScaleEncoding
 
 
@@ -271,59 +270,6 @@ def test_narrow_fusion(make_config, tmp_path):
     pixels = torch.randn(2, 3, 48, 48)
     assert loaded.config.fusion_hidden_size == 24
     assert torch.equal(loaded(pixels).logits, model(pixels).logits)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "settings", [{}, {"pyramid_norm": "group"}, {"pyramid_stem": "patch"}, {"fusion_hidden_size": 24}]
-)
-def test_a_few_images_at_a_time_give_what_all_at_once_give(make_config, monkeypatch, settings, dtype):
-    """The pyramid at inference, cut and with folded normalisation, against the plain form that gradients take."""
-    model = build(make_config(**settings)).to(dtype)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-    pixels = torch.randn(5, 3, 48, 48, dtype=dtype)
-    plain = model(pixels, output_contributions=True, output_fusion=True)
-    assert plain.logits.requires_grad
-    monkeypatch.setattr(modeling, "STEM_BYTES_AT_ONCE", 2 * 24 * 24 * 64 * 4)
-    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 2e-4, "atol": 2e-5}
-    for count in (1, 2, 5):
-        monkeypatch.setattr(modeling, "PIXELS_AT_ONCE", count * 48 * 48)
-        with torch.no_grad():
-            parts = model(pixels, output_contributions=True, output_fusion=True)
-        for name in ("logits", "spatial_concept_attention", "concept_contributions", "fusion_locations"):
-            torch.testing.assert_close(parts[name], plain[name], **tolerance)
-
-
-def test_a_few_images_at_a_time_under_autocast(make_config, monkeypatch):
-    model = build(make_config())
-    pixels = torch.randn(5, 3, 48, 48)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        whole = model.ascent_vit.encoding(pixels)[0]
-        monkeypatch.setattr(modeling, "STEM_BYTES_AT_ONCE", 2 * 24 * 24 * 64 * 2)
-        parts = model.ascent_vit.encoding(pixels)[0]
-    assert parts.dtype == whole.dtype == torch.bfloat16
-    torch.testing.assert_close(parts, whole)
-
-
-@pytest.mark.parametrize("pyramid_stem", ["conv", "patch"])
-def test_adapters_of_the_pyramid_count_at_inference(make_config, pyramid_stem):
-    """A convolution that an adapter has taken over is not folded by its weight alone."""
-    peft = pytest.importorskip("peft")
-    model = build(make_config(pyramid_stem=pyramid_stem))
-    pixels = torch.randn(2, 3, 48, 48)
-    before = model.ascent_vit.encoding(pixels)[0]
-    adapter = peft.LoraConfig(r=2, target_modules=r".*\.convolution", init_lora_weights=False)
-    adapted = peft.get_peft_model(model, adapter)
-    encoding = adapted.get_submodule("base_model.model.ascent_vit.encoding")
-    with_gradients = encoding(pixels)[0]
-    assert with_gradients.requires_grad and not torch.allclose(with_gradients, before, atol=0.01)
-    with torch.no_grad():
-        torch.testing.assert_close(encoding(pixels)[0], with_gradients, rtol=2e-4, atol=2e-5)
-        merged = adapted.merge_and_unload().ascent_vit.encoding
-        torch.testing.assert_close(merged(pixels)[0], with_gradients, rtol=2e-4, atol=2e-5)
 
 
 def test_pyramid_that_nobody_reads_is_not_built(make_config, caplog):
@@ -621,48 +567,7 @@ def test_mask_token_of_the_backbone_is_not_saved(make_config):
     assert not any("mask_token" in name for name in model.state_dict())
 
 
-# Bad input -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "inputs, message",
-    [
-        ({"pixel_values": None}, "pixel_values is missing"),
-        ({"pixel_values": torch.zeros(3, 48, 48)}, r"\(batch_size, 3, height, width\); got \(3, 48, 48\)"),
-        ({"pixel_values": torch.zeros(1, 1, 48, 48)}, r"got \(1, 1, 48, 48\)"),
-        ({"pixel_values": torch.zeros(1, 3, 48, 48, dtype=torch.uint8)}, "floating point.*got torch.uint8"),
-        ({"pixel_values": torch.zeros(1, 3, 4, 48)}, "at least one patch of 8x8 pixels; got 4x48"),
-        ({"pixel_values": torch.zeros(1, 3, 56, 48)}, "must be 48x48 pixels.*got 56x48"),
-        ({"labels": torch.zeros(2, dtype=torch.long)}, r"one entry per image, \(1,\); got \(2,\)"),
-        ({"concept_targets": torch.zeros(1, 4)}, r"concept_targets must have the shape \(1, 3\); got \(1, 4\)"),
-        ({"concept_targets": torch.zeros(1, 3, dtype=torch.long)}, "floating point.*got torch.int64"),
-        ({"spatial_concept_targets": torch.zeros(1, 35, 4)}, r"\(1, 36, 4\); got \(1, 35, 4\)"),
-        ({"global_concept_override": torch.zeros(3)}, r"\(1, 3\); got \(3,\)"),
-        ({"global_concept_override": torch.full((1, 3), -0.5)}, "0 or more, or NaN; got -0.5"),
-        ({"spatial_concept_override": torch.zeros(1, 4, 36)}, r"\(1, 36, 4\); got \(1, 4, 36\)"),
-    ],
-)
-def test_bad_input_is_one_clear_error(make_config, inputs, message):
-    model = build(make_config())
-    with pytest.raises(ValueError, match=message):
-        model(**{"pixel_values": torch.zeros(1, 3, 48, 48), **inputs})
-
-
-def test_targets_for_a_missing_stream(make_config):
-    model = build(make_config(num_spatial_concepts=4))
-    with pytest.raises(ValueError, match="concept_targets was given, but the model has no such concepts"):
-        model(torch.zeros(1, 3, 48, 48), concept_targets=torch.zeros(1, 0))
-    model = build(make_config(num_global_concepts=4, global_token="cls_mean"))
-    with pytest.raises(ValueError, match="needs spatial concepts"):
-        model.contribution_maps(torch.zeros(1, 3, 48, 48), [0])
-
-
-@pytest.mark.parametrize(
-    "class_ids, message", [([5], "0 to 4; got"), ([0.5], "integers"), ([[0], [1]], "shape"), ([], "integers")]
-)
-def test_wrong_classes(make_config, class_ids, message):
-    with pytest.raises(ValueError, match=message):
-        build(make_config()).contribution_maps(torch.zeros(1, 3, 48, 48), class_ids)
+# Backbones and imports -----------------------------------------------------------------------------------------------
 
 
 def test_unsuitable_backbone_is_named():

@@ -25,8 +25,12 @@ from modeling_ascent_vit import (
 
 
 CODE = {
+    "backbones_ascent_vit.py",
+    "checks_ascent_vit.py",
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
+    "deformable_sampling_ascent_vit.py",
+    "fast_inference_ascent_vit.py",
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",

@@ -20,8 +20,12 @@ from ascent_vit.training.recipe import load_recipe
 
 
 CODE = {
+    "backbones_ascent_vit.py",
+    "checks_ascent_vit.py",
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
+    "deformable_sampling_ascent_vit.py",
+    "fast_inference_ascent_vit.py",
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",

@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import CONFIG_MAPPING
 
 from ascent_vit.explanation import explain
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTImageProcessor
+from modeling_ascent_vit.backbones_ascent_vit import BACKBONES as FACTS
+from modeling_ascent_vit.backbones_ascent_vit import backbone_facts
 
 
 PLAIN = {
@@ -108,6 +111,28 @@ def supervision(num_patches: int) -> dict[str, torch.Tensor]:
         "concept_targets": torch.randint(0, 2, (2, 3)).float(),
         "spatial_concept_targets": torch.randint(0, 2, (2, num_patches, 4)).float(),
     }
+
+
+def test_the_table_names_backbones_that_exist():
+    assert set(FACTS) <= set(CONFIG_MAPPING)
+    for facts in FACTS.values():
+        assert not facts.normalisation or set(facts.normalisation) == {"image_mean", "image_std"}
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["vit", "deit", "dinov2"])
+def test_usual_normalisation_is_that_of_timm(name):
+    """Of the plain weights of each family, as timm knows them."""
+    from timm.models import get_pretrained_cfg
+
+    architecture = {
+        "vit": "vit_base_patch16_224.augreg_in21k",
+        "deit": "deit_base_distilled_patch16_224.fb_in1k",
+        "dinov2": "vit_base_patch14_dinov2.lvd142m",
+    }[name]
+    known = get_pretrained_cfg(architecture)
+    expected = {"image_mean": list(known.mean), "image_std": list(known.std)}
+    assert backbone_facts(name).normalisation == expected
 
 
 @pytest.mark.parametrize("size", [(48, 48), (48, 80)], ids=["square", "wide"])

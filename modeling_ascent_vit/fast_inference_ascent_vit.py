@@ -1,0 +1,198 @@
+# Copyright 2026 The ASCENT-ViT project. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""
+What makes inference faster and changes nothing but rounding: batches in parts, products folded, results written in place.
+
+A forward of the model comes here by one `if`, and holds the formula itself beside it.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# What is taken at once at inference on a CPU: features of the pyramid's stem, which are as large as a CPU's cache, and
+# images by the rest of pyramid and fusion, for memory's sake. At 224x224 pixels these are two images in the paper's stem
+# in float32, and sixteen.
+STEM_BYTES_AT_ONCE, PIXELS_AT_ONCE = 2 * 112 * 112 * 64 * 4, 16 * 224 * 224
+
+
+def is_transformed() -> bool:
+    """Whether `torch.func` transforms what is computed, which knows no memory formats and no tensors to write into."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def is_inference(module: nn.Module) -> bool:
+    """Whether a module neither trains nor computes gradients."""
+    return not (module.training or torch.is_grad_enabled() or is_transformed())
+
+
+def takes_parts(module: nn.Module, images: torch.Tensor) -> bool:
+    """Whether a batch goes in parts: at inference on a CPU, where fewer images at a time are faster."""
+    return is_inference(module) and images.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def split_images(images: torch.Tensor, num_pixels: int) -> tuple[torch.Tensor, ...]:
+    """A batch in parts of `num_pixels`, one image or more each."""
+    return images.split(max(1, num_pixels // images[0, 0].numel()))
+
+
+def as_convolved(images: torch.Tensor) -> torch.Tensor:
+    """Images in the dtype that a convolution gives, which autocast may choose, and in the layout it is fast in."""
+    kind = images.device.type
+    casts = torch.is_autocast_enabled(kind) and images.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(kind) if casts else images.dtype
+    return images.to(dtype) if is_transformed() else images.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is no more than its weight and bias: an adapter or a quantised layer in its place has more to it."""
+    return type(layer) in (nn.Linear, nn.Conv2d) and type(layer.weight) is nn.Parameter
+
+
+def folds_norm(convolution: Any, norm: nn.Module, features: torch.Tensor) -> bool:
+    """Whether a normalisation goes into the convolution before it: by known statistics, where that is cheaper."""
+    has_statistics = isinstance(norm, nn.BatchNorm2d) and type(norm.weight) is nn.Parameter and not norm.training
+    if not (has_statistics and is_plain(convolution)):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    # Where there are more weights than features, a pass over the features is the cheaper one.
+    places = features.shape[0] * features[0, 0].numel() // convolution.stride[0] ** 2
+    return convolution.weight[0].numel() <= places
+
+
+def folded_norm(convolution: Any, norm: Any, features: torch.Tensor) -> torch.Tensor:
+    """Convolution and batch normalisation as one convolution, `(B, C_in, H, W) -> (B, C_out, H_out, W_out)`."""
+    # Computed anew at each call: cheaper than one pass over the features, and never stale.
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = convolution.weight * scale.view(-1, 1, 1, 1)
+    bias = norm.bias - norm.running_mean * scale
+    return nn.functional.conv2d(features, weight, bias, convolution.stride, convolution.padding)
+
+
+def fast_conv_layer(
+    convolution: nn.Module,
+    norm: nn.Module,
+    pooling: nn.Module,
+    features: torch.Tensor,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    `relu(pooling(norm(convolution(features))))`, with the normalisation folded into the convolution where it can be.
+
+    Args:
+        convolution, norm, pooling (`nn.Module`): parts of a layer of the pyramid.
+        features (`torch.Tensor` of shape `(B, C_in, H, W)`): features.
+        out (`torch.Tensor`, *optional*): where the result is put.
+    """
+    folds = folds_norm(convolution, norm, features)
+    features = pooling(folded_norm(convolution, norm, features) if folds else norm(convolution(features)))
+    return nn.functional.relu(features, inplace=True) if out is None else torch.clamp_min(features, 0, out=out)
+
+
+def stem_in_parts(stem: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The stem (`AscentViTPyramidStem`) on a few images at a time, whose features stay in the cache."""
+    values_per_pixel = stem[0].out_channels / stem[0].stride ** 2
+    parts = split_images(pixel_values, int(STEM_BYTES_AT_ONCE / (values_per_pixel * pixel_values.dtype.itemsize)))
+    *layers, last = stem
+    places: tuple[torch.Tensor | None, ...] = (None,)
+    if len(parts) > 1:
+        batch_size, _, height, width = pixel_values.shape
+        shape = (batch_size, last.out_channels, -(-height // 4), -(-width // 4))
+        features = torch.empty(
+            shape, dtype=pixel_values.dtype, device=pixel_values.device, memory_format=torch.channels_last
+        )
+        places = features.split(len(parts[0]))
+    for part, place in zip(parts, places, strict=True):
+        for layer in layers:
+            part = layer(part)
+        part = last(part, out=place)
+    return part if len(parts) == 1 else features
+
+
+def add_in_place(levels: list[torch.Tensor], embeddings: torch.Tensor) -> torch.Tensor:
+    """Levels `(B, cells, F)` plus their embeddings `(L, F)`, one after the other: each sum at its place, without a copy."""
+    cells = [level.shape[1] for level in levels]
+    pyramid = levels[0].new_empty(levels[0].shape[0], sum(cells), levels[0].shape[2])
+    for level, embedding, part in zip(levels, embeddings, pyramid.split(cells, dim=1), strict=True):
+        torch.add(level, embedding, out=part)
+    return pyramid
+
+
+def fuse_in_parts(
+    encoding: nn.Module,
+    fusion: nn.Module,
+    patches: torch.Tensor,
+    patch_grid: tuple[int, int],
+    pixel_values: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """`fusion(patches, patch_grid, *encoding(pixel_values))` on a few images at a time."""
+    images = split_images(pixel_values, PIXELS_AT_ONCE)
+    parts = [
+        fusion(tokens, patch_grid, *encoding(pixels))
+        for tokens, pixels in zip(patches.split(len(images[0])), images, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
+def softmax_over_few(scores: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last axis, by hand: that of torch is slow over few values."""
+    exponentials = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+def folds_query(query: nn.Module, tokens: torch.Tensor, keys: torch.Tensor) -> bool:
+    """Whether query and keys `(A, S, D / A)` are folded into one matrix: on many tokens, where it is cheaper."""
+    return (
+        not torch.is_grad_enabled()
+        and tokens.shape[1] > 1
+        and 2 * keys.shape[0] * keys.shape[1] <= tokens.shape[-1]
+        and is_plain(query)
+    )
+
+
+def folded_scores(query: Any, tokens: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """
+    `query(tokens)` times keys per head, as `(x Wq) (c Wk)^T = x (Wq (c Wk)^T)`: one product with A * S columns instead of D
+    and then S. It is computed anew at each call, which costs S * D * D once per batch, and so is never stale.
+
+    Args:
+        query (`nn.Linear`): projection of the queries, without bias.
+        tokens (`torch.Tensor` of shape `(B, T, D)`): tokens.
+        keys (`torch.Tensor` of shape `(A, S, D / A)`): keys, scaled.
+
+    Returns:
+        `torch.Tensor` of shape `(B, A, T, S)`.
+    """
+    folded = keys @ query.weight.unflatten(0, (keys.shape[0], keys.shape[2]))
+    scores = nn.functional.linear(tokens, folded.flatten(0, 1))
+    return scores.unflatten(-1, folded.shape[:2]).transpose(1, 2)
+
+
+__all__ = [
+    "add_in_place",
+    "as_convolved",
+    "fast_conv_layer",
+    "folded_scores",
+    "folds_query",
+    "fuse_in_parts",
+    "is_inference",
+    "is_plain",
+    "is_transformed",
+    "softmax_over_few",
+    "stem_in_parts",
+    "takes_parts",
+]
