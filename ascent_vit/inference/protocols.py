@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchFeature
 
-    from modeling_ascent_vit.configuration_ascent_vit import AscentViTConfig
     from modeling_ascent_vit.modeling_ascent_vit import AscentViTConceptStream
 
 
@@ -25,8 +24,8 @@ class ConceptClassifier(Protocol):
     training: bool
 
     @property
-    def config(self) -> "AscentViTConfig":
-        """Names of classes and concepts, and sizes."""
+    def config(self) -> Any:
+        """Names of classes and concepts, and sizes: an `AscentViTConfig`, of which transformers types much as None."""
 
     @property
     def device(self) -> "torch.device": ...
