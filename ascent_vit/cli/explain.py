@@ -96,7 +96,7 @@ def explain(
 
     Images that cannot be read are left out and listed at the end, with exit code 1.
     """
-    from ascent_vit.explanation.batch import FORMATS, Export, export_explanations
+    from ascent_vit.explanation.batch import FORMATS, BatchJob, explain_many
     from ascent_vit.explanation.names import class_index
     from ascent_vit.explanation.sources import ImageFiles
     from ascent_vit.utils.files import check_new_folder, new_folder
@@ -112,9 +112,9 @@ def explain(
         class_index(label, [config.id2label[i] for i in range(config.num_labels)])
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
     chosen = tuple(formats or (("png", "html", "json") if isinstance(source, ImageFiles) else ("parquet",)))
-    export = Export(load, source, output, chosen, label, top, batch_size, maps)
+    job = BatchJob(load, source, output, chosen, label, top, batch_size, maps)
     with new_folder(output) as folder:
-        skipped = export_explanations(dataclasses.replace(export, folder=folder), processes, progress=True)
+        skipped = explain_many(dataclasses.replace(job, folder=folder), processes, progress=True)
     for sentence in skipped:
         print(f"Left out: {sentence}", file=sys.stderr)
     print(f"Explanations: {output}")

@@ -2,9 +2,9 @@
 """`explain`: one run of the model per batch gives explanations of every class."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, repeat
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -19,13 +19,16 @@ from .inputs import ImageInput, is_single, read_image
 from .names import class_index
 
 
+if TYPE_CHECKING:
+    from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+
 ClassIds = int | str | Iterable[int | str] | None
 
 STREAMS = ("global", "spatial", "unsupervised")
 
 
 def check_model_and_processor(model: Any, processor: Any) -> None:
-    """Raises one `ValueError` where they are not those of a concept classifier."""
+    """Raises one `ValueError` for a model or an image processor that is not a concept classifier's."""
     needed = {"contribution_maps": (model, "model"), "resize_concept_maps": (processor, "processor")}
     for attribute, (thing, name) in needed.items():
         if not hasattr(thing, attribute):
@@ -41,8 +44,9 @@ def to_array(values: torch.Tensor) -> np.ndarray:
 
 class Explainer:
     """
-    Turns outputs of a model into explanations. What depends on parameters only is read once, so they must not change
-    while it is in use.
+    Turns outputs of a model into explanations.
+
+    Tables that depend on the parameters only are read once, so the parameters must not change while it is in use.
 
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
@@ -53,7 +57,7 @@ class Explainer:
         ValueError: for another kind of model, or `fusion` of a model without pyramid.
     """
 
-    def __init__(self, model: Any, processor: Any, fusion: bool = False):
+    def __init__(self, model: "ConceptClassifier", processor: "ConceptImageProcessor", fusion: bool = False):
         check_model_and_processor(model, processor)
         config = model.config
         if fusion and not config.fusion_levels:
@@ -66,21 +70,21 @@ class Explainer:
         with torch.no_grad():
             self.class_biases = to_array(model.class_bias())
             if config.num_spatial_concepts:
-                self.table = to_array(model.spatial_stream.contribution_table())
+                self.table = to_array(model.streams()["spatial"].contribution_table())
             else:
                 self.table = np.zeros((config.concept_attention_heads, 0, config.num_labels), dtype=np.float32)
 
     def arguments(self) -> dict[str, bool]:
-        """What the model's forward must be asked for."""
+        """Arguments of the model's forward for the outputs that [`~Explainer.read`] takes."""
         return {"output_contributions": True, "output_concept_heads": True, "output_fusion": self.fusion}
 
     def run(self, images: list[Image.Image], classes: list[int | None], **overrides) -> list[Explanation]:
         """
-        Explanations of RGB images, which go through the model as one batch.
+        Runs the model on images as one batch and explains them.
 
         Args:
             images (`list[PIL.Image.Image]`): Upright RGB images.
-            classes (`list[int | None]`): Class to explain for each, None for the predicted one.
+            classes (`list[int | None]`): Index of the class to explain for each image, None for the predicted one.
             overrides: `global_concept_override` and `spatial_concept_override` of the model's forward.
         """
         parameter = next(self.model.parameters())
@@ -95,19 +99,19 @@ class Explainer:
 
     def read(
         self,
-        outputs: Any,
+        outputs: Mapping[str, Any],
         images: list[Image.Image],
         classes: list[int | None],
         processed: tuple[int, int] | None = None,
     ) -> list[Explanation]:
         """
-        Explanations from the outputs of one batch.
+        Makes explanations from the outputs of one batch.
 
         Args:
-            outputs (`AscentViTImageClassifierOutput`): Outputs for [`~Explainer.arguments`].
+            outputs (`AscentViTImageClassifierOutput`): Outputs of the model called with [`~Explainer.arguments`].
             images (`list[PIL.Image.Image]`): The original images, upright and RGB.
-            classes (`list[int | None]`): Class to explain for each, None for the predicted one.
-            processed (`tuple[int, int]`, *optional*): Height and width in pixels of what the model got, for fusion.
+            classes (`list[int | None]`): Index of the class to explain for each image, None for the predicted one.
+            processed (`tuple[int, int]`, *optional*): Height and width of the model's input in pixels, for the fusion.
         """
         logits, contributions = to_array(outputs["logits"]), to_array(outputs["concept_contributions"])
         if not np.isfinite(logits).all():
@@ -146,7 +150,9 @@ class Explainer:
             for i, (image, fusion) in enumerate(zip(images, fusions, strict=True))
         ]
 
-    def read_fusion(self, outputs: Any, grid: tuple[int, int], processed: tuple[int, int]) -> list[FusionMaps]:
+    def read_fusion(
+        self, outputs: Mapping[str, Any], grid: tuple[int, int], processed: tuple[int, int]
+    ) -> list[FusionMaps]:
         config = self.model.config
         in_patches = np.array([processed[i] / config.patch_size[i] for i in (1, 0)], dtype=np.float32)
         locations = to_array(outputs["fusion_locations"]) * in_patches
@@ -204,8 +210,8 @@ def in_batches(
 
 @overload
 def explain(  # type: ignore[overload-overlap]
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: ImageInput,
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -215,8 +221,8 @@ def explain(  # type: ignore[overload-overlap]
 
 @overload
 def explain(  # type: ignore[overload-overlap]
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: Iterator[ImageInput],
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -226,8 +232,8 @@ def explain(  # type: ignore[overload-overlap]
 
 @overload
 def explain(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: Iterable[ImageInput],
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -236,8 +242,8 @@ def explain(
 
 
 def explain(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: ImageInput | Iterable[ImageInput],
     class_ids: ClassIds = None,
     batch_size: int = 8,

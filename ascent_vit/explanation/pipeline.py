@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
+from .decomposition import ConceptContribution
 from .explain import Explainer
-from .explanation import ConceptContribution, Explanation
+from .explanation import Explanation
 from .inputs import read_image
 from .names import class_index
 

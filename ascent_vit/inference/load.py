@@ -177,8 +177,6 @@ def load_whole(name_or_path: str | Path) -> "PreTrainedModel":
     """
     from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
 
-    import ascent_vit  # noqa: F401  (makes the model known to transformers)
-
     folder = Path(name_or_path)
     with one_sentence(f"The model {name_or_path}"):
         if folder.is_dir():
@@ -216,8 +214,6 @@ def load_processor(name_or_path: str | Path) -> Any:
     """
     from PIL import Image
     from transformers import AutoImageProcessor
-
-    import ascent_vit  # noqa: F401  (makes the model known to transformers)
 
     path = Path(name_or_path, "preprocessor_config.json")
     with one_sentence(f"The image processor of {name_or_path}"):

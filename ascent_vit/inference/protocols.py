@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import BatchFeature
 
+    from modeling_ascent_vit.concept_targets_ascent_vit import PatchAxis
     from modeling_ascent_vit.modeling_ascent_vit import AscentViTConceptStream
 
 
@@ -89,6 +90,9 @@ class ConceptImageProcessor(Protocol):
 
     def resize_concept_maps(self, maps: "torch.Tensor", target_size: tuple[int, int] | None = None) -> "torch.Tensor":
         """Maps of patches `(..., h, w)` in an image's pixels, `(..., height, width)`."""
+
+    def patch_axes(self, image_size: tuple[int, int]) -> "tuple[PatchAxis, PatchAxis]":
+        """Where patches lie along the height and the width of an image, in pixels."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any: ...
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from ascent_vit.explanation import ConceptContribution, Contrast, Explanation, Intervention, explain, intervene
+from ascent_vit.explanation import ConceptContribution, CorrectedExplanation, Explanation, explain, intervene
 from ascent_vit.explanation.explain import check_model_and_processor
 from ascent_vit.explanation.inputs import read_image
-from ascent_vit.explanation.intervention import Concept, Correction
+from ascent_vit.explanation.intervene import Concept, Correction
 from ascent_vit.explanation.render.plot import (
     ATTENTION_COLORS,
     CONTRIBUTION_COLORS,
@@ -121,7 +121,7 @@ def make_corrections(
 
 def explain_both(
     model: Any, processor: Any, path: str | os.PathLike, corrections: Mapping[Concept, Correction]
-) -> Intervention:
+) -> CorrectedExplanation:
     """
     An image's explanation without and with concepts set by hand; without any, the same one twice.
 
@@ -136,23 +136,25 @@ def explain_both(
     if corrections:
         return intervene(model, processor, image, corrections)
     explanation = explain(model, processor, image)
-    return Intervention(explanation, explanation, {})
+    return CorrectedExplanation(explanation, explanation, {})
 
 
-def choose_explanations(intervention: Intervention, label_id: int, other_id: int) -> tuple[Explanation, Explanation]:
+def choose_explanations(
+    corrected: CorrectedExplanation, label_id: int, other_id: int
+) -> tuple[Explanation, Explanation]:
     """
     The explanations before and after of one class, or of one class compared with another.
 
     Args:
-        intervention: Of the image.
+        corrected: explanations of the image.
         label_id: The class, or `AUTOMATIC` for the one that is predicted after the corrections.
         other_id: The class to compare with, or `AUTOMATIC` for none.
 
     Raises:
         ValueError: for the same class twice.
     """
-    label_id = intervention.after.predicted_id if label_id == AUTOMATIC else label_id
-    before, after = (explanation.for_class(label_id) for explanation in (intervention.before, intervention.after))
+    label_id = corrected.after.predicted_id if label_id == AUTOMATIC else label_id
+    before, after = (explanation.for_class(label_id) for explanation in (corrected.before, corrected.after))
     if other_id == AUTOMATIC:
         return before, after
     return before.contrast(label_id, other_id), after.contrast(label_id, other_id)
@@ -163,13 +165,13 @@ def scores(explanation: Explanation) -> dict[str, float]:
     return dict(zip(explanation.labels, explanation.probabilities.tolist(), strict=True))
 
 
-def outcome(intervention: Intervention) -> str:
+def outcome(corrected: CorrectedExplanation) -> str:
     """What the corrections did to the prediction, as HTML."""
-    if not intervention.corrections:
+    if not corrected.corrections:
         return ""
-    before, after = intervention.before, intervention.after
+    before, after = corrected.before, corrected.after
     names = [html.escape(explanation.predicted_label) for explanation in (before, after)]
-    if intervention.changes_prediction:
+    if corrected.changes_prediction:
         text = f"The prediction changes from <b>{names[0]}</b> to <b>{names[1]}</b>."
     else:
         text = f"The prediction stays <b>{names[0]}</b>."
@@ -228,18 +230,17 @@ def contributions_table(before: Explanation, after: Explanation, changed: bool) 
         then = was[concept.stream, concept.index]
         rows.append(row(name, numbers(concept.contribution, then), bar(concept.contribution, low, high)))
     sums = []
-    others = len(after.concepts) - len(shown)
-    if others:
+    number = len(after.concepts) - len(shown)
+    if number:
         keys = {(concept.stream, concept.index) for concept in shown}
         rest = [
             sum(c.contribution for c in explanation.concepts if (c.stream, c.index) not in keys)
             for explanation in (after, before)
         ]
-        sums.append(row(f"{others} other concept{'s' if others > 1 else ''}", numbers(rest[0], rest[1])))
-    label = html.escape(after.label)
-    if isinstance(after, Contrast):
-        other = html.escape(after.other_label)
-        caption, bias, total = f"Why {label} and not {other}", "difference of biases", "= difference of logits"
+        sums.append(row(f"{number} other concept{'s' if number > 1 else ''}", numbers(rest[0], rest[1])))
+    label, *others = (html.escape(after.labels[index]) for index in after.class_ids)
+    if others:
+        caption, bias, total = f"Why {label} and not {others[0]}", "difference of biases", "= difference of logits"
     else:
         caption, bias, total = f"What speaks for {label}", "bias of the class", "= logit of the class"
     sums.append(row(bias, numbers(after.class_bias, before.class_bias)))
@@ -274,10 +275,9 @@ def concept_maps(explanation: Explanation, index: int) -> "Figure | None":
     figure = Figure(figsize=(2 * MAP_SIZE, MAP_SIZE * float(np.clip(height / width, 0.4, 1.5))), layout="constrained")
     axes = figure.subplots(1, 2)
     limit = top_of(added)
-    unit = "difference of contributions" if isinstance(explanation, Contrast) else "contribution"
     scales = (
         ("attention", attention, ATTENTION_COLORS, 0.0, top_of(attention)),
-        (unit, added, CONTRIBUTION_COLORS, -limit, limit),
+        (explanation.unit, added, CONTRIBUTION_COLORS, -limit, limit),
     )
     for ax, (title, values, colors, low, high) in zip(axes, scales, strict=True):
         drawn = draw_maps([ax], explanation, values[None], colors, low, high)
@@ -317,26 +317,28 @@ def build_app(model: Any, processor: Any, title: str, examples: Sequence[str | o
     labels = [config.id2label[i] for i in range(config.num_labels)]
     settable = [(concept.title, i) for i, concept in enumerate(concepts)]
 
-    def run(path: str | None, present: list[int], absent: list[int]) -> tuple[Intervention | None, Any, Any, str]:
+    def run(
+        path: str | None, present: list[int], absent: list[int]
+    ) -> tuple[CorrectedExplanation | None, Any, Any, str]:
         if path is None:
             return None, None, gr.Label(visible=False), ""
         try:
-            intervention = explain_both(model, processor, path, make_corrections(concepts, present, absent))
+            corrected = explain_both(model, processor, path, make_corrections(concepts, present, absent))
         except ValueError as error:
             return None, None, gr.Label(visible=False), alert(error)
-        after = gr.Label(scores(intervention.after), visible=bool(intervention.corrections))
-        return intervention, scores(intervention.before), after, outcome(intervention)
+        after = gr.Label(scores(corrected.after), visible=bool(corrected.corrections))
+        return corrected, scores(corrected.before), after, outcome(corrected)
 
     def show(
-        intervention: Intervention | None, label_id: int, other_id: int, index: int
+        corrected: CorrectedExplanation | None, label_id: int, other_id: int, index: int
     ) -> tuple[str, "Figure | None"]:
-        if intervention is None:
+        if corrected is None:
             return "", None
         try:
-            before, after = choose_explanations(intervention, label_id, other_id)
+            before, after = choose_explanations(corrected, label_id, other_id)
         except ValueError as error:
             return alert(error), None
-        return contributions_table(before, after, bool(intervention.corrections)), concept_maps(after, index)
+        return contributions_table(before, after, bool(corrected.corrections)), concept_maps(after, index)
 
     with gr.Blocks(title=title, analytics_enabled=False) as app:
         state = gr.State(None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..explanation import ConceptContribution, Contrast, Explanation
+from ..decomposition import ConceptContribution, Decomposition
 
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ LONGEST_SHAPE = 6
 LONGEST_SIDE = 1200  # pixels
 
 
-def plot_explanation(explanation: Explanation, top: int = 5, truth: str | None = None) -> "Figure":
-    """Draws one explanation, see [`Explanation.plot`]."""
+def plot_explanation(explanation: Decomposition, top: int = 5, truth: str | None = None) -> "Figure":
+    """Draws one explanation, see [`~ascent_vit.explanation.Explanation.plot`]."""
     return plot_rows([explanation], top, None if truth is None else [truth])
 
 
 def plot_grid(
-    explanations: Sequence[Explanation],
+    explanations: Sequence[Decomposition],
     path: str | os.PathLike,
     truths: Sequence[str] | None = None,
     top: int = 5,
@@ -49,7 +49,7 @@ def plot_grid(
     Writes one PNG with a row per explanation: image, top concepts with their contributions, maps on a common scale.
 
     Args:
-        explanations (`Sequence[Explanation]`): What to draw, one or more.
+        explanations (`Sequence[Decomposition]`): What to draw, one or more.
         path (`str` or `os.PathLike`): File to write, whole or not at all.
         truths (`Sequence[str]`, *optional*): Names of the right classes.
         top (`int`, *optional*, defaults to 5): Concepts to show, those of the largest contribution of either sign.
@@ -63,7 +63,7 @@ def plot_grid(
     write_figure(path, plot_rows(explanations, top, truths), dpi)
 
 
-def plot_heads(explanation: Explanation, top: int = MAPS) -> "Figure":
+def plot_heads(explanation: Decomposition, top: int = MAPS) -> "Figure":
     """
     Draws the attention of each head to the `top` spatial concepts, one row per head, on a common scale.
 
@@ -89,7 +89,7 @@ def plot_heads(explanation: Explanation, top: int = MAPS) -> "Figure":
     return plot_maps(explanation, heads, titles, sides, "attention")
 
 
-def plot_levels(explanation: Explanation) -> "Figure":
+def plot_levels(explanation: Decomposition) -> "Figure":
     """
     Draws where the deformable attention looked in each level of the pyramid, on a common scale: the share of its
     weight that fell on each patch, from all patches and heads.
@@ -110,7 +110,7 @@ def plot_levels(explanation: Explanation) -> "Figure":
 
 
 def plot_maps(
-    explanation: Explanation, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
+    explanation: Decomposition, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
 ) -> "Figure":
     """A figure of patch maps from 0, `(rows, columns, h, w)`, on a common scale."""
     from ascent_vit.utils.figures import NotebookFigure
@@ -130,7 +130,7 @@ def plot_maps(
     return figure
 
 
-def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[str] | None) -> "Figure":
+def plot_rows(explanations: Sequence[Decomposition], top: int, truths: Sequence[str] | None) -> "Figure":
     """A figure with one row per explanation, maps on a common scale."""
     from ascent_vit.utils.figures import NotebookFigure
 
@@ -168,7 +168,7 @@ def largest(patch_maps: list[np.ndarray], concepts: list[list[ConceptContributio
 
 def draw_row(
     figure: "SubFigure",
-    explanation: Explanation,
+    explanation: Decomposition,
     top: int,
     mapped: list[ConceptContribution],
     truth: str | None,
@@ -181,11 +181,10 @@ def draw_row(
     draw_bars(figure.add_subplot(grid[:, 1]), explanation, top)
     if not mapped:
         return
-    contribution = "difference of\ncontributions" if isinstance(explanation, Contrast) else "contribution"
     attention, contributions = explanation.patch_attention, explanation.patch_contributions
     scales = (
         ("attention", attention, ATTENTION_COLORS, 0, attention_limit),
-        (contribution, contributions, CONTRIBUTION_COLORS, -contribution_limit, contribution_limit),
+        (wrapped(explanation.unit, 20), contributions, CONTRIBUTION_COLORS, -contribution_limit, contribution_limit),
     )
     for i, (unit, patch_maps, colors, low, high) in enumerate(scales):
         axes = [figure.add_subplot(grid[i, 2 + j]) for j in range(columns)]
@@ -196,7 +195,7 @@ def draw_row(
         add_scale(figure, drawn, axes, unit)
 
 
-def draw_maps(axes, explanation: Explanation, patch_maps: np.ndarray, colors: str, low: float, high: float):
+def draw_maps(axes, explanation: Decomposition, patch_maps: np.ndarray, colors: str, low: float, high: float):
     """Patch maps `(n, h, w)` over the image in grey; returns the last, for a scale."""
     drawn = None
     rows, columns = (thinned(side) for side in (explanation.image.height, explanation.image.width))
@@ -229,12 +228,14 @@ def show(ax, picture, **kwargs):
     return drawn
 
 
-def draw_image(ax, explanation: Explanation, truth: str | None):
+def draw_image(ax, explanation: Decomposition, truth: str | None):
     lines = [f"predicted: {shorten(explanation.predicted_label, 36)}, {explanation.predicted_score:.1%}"]
     if explanation.label_id != explanation.predicted_id:
         lines.append(f"explained: {shorten(explanation.label, 36)}, {explanation.score:.1%}")
-    if isinstance(explanation, Contrast):
-        lines.append(f"compared with: {shorten(explanation.other_label, 36)}, {explanation.other_score:.1%}")
+    for other in explanation.class_ids[1:]:
+        lines.append(
+            f"compared with: {shorten(explanation.labels[other], 36)}, {explanation.probabilities[other]:.1%}"
+        )
     if truth is not None:
         lines.append(f"truth: {shorten(truth, 36)}")
     image = explanation.image.copy()
@@ -243,7 +244,7 @@ def draw_image(ax, explanation: Explanation, truth: str | None):
     ax.set_title("\n".join(wrapped(line, 26) for line in lines), fontsize=9, parse_math=False)
 
 
-def draw_bars(ax, explanation: Explanation, top: int):
+def draw_bars(ax, explanation: Decomposition, top: int):
     concepts = explanation.top(top)
     values = [concept.contribution for concept in concepts]
     bars = ax.barh(range(len(concepts)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
@@ -259,12 +260,12 @@ def draw_bars(ax, explanation: Explanation, top: int):
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
-    label = shorten(explanation.label, 24)
-    # On one line, a long name would run into the maps beside it.
-    title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
-    if isinstance(explanation, Contrast):
-        title = f'why "{shorten(explanation.label, 24)}"\nand not "{shorten(explanation.other_label, 24)}"'
-        bias, logit = "biases", "logits"
+    label, *others = (shorten(explanation.labels[index], 24) for index in explanation.class_ids)
+    if others:
+        title, bias, logit = f'why "{label}"\nand not "{others[0]}"', "biases", "logits"
+    else:
+        # On one line, a long name would run into the maps beside it.
+        title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
     ax.set_title(title, fontsize=10, parse_math=False)
     sums = f"other concepts {rest:+.3g}, {bias} {explanation.class_bias:+.3g}, {logit} {explanation.logit:+.3g}"
     ax.set_xlabel(sums, fontsize=8, parse_math=False)

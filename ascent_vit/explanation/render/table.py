@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..explanation import Explanation
+from ..decomposition import Decomposition
 
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def fixed_lists(values: np.ndarray) -> "pa.Array":
     return array
 
 
-def to_table(rows: Sequence[tuple[int, str | None, str | None, Explanation]], maps: bool) -> "pa.Table":
+def to_table(rows: Sequence[tuple[int, str | None, str | None, Decomposition]], maps: bool) -> "pa.Table":
     """Rows of index, file, right class and explanation as a table, see [`ExplanationTable`]."""
     import pyarrow as pa
 
@@ -91,10 +91,10 @@ class ExplanationTable:
     def __init__(self, path: str | os.PathLike, maps: bool = False):
         self.path, self.maps = Path(path), maps
         self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        self.rows: list[tuple[int, str | None, str | None, Explanation]] = []
+        self.rows: list[tuple[int, str | None, str | None, Decomposition]] = []
         self.writer: Any = None
 
-    def write(self, explanation: Explanation, index: int, file: str | None = None, label: str | None = None) -> None:
+    def write(self, explanation: Decomposition, index: int, file: str | None = None, label: str | None = None) -> None:
         """Adds one row."""
         self.rows.append((index, file, label, explanation))
         if len(self.rows) == ROW_GROUP_SIZE:
