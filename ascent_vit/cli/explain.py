@@ -97,7 +97,7 @@ def explain(
     Images that cannot be read are left out and listed at the end, with exit code 1.
     """
     from ascent_vit.explanation.batch import FORMATS, BatchJob, explain_many
-    from ascent_vit.explanation.names import class_index
+    from ascent_vit.explanation.names import class_index, class_names
     from ascent_vit.explanation.sources import ImageFiles
     from ascent_vit.utils.files import check_new_folder, new_folder
 
@@ -108,8 +108,7 @@ def explain(
     source = open_inputs(inputs, split, streaming, options or ())
     classifier, processor = load_model(model)
     if label is not None:
-        config = classifier.config
-        class_index(label, [config.id2label[i] for i in range(config.num_labels)])
+        class_index(label, class_names(classifier.config))
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
     chosen = tuple(formats or (("png", "html", "json") if isinstance(source, ImageFiles) else ("parquet",)))
     job = BatchJob(load, source, output, chosen, label, top, batch_size, maps)

@@ -16,15 +16,13 @@ from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
 from .explanation import Explanation
 from .fusion import FusionMaps
 from .inputs import ImageInput, is_single, read_image
-from .names import class_index
+from .names import STREAMS, class_index, class_names, concept_names
 
 
 if TYPE_CHECKING:
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
 ClassIds = int | str | Iterable[int | str] | None
-
-STREAMS = ("global", "spatial", "unsupervised")
 
 
 def check_model_and_processor(model: Any, processor: Any) -> None:
@@ -63,10 +61,7 @@ class Explainer:
         if fusion and not config.fusion_levels:
             raise ValueError("This model has no pyramid (fusion_levels is 0), so there is no fusion to show.")
         self.model, self.processor, self.fusion = model, processor, fusion
-        self.labels = [config.id2label[i] for i in range(config.num_labels)]
-        names = iter(config.concepts)
-        numbers = (config.num_global_concepts, config.num_spatial_concepts, config.num_unsupervised_concepts)
-        self.concept_names = {s: list(islice(names, n)) for s, n in zip(STREAMS, numbers, strict=True)}
+        self.labels, self.concept_names = class_names(config), concept_names(config)
         with torch.no_grad():
             self.class_biases = to_array(model.class_bias())
             if config.num_spatial_concepts:
@@ -164,7 +159,7 @@ class Explainer:
 def pair_with_classes(
     images: Iterable[ImageInput], class_ids: ClassIds, labels: list[str]
 ) -> Iterator[tuple[ImageInput, int | None]]:
-    """Each image with the index of its class, None for the predicted one."""
+    """Pairs each image with the index of its class, None for the predicted one."""
     if class_ids is None:
         return zip(images, repeat(None))
     if isinstance(class_ids, str) or not isinstance(class_ids, Iterable):
@@ -191,7 +186,7 @@ def _pair_as_they_come(
 
 
 def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None]]) -> deque[Explanation]:
-    """Explanations of images with their classes, as one batch."""
+    """Explains images, each with the index of its class, as one batch."""
     images, classes = [], []
     for image, class_id in pairs:
         images.append(read_image(image))
@@ -202,7 +197,7 @@ def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None
 def in_batches(
     explainer: Explainer, pairs: Iterator[tuple[ImageInput, int | None]], batch_size: int
 ) -> Iterator[Explanation]:
-    """Explanations in the order of the images, of which no more than a batch is held."""
+    """Explains images in their order, holding no more than one batch of them."""
     while explanations := run_pairs(explainer, islice(pairs, batch_size)):
         while explanations:
             yield explanations.popleft()
@@ -257,14 +252,15 @@ def explain(
 
     Args:
         model (`torch.nn.Module`):
-            An `AscentViTForImageClassification`, also one loaded as remote code. It runs where and in the dtype that
-            it is, in evaluation mode, and gets its own mode back.
+            An `AscentViTForImageClassification`, also one loaded as remote code. It runs on its device and in its
+            dtype, in evaluation mode, and gets its own mode back.
         processor (`AscentViTImageProcessor`): The model's image processor.
         images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
-            Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or floats from 0 to 1.
+            Images to explain. Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or
+            floats from 0 to 1.
         class_ids (`int` or `str`, or an iterable with one per image, *optional*, defaults to the predicted classes):
             Class to explain, by index or by name.
-        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
+        batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
         fusion (`bool`, *optional*, defaults to `False`):
             Whether to keep where each patch looked in the pyramid, for `fusion_maps` and `level_shares`.
 

@@ -195,7 +195,7 @@ def intervene(
     batch_size: int = 8,
 ) -> CorrectedExplanation | list[CorrectedExplanation]:
     r"""
-    Sets concepts by hand, and explains images without and with it.
+    Sets concepts by hand, and explains images without and with these corrections.
 
     The attention of every head is overridden. Where k concepts of an image (global) or of a patch (spatial) are
     present, each gets 1 / k, so that nothing is left for the concepts that are not named. An absent one gets 0, and
@@ -205,7 +205,7 @@ def intervene(
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
-            As in [`explain`].
+            Images to explain, as in [`explain`].
         corrections (`dict`, or an iterable with one per image):
             For the name of a concept, or `(stream, name)` where two streams have the name, one of
 
@@ -218,7 +218,7 @@ def intervene(
               that is, as for the targets of training.
         class_ids (`int` or `str`, or an iterable with one per image, *optional*):
             Class to explain in both explanations, by index or by name; by default the one that is predicted in each.
-        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
+        batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
 
     Returns:
         [`CorrectedExplanation`], or a list of them if `images` is an iterable.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models ready to answer: loaded whole or refused, optimised, in evaluation mode."""
+"""Models ready to answer: loaded whole or rejected, optimised, in evaluation mode."""
 
 from .load import load_model, load_processor, load_whole
 from .mode import evaluation_mode

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def evaluation_mode(model: "ConceptClassifier | torch.nn.Module") -> Iterator[None]:
-    """Evaluation mode without gradients; the model gets its own mode back."""
+    """Puts a model into evaluation mode without gradients; it gets its own mode back."""
     training = model.training
     model.eval()
     try:

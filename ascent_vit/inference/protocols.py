@@ -29,6 +29,10 @@ class ConceptClassifier(Protocol):
         """Names of classes and concepts, and sizes: an `AscentViTConfig`, of which transformers types much as None."""
 
     @property
+    def ascent_vit(self) -> "torch.nn.Module":
+        """Backbone, pyramid and fusion, an `AscentViTModel`."""
+
+    @property
     def device(self) -> "torch.device": ...
 
     @property
