@@ -32,7 +32,7 @@ def is_dataset(name: str) -> bool:
 
 
 def open_split(name: str, split: str | None, options: dict[str, Any]) -> "DatasetImages":
-    """A split of a dataset; without a name, test or the only one."""
+    """Opens a split of a dataset; without a name, test or the only one."""
     from ascent_vit.data import load_concept_dataset
     from ascent_vit.explanation.sources import DatasetImages
 
@@ -46,7 +46,7 @@ def open_split(name: str, split: str | None, options: dict[str, Any]) -> "Datase
 def open_inputs(
     inputs: Sequence[str], split: str | None, streaming: bool, options: Sequence[str]
 ) -> "ImageFiles | DatasetImages":
-    """The images that the inputs name."""
+    """Opens the images that the inputs name."""
     from ascent_vit.explanation.sources import ImageFiles
 
     datasets = [name for name in inputs if split is not None or streaming or options or is_dataset(name)]

@@ -17,7 +17,7 @@ class FusionMaps:
         locations (`np.ndarray` of shape `(N, M, L, T, 2)`):
             x and y of each sample in patches, 0 at the left or top edge of the first patch, float32.
         weights (`np.ndarray` of shape `(N, M, L, T)`):
-            How much each sample counted, float32; sums to 1 over levels and points.
+            Weight of each sample, float32; sums to 1 over levels and points.
         grid (`tuple[int, int]`): Height h and width w of the patch grid.
         strides (`tuple[int, ...]`): Pixels of the model's input per cell of each level.
     """
@@ -33,10 +33,10 @@ class FusionMaps:
 
         Args:
             patch (`tuple[int, int]`, *optional*):
-                Row and column of the patch that looked; without it, the mean of all.
+                Row and column of the patch that looked; by default the mean over all patches.
 
         Returns:
-            `np.ndarray` of shape `(L, h, w)`, float32. It sums to 1, less what fell outside the grid.
+            `np.ndarray` of shape `(L, h, w)`, float32; sums to 1, less the weight that fell outside the grid.
 
         Raises:
             ValueError: for a patch that is not on the grid.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations as web pages: image, signed contributions, concept maps on pointing, two classes compared."""
+"""Writes explanations as web pages: image, signed contributions, concept maps on pointing, two classes compared."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ def explanation_to_html(
     truth: str | None = None,
 ) -> str:
     """
-    One self-contained HTML page that explains a prediction and loads nothing from elsewhere.
+    Writes one self-contained HTML page that explains a prediction and loads nothing from elsewhere.
 
     It shows the image, the sum that makes the logit, and the ranked concepts. Pointing at a concept, by mouse, touch
     or keyboard, draws its contribution or attention over the image, interpolated as in
@@ -39,7 +39,7 @@ def explanation_to_html(
     with; for a [`~ascent_vit.explanation.Contrast`] the page opens with its two classes.
 
     Args:
-        explanation ([`~ascent_vit.explanation.Explanation`]): What to show.
+        explanation ([`~ascent_vit.explanation.Explanation`]): Explanation to show.
         classes (`int`, *optional*, defaults to 10):
             Number of classes to choose from, those of the highest scores. The predicted and the explained classes
             are always among them.
@@ -82,7 +82,7 @@ def explanation_to_html(
         "script_hash": f"sha256-{digest}",
         "data": json_in_html(page_data(explanation, chosen, top)),
     }
-    # In one pass: what is filled in is not searched again.
+    # One pass, so that a name that looks like a field is left as it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], read("page.html"))
 
 
@@ -152,7 +152,7 @@ def encode(values: np.ndarray) -> str:
 
 
 def image_uri(image: Image.Image) -> str:
-    """The image as a data URI: PNG where it is small, so that no pixel changes, else JPEG."""
+    """The image as a data URI: PNG if it is small, so that no pixel changes, else JPEG."""
     scale = math.sqrt(MOST_PIXELS / (image.width * image.height))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
@@ -165,7 +165,7 @@ def image_uri(image: Image.Image) -> str:
 
 
 def json_in_html(data: Any) -> str:
-    """JSON that can stand in a script element: no name in it can end the element or open a comment."""
+    """Writes JSON for a script element, in which no name can end the element or open a comment."""
     text = json.dumps(data, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
