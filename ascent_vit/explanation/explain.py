@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ClassIds = int | str | Iterable[int | str] | None
 
 
-def check_model_and_processor(model: Any, processor: Any) -> None:
+def check_model_and_processor(model: object, processor: object) -> None:
     """Raises one `ValueError` for a model or an image processor that is not a concept classifier's."""
     needed = {"contribution_maps": (model, "model"), "resize_concept_maps": (processor, "processor")}
     for attribute, (thing, name) in needed.items():

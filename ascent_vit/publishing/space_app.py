@@ -312,7 +312,7 @@ def choices(first: str, names: Sequence[str]) -> list[tuple[str, int]]:
     return [(first, AUTOMATIC), *((name, i) for i, name in enumerate(names))]
 
 
-def show_explanation(
+def show(
     corrected: CorrectedExplanation | None, label_id: int, other_id: int, index: int
 ) -> tuple[str, "Figure | None"]:
     """Makes the table and the maps of what a visitor chose, or says what is wrong with the choice."""
@@ -434,8 +434,8 @@ def build_app(
         # Gradio makes the events of a component while it runs.
         given_changes, chosen_changes = ([part.change for part in parts] for parts in (given, chosen))  # type: ignore[attr-defined]
         ran = gr.on(given_changes, run, given, [state, *predicted], **quiet)
-        ran.then(show_explanation, [state, *chosen], shown, show_progress="hidden", api_visibility="private")
-        gr.on(chosen_changes, show_explanation, [state, *chosen], shown, **quiet)
+        ran.then(show, [state, *chosen], shown, show_progress="hidden", api_visibility="private")
+        gr.on(chosen_changes, show, [state, *chosen], shown, **quiet)
     return app
 
 
