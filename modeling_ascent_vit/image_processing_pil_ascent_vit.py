@@ -439,7 +439,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
 
     def patch_axes(self, image_size: tuple[int, int]) -> tuple[PatchAxis, PatchAxis]:
         """
-        Where patches lie in an image that this processor resizes and crops by its own settings, without padding.
+        Geometry of the patches in an image that this processor resizes and crops by its own settings, without padding.
 
         Args:
             image_size (`tuple[int, int]`): Height and width of the original image in pixels.
@@ -450,7 +450,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
             `processed` of what the model gets, `patch` of a patch.
 
         Raises:
-            ValueError: where not even one patch fits.
+            ValueError: for an image in which not even one patch fits.
         """
         return self._patch_axes(
             (int(image_size[0]), int(image_size[1])),

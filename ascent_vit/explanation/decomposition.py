@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ConceptContribution:
     """
-    What one concept contributed to the explained class score.
+    Contribution of one concept to the explained class score.
 
     Args:
         name (`str`): Name of the concept.
@@ -66,7 +66,7 @@ class Decomposition:
             explanations of one call share it.
         processor (`AscentViTImageProcessor`):
             The model's image processor, which knows where the patches lie in the original image.
-        fusion ([`FusionMaps`], *optional*): Where the patches looked in the pyramid, if that was asked for.
+        fusion ([`FusionMaps`], *optional*): Places at which the patches looked in the pyramid, if asked for.
     """
 
     image: Image.Image
@@ -168,8 +168,8 @@ class Decomposition:
     @cached_property
     def patch_contributions(self) -> np.ndarray:
         """
-        What each spatial concept added to `logit` at each patch, `(S, h, w)`, float32; the sums over the patches are
-        the spatial contributions.
+        Contribution of each spatial concept to `logit` at each patch, `(S, h, w)`, float32; the sums over the patches
+        are the contributions of these concepts.
         """
         heads = self.patch_attention_heads
         table = self.select(self.contribution_table) / max(heads.shape[2] * heads.shape[3], 1)
@@ -213,7 +213,7 @@ class Decomposition:
 
     def concept(self, name: str, stream: str | None = None) -> ConceptContribution:
         """
-        What one concept contributed.
+        Finds the contribution of one concept.
 
         Args:
             name (`str`): Name of the concept.

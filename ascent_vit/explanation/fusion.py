@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the deformable attention looked in the pyramid, and at which scale."""
+"""Maps of the places and scales at which the deformable attention looked in the pyramid."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,8 +10,9 @@ import numpy as np
 @dataclass(frozen=True, eq=False)
 class FusionMaps:
     """
-    Where patches looked in the pyramid for one image (the paper's section 4.2, DMSF): N = h * w patches, M heads, L
-    levels, T points.
+    Places at which patches looked in the pyramid for one image (the paper's section 4.2, DMSF).
+
+    Notation: N = h * w patches, M heads, L levels, T points.
 
     Args:
         locations (`np.ndarray` of shape `(N, M, L, T, 2)`):

@@ -42,7 +42,7 @@ class CorrectedExplanation:
 
     @property
     def change(self) -> np.ndarray:
-        """What the corrections added to each logit, `(K,)`, float32."""
+        """Change of each logit by the corrections, `(K,)`, float32."""
         return self.after.logits - self.before.logits
 
     @property

@@ -112,7 +112,7 @@ def load(folder: str | Path, threads: int = 0) -> Callable[[np.ndarray], dict[st
 def contribution_maps(
     outputs: dict[str, np.ndarray], tables: dict[str, np.ndarray], class_ids: np.ndarray
 ) -> np.ndarray:
-    """What each spatial concept added to a class score of each image, at each place: (batch, concepts, h, w)."""
+    """Contribution of each spatial concept to a class score of each image at each place: (batch, concepts, h, w)."""
     heads = outputs["spatial_concept_attention_heads"]
     table = tables["spatial_contributions"][:, :, class_ids]
     maps = np.einsum("bans,asb->bsn", heads, table) / heads.shape[2]

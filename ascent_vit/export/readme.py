@@ -84,7 +84,7 @@ def make_readme(
     Args:
         name: name of the model.
         to: format of the exported model.
-        quantize: its precision.
+        quantize: precision of the exported model.
         run: the exported model.
         image_shape: channels, height and width of its images.
         has_maps: whether the model has spatial concepts.

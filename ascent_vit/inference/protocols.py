@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the toolkit needs of a model and of its image processor.
+Protocols of a concept classifier and its image processor: what the toolkit needs of them.
 
 A model loaded as remote code comes with classes of its own, made from the copy of the model's files in its repository.
 Functions therefore take whatever has these methods, and never ask for a class.
@@ -26,7 +26,10 @@ class ConceptClassifier(Protocol):
 
     @property
     def config(self) -> Any:
-        """Names of classes and concepts, and sizes: an `AscentViTConfig`, of which transformers types much as None."""
+        """
+        Names of classes and concepts, and sizes: an `AscentViTConfig`. Typed loosely, as transformers types names and
+        number of the classes as optional.
+        """
 
     @property
     def ascent_vit(self) -> "torch.nn.Module":
@@ -45,7 +48,7 @@ class ConceptClassifier(Protocol):
         """The streams that have concepts, in the order of the contributions' columns."""
 
     def class_bias(self) -> "torch.Tensor":
-        """What the logits hold beside the contributions of concepts, `(K,)`."""
+        """Part of each logit that no concept contributes, `(K,)`."""
 
     def contribution_maps(self, pixel_values: Any, class_ids: Any, **kwargs: Any) -> "torch.Tensor":
         """Contribution of each spatial concept at each place to chosen classes, `(B, C, S, h, w)`."""
@@ -96,7 +99,7 @@ class ConceptImageProcessor(Protocol):
         """Maps of patches `(..., h, w)` in an image's pixels, `(..., height, width)`."""
 
     def patch_axes(self, image_size: tuple[int, int]) -> "tuple[PatchAxis, PatchAxis]":
-        """Where patches lie along the height and the width of an image, in pixels."""
+        """Geometry of the patches along the height and the width of an image, in pixels."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any: ...
 

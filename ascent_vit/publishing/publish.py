@@ -179,7 +179,7 @@ def publish(
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
         repo_id: `USER/NAME` of the repository, which is created if it does not exist.
         private: whether a repository that is created is private.
-        options: what is published beyond what the folder says.
+        options: choices for the publication; by default those of [`PublishOptions`].
         token: token of the Hub; by default that of the user who is logged in.
 
     Returns:

@@ -136,7 +136,7 @@ def explain_both(
 
     Args:
         model: the concept classifier.
-        processor: its image processor.
+        processor: image processor of the model.
         path: file of the image.
         corrections: concepts to set, as [`~ascent_vit.explanation.intervene`] takes them.
 

@@ -53,7 +53,7 @@ OFF = (None, 0, -1)
 @dataclass(frozen=True)
 class PublishOptions:
     """
-    What is published of a model beyond what its folder says.
+    Choices for the publication of a model that its folder does not tell.
 
     Args:
         tag: tag of the published commit, which the card's examples pin.
@@ -338,7 +338,7 @@ def stage(
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
         target: folder to write, which exists and is empty.
         repo_id: Hub id of the model, for the card.
-        options: what is published beyond what the folder says.
+        options: choices for the publication; by default those of [`PublishOptions`].
 
     Returns:
         The files, sorted by path.

@@ -100,7 +100,7 @@ def choose_classes(explanation: Decomposition, number: int) -> list[int]:
 
 
 def page_data(explanation: Decomposition, classes: list[int], top: int) -> dict[str, Any]:
-    """What the page's script reads; arrays of the chosen classes as base64 of float32 in C order."""
+    """Data of the page's script; arrays of the chosen classes as base64 of float32 in C order."""
     from matplotlib import colormaps
 
     shown, *others = (classes.index(index) for index in explanation.class_ids)
@@ -133,8 +133,8 @@ def page_data(explanation: Decomposition, classes: list[int], top: int) -> dict[
 
 def axis_shares(explanation: Decomposition) -> list[dict[str, Any]]:
     """
-    Where the patches lie along the height and the width, as shares of the original image's side: `start` of the first
-    patch, length of a `patch`, and the part that is `seen` by the model.
+    Geometry of the patches along the height and the width, as shares of the original image's side: `start` of the
+    first patch, length of a `patch`, and the part that is `seen` by the model.
     """
     return [
         {
