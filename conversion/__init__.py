@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in from other layouts; everything is imported when it is first used."""
+"""Converts weights of other layouts; everything is imported when it is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The layout of the authors' checkpoints.
+Converts checkpoints of the authors' layout.
 
 Three things differ from this project's model and are folded so that it computes the same. With `psi` the weight of the
 pyramid and `a` the deformable attention, their residual counts twice, `(1 + psi) x + psi gamma a`: gamma is divided by
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 LAYOUT = "authors'"
 BACKBONE = "feature_extractor."
 
-# What no output of theirs depends on: a mapping of token counts, a fourth level's projection, the backbone's head.
+# Tensors that no output of the authors' code depends on: a mapping of token counts, a fourth level's projection, the
+# backbone's head.
 UNUSED = re.compile(r"(map_spatial_vit|spm\.fc1|feature_extractor\.head)\..+")
 
-# Stream here, number in the settings, concepts there, projections there.
+# Each stream of this model: its number in the settings, and the authors' names of its concepts and projections.
 STREAMS = (
     ("global", "num_global_concepts", "classifier.concepts", "classifier.concept_tranformer"),
     ("unsupervised", "num_unsupervised_concepts", "classifier.unsup_concepts", "classifier.concept_tranformer"),
@@ -44,7 +45,7 @@ DEFAULT_PSI, DEFAULT_CONCEPT_HEADS, DEFAULT_FUSION_HEADS = 1.0, 2, 8
 def _has_stream(
     state: Mapping[str, torch.Tensor], settings: Mapping[str, Any], stream: str, number: str, concepts: str, head: str
 ) -> bool:
-    """Whether a checkpoint has a stream, or should have it."""
+    """Whether a checkpoint has a stream, or should have it by its other tensors or the settings."""
     if concepts in state:
         return state[concepts].numel() > 0
     has_head = stream != "unsupervised" and any(name.startswith(f"{head}.") for name in state)
@@ -107,7 +108,7 @@ def _stream_rules(
 
 
 def _fusion_fields(samples: int, settings: Mapping[str, Any], assumed: dict[str, Any]) -> dict[str, Any]:
-    """Heads and points of the fusion, of which only the product shows in the shapes."""
+    """Heads and points of the fusion, by the settings, as the shapes tell only their product."""
     heads = setting(settings, "fusion_heads", DEFAULT_FUSION_HEADS, assumed)
     levels = len(PYRAMID_STRIDES)
     points = samples // max(heads * levels, 1)
@@ -124,15 +125,15 @@ def model_from_authors(
     checkpoint: Mapping[str, torch.Tensor], settings: Mapping[str, Any], assumed: dict[str, Any]
 ) -> tuple["AscentViTForImageClassification", dict[str, list[float]], list[str]]:
     """
-    The model that computes what the authors' code computes from a checkpoint.
+    Makes the model that computes what the authors' code computes from a checkpoint.
 
     Args:
-        checkpoint: their state dict, with or without a prefix such as `model.`.
-        settings: see `read_settings`.
-        assumed: gets what neither shapes nor settings tell.
+        checkpoint: state dict of the authors' code, with or without a prefix such as `model.`.
+        settings: settings as `read_settings` returns them.
+        assumed: dict to add defaults to, by name, for what neither shapes nor settings tell.
 
     Returns:
-        The model in evaluation mode, the usual normalisation of images, and the names that were dropped.
+        The model in evaluation mode, the usual normalisation of images, and the dropped names.
 
     Raises:
         ValueError: for missing or unknown names, wrong shapes, or settings that contradict the checkpoint.

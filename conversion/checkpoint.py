@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint of another layout to a folder as the Hub has it: weights, configuration, image processor and card."""
+"""Converts a checkpoint of another layout to a model's folder: weights, configuration, image processor and card."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from .rules import setting
 
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Layout = Literal["authors", "timm"]
@@ -44,17 +45,17 @@ model = AscentViTForImageClassification.from_backbone(
 @dataclass
 class ConversionReport:
     """
-    What a conversion did; `conversion.json` in the output folder.
+    Report of a conversion, which is `conversion.json` in the output folder.
 
     Args:
         source (`str`): Name of the checkpoint file.
-        sha256 (`str`): Of that file, so that it can be told from another one of the same name.
+        sha256 (`str`): Hash of that file, which tells it from another one of the same name.
         layout (`"authors"` or `"timm"`): Layout of the checkpoint.
-        model_type (`str`): What was written: `"ascent_vit"`, or the type of a backbone.
+        model_type (`str`): Type of the written model: `"ascent_vit"`, or that of a backbone.
         dropped (`list[str]`): Names in the checkpoint that no output depends on, which were left out.
-        assumed (`dict`): What neither the checkpoint's shapes nor the settings told, name to value.
-        notes (`list[str]`): What else is to be known.
-        seed (`int`, *optional*): Seed of the new concept head, where there is one.
+        assumed (`dict`): Values that neither the checkpoint's shapes nor the settings told, by name.
+        notes (`list[str]`): Further notes, a sentence each.
+        seed (`int`, *optional*): Random seed of the new concept head, if there is one.
     """
 
     source: str
@@ -65,6 +66,48 @@ class ConversionReport:
     assumed: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     seed: int | None = None
+
+
+@dataclass
+class _Converted:
+    """A converted model, the usual normalisation of its images, and what is reported of it."""
+
+    model: "PreTrainedModel"
+    usual: Mapping[str, list[float]]
+    dropped: list[str]
+    origin: str
+    notes: list[str] = field(default_factory=list)
+    seed: int | None = None
+
+
+def _from_authors(
+    checkpoint: Mapping[str, "Tensor"], settings: Mapping[str, Any], assumed: dict[str, Any]
+) -> _Converted:
+    from .authors import model_from_authors
+
+    model, usual, dropped = model_from_authors(checkpoint, settings, assumed)
+    origin = "Converted from a checkpoint of the authors' code. What it was trained on is not recorded in it."
+    converted = _Converted(model, usual, dropped, origin)
+    if any(length % 32 for length in model.config.image_size):
+        converted.notes.append(
+            "The image size is no multiple of 32: the pyramid's last row and column then lie outside the image here, "
+            "and not in the authors' code, so that outputs differ."
+        )
+    return converted
+
+
+def _from_timm(
+    checkpoint: Mapping[str, "Tensor"], settings: Mapping[str, Any], assumed: dict[str, Any], seed: int
+) -> _Converted:
+    from .timm_checkpoint import backbone_from_timm, model_on_backbone
+
+    backbone, usual, dropped = backbone_from_timm(checkpoint, settings, assumed)
+    origin = "The backbone is converted from weights in timm's layout. **The concept head is not trained yet.**"
+    model = model_on_backbone(backbone, settings, seed)
+    if model is None:
+        return _Converted(backbone, usual, dropped, origin)
+    note = "The concept head is new and not trained: fine-tune the model before it is used."
+    return _Converted(model, usual, dropped, origin, [note], seed)
 
 
 def _sha256(path: Path) -> str:
@@ -114,7 +157,7 @@ def _write_model(
     content = ModelCardContent.from_model_dir(
         folder, model_name=title, dataset_name="unknown", license=license, training_data=origin
     )
-    # What the targets of its training were is in no checkpoint.
+    # No checkpoint says how the targets of its training were made.
     content.annotation_coverage = None
     write_model_card(folder, content)
 
@@ -129,19 +172,19 @@ def convert(
     """
     Writes the folder of a model, ready for the Hub, that computes what a checkpoint of another layout computes.
 
-    From the authors' layout it is an ASCENT-ViT. From timm's it is a backbone for
-    [`~AscentViTForImageClassification.from_backbone`], or where the settings have concepts and classes, an ASCENT-ViT
+    The authors' layout becomes an ASCENT-ViT. timm's becomes a backbone for
+    [`~AscentViTForImageClassification.from_backbone`] or, if the settings have concepts and classes, an ASCENT-ViT
     with an untrained concept head. Nothing in the file is run, and timm is not needed.
 
     Args:
-        source: a Lightning checkpoint, a bare state dict of `torch.save`, or safetensors.
-        layout: `"authors"` or `"timm"`.
-        output: the folder to write; new or empty. It is written whole or not at all.
-        config: a JSON file with what shapes cannot tell, see `docs/conversion.md`.
-        seed: of an untrained concept head.
+        source: file of a Lightning checkpoint, a bare state dict of `torch.save`, or safetensors.
+        layout: layout of the checkpoint, `"authors"` or `"timm"`.
+        output: folder to write, new or empty; it is written whole or not at all.
+        config: JSON file with what shapes cannot tell, see `docs/conversion.md`.
+        seed: random seed of an untrained concept head.
 
     Returns:
-        `ConversionReport`, which is in the folder too.
+        The report, which is in the folder too.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
@@ -164,45 +207,27 @@ def convert(
     settings = read_settings(config)
     checkpoint = read_state_dict(source)
     assumed: dict[str, Any] = {}
-    notes: list[str] = []
-    used_seed = None
-    model: PreTrainedModel
     if layout == "authors":
-        from .authors import model_from_authors
-
-        model, usual, dropped = model_from_authors(checkpoint, settings, assumed)
-        origin = "Converted from a checkpoint of the authors' code. What it was trained on is not recorded in it."
-        if any(length % 32 for length in model.config.image_size):
-            notes.append(
-                "The image size is no multiple of 32: the pyramid's last row and column then lie outside the image "
-                "here, and not in the authors' code, so that outputs differ."
-            )
+        converted = _from_authors(checkpoint, settings, assumed)
     else:
-        from .timm_checkpoint import backbone_from_timm, model_on_backbone
-
-        backbone, usual, dropped = backbone_from_timm(checkpoint, settings, assumed)
-        with_head = model_on_backbone(backbone, settings, seed)
-        model = backbone if with_head is None else with_head
-        origin = "The backbone is converted from weights in timm's layout. **The concept head is not trained yet.**"
-        if with_head is not None:
-            used_seed = seed
-            notes.append("The concept head is new and not trained: fine-tune the model before it is used.")
-    normalisation = _normalisation(settings, usual, getattr(model.config, "num_channels", 3), assumed)
+        converted = _from_timm(checkpoint, settings, assumed, seed)
+    model = converted.model
+    normalisation = _normalisation(settings, converted.usual, getattr(model.config, "num_channels", 3), assumed)
     report = ConversionReport(
         source=source.name,
         sha256=_sha256(source),
         layout=layout,
         model_type=model.config.model_type,
-        dropped=dropped,
+        dropped=converted.dropped,
         assumed=assumed,
-        notes=notes,
-        seed=used_seed,
+        notes=converted.notes,
+        seed=converted.seed,
     )
     title = settings.get("model_name", output.resolve().name)
     license = settings.get("license", UNKNOWN_LICENSE)
     with new_folder(output) as folder:
         if report.model_type == "ascent_vit":
-            _write_model(folder, model, normalisation, title, license, origin)
+            _write_model(folder, model, normalisation, title, license, converted.origin)
         else:
             _write_backbone(folder, model, normalisation, title, license)
         write_json(folder / "conversion.json", asdict(report))

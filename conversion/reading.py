@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints and their settings, read without running any code that a file may hold."""
+"""Reads checkpoints and their settings without running any code that a file may hold."""
 
 import argparse
 import json
@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from ascent_vit.utils.files import read_json
 
 
-# What training scripts keep beside the weights and reading cannot abuse: both hold plain values and run nothing.
+# Types that training scripts keep beside the weights and that are safe to read: they hold plain values, run nothing.
 HARMLESS_TYPES: list[Any] = [argparse.Namespace, pathlib.PosixPath]
 
-# Where checkpoints of Lightning and timm, and released files, keep their state dict.
+# Keys under which checkpoints of Lightning and timm, and released files, keep their state dict.
 STATE_DICT_KEYS = ("state_dict", "model")
 
-# How an archive of torch.save begins.
+# First bytes of an archive of torch.save.
 ZIP_START = b"PK\x03\x04"
 
-# How torch names what it refuses to make.
+# Name of a type that torch refuses to make, in its error.
 REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
 NUMBER = (int, float)
@@ -83,10 +83,10 @@ def _check_settings(settings: Any, keys: dict[str, Any], place: str) -> None:
 
 def read_settings(path: str | os.PathLike | None) -> dict[str, Any]:
     """
-    What a checkpoint's shapes cannot tell, from a JSON file; `{}` for `None`.
+    Reads what a checkpoint's shapes cannot tell from a JSON file; returns `{}` for `None`.
 
     Args:
-        path: a file with any of `KEYS`, `backbone` with any of `BACKBONE_KEYS`.
+        path: JSON file with any of `KEYS`, of which `backbone` has any of `BACKBONE_KEYS`.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
@@ -107,7 +107,7 @@ def read_settings(path: str | os.PathLike | None) -> dict[str, Any]:
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """ValueError for an archive that unpacks to more than it holds: `torch.save` does not compress."""
+    """Raises `ValueError` for an archive that unpacks to more than it holds, as `torch.save` does not compress."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -147,13 +147,13 @@ def _load_pickle(path: pathlib.Path) -> Any:
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     """
-    The tensors of a checkpoint: a Lightning checkpoint, a bare state dict or safetensors.
+    Reads the tensors of a Lightning checkpoint, a bare state dict or a safetensors file.
 
-    Nothing of the file is run: what `torch.load(weights_only=True)` refuses is refused here, but for namespaces and
+    Nothing of the file is run: what `torch.load(weights_only=True)` refuses is refused here, except namespaces and
     paths, which training scripts keep beside the weights.
 
     Args:
-        path: a file; the ending `.safetensors` says what it is, every other ending is read as PyTorch's.
+        path: file of the checkpoint; one that does not end in `.safetensors` is read as PyTorch's.
 
     Raises:
         FileNotFoundError: for a file that does not exist.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renaming rules: which tensor of a checkpoint becomes which tensors of a model, and what it must look like."""
+"""Rules for renaming: which tensors of a model a tensor of a checkpoint becomes, and the shape that it must have."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 import torch
 
 
-# Names that one message shows of each kind.
+# Number of names of each kind that one message shows.
 SHOWN_NAMES = 40
 
 
 class Rule(NamedTuple):
     """
-    One tensor of a checkpoint.
+    Renames one tensor of a checkpoint.
 
     Args:
-        source: its name in the checkpoint.
-        shape: the shape that it must have there.
-        targets: names in the model; more than one share it in equal parts along the first axis.
-        factor: what it is multiplied with.
+        source: name in the checkpoint.
+        shape: shape that the tensor must have in the checkpoint.
+        targets: names in the model; several get equal parts of the tensor along the first axis.
+        factor: factor that the tensor is multiplied with.
     """
 
     source: str
@@ -29,19 +29,19 @@ class Rule(NamedTuple):
 
 
 def size(state: Mapping[str, torch.Tensor], name: str, axis: int) -> int:
-    """Length of a tensor's axis, 0 where there is no such tensor or axis: what is missing is told by `check_rules`."""
+    """Length of a tensor's axis; 0 if there is no such tensor or axis, as `check_rules` reports what is missing."""
     tensor = state.get(name)
     return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else 0
 
 
 def strip_prefix(state: Mapping[str, torch.Tensor], anchor: str, layout: str) -> dict[str, torch.Tensor]:
     """
-    The state dict without what wrappers put before each name, as in `model.` or `module.`.
+    Strips the prefix of a wrapper from each name, as in `model.` or `module.`.
 
     Args:
-        state: names to tensors.
-        anchor: a name that every checkpoint of the layout has.
-        layout: the layout's name, for the message.
+        state: tensors by name.
+        anchor: name that every checkpoint of the layout has.
+        layout: name of the layout, for the error.
 
     Raises:
         ValueError: for a state dict without the anchor.
@@ -53,7 +53,7 @@ def strip_prefix(state: Mapping[str, torch.Tensor], anchor: str, layout: str) ->
             "another layout with --from, or give another checkpoint."
         )
     prefix = min(prefixes, key=len)
-    # What lies outside keeps its name and something more, so that it is unknown and never taken for what lies inside.
+    # Names without the prefix are made unknown, so that none is taken for the name of a tensor with the prefix.
     return {
         name.removeprefix(prefix) if name.startswith(prefix) else f"{name} (outside {prefix})": tensor
         for name, tensor in state.items()
@@ -71,10 +71,10 @@ def check_rules(rules: list[Rule], state: Mapping[str, torch.Tensor], dropped: I
     Raises one `ValueError` that lists every name that is missing or unknown, and every wrong shape.
 
     Args:
-        rules: one for each tensor that is used.
-        state: names to tensors.
+        rules: rules, one for each tensor that is used.
+        state: tensors by name.
         dropped: names that are known and not used.
-        layout: the layout's name, for the message.
+        layout: name of the layout, for the error.
     """
     shapes = {rule.source: rule.shape for rule in rules}
     missing = [name for name in shapes if name not in state]
@@ -85,7 +85,7 @@ def check_rules(rules: list[Rule], state: Mapping[str, torch.Tensor], dropped: I
     if unknown:
         problems.append(f"unknown: {_listed(unknown)}")
     if not missing:
-        # Shapes follow from each other, so that next to something missing they would be wrong without reason.
+        # Expected shapes follow from other tensors: if one is missing, right shapes would be reported as wrong.
         wrong = [
             f"{name} is {tuple(state[name].shape)} instead of {shape}"
             for name, shape in shapes.items()
@@ -98,7 +98,7 @@ def check_rules(rules: list[Rule], state: Mapping[str, torch.Tensor], dropped: I
 
 
 def apply_rules(rules: list[Rule], state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The model's tensors by their names; numbers in float32, whatever precision the checkpoint has."""
+    """Makes the model's tensors, by name; numbers become float32, whatever precision the checkpoint has."""
     converted: dict[str, torch.Tensor] = {}
     for rule in rules:
         tensor = state[rule.source]
@@ -111,7 +111,7 @@ def apply_rules(rules: list[Rule], state: Mapping[str, torch.Tensor]) -> dict[st
 
 
 def setting(settings: Mapping[str, Any], name: str, default: Any, assumed: dict[str, Any], place: str = "") -> Any:
-    """A setting, or its default, which is then written to `assumed` under `place` and its name."""
+    """Returns a setting, or its default, which it then adds to `assumed` under `place` and its name."""
     return settings[name] if name in settings else assumed.setdefault(place + name, default)
 
 

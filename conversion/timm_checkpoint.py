@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""timm's vision transformers: a backbone, or with the names of concepts a model with a new concept head on it."""
+"""Converts timm's vision transformers to a backbone, or to a model with a new concept head on it."""
 
 import re
 from collections.abc import Mapping
@@ -38,15 +38,15 @@ def backbone_from_timm(
     checkpoint: Mapping[str, torch.Tensor], settings: Mapping[str, Any], assumed: dict[str, Any]
 ) -> tuple["PreTrainedModel", dict[str, list[float]], list[str]]:
     """
-    The transformers model that computes what timm computes from a checkpoint.
+    Makes the transformers model that computes what timm computes from a checkpoint.
 
     Args:
         checkpoint: timm's state dict of a ViT, DeiT, DINO or DINOv2, with or without a prefix such as `model.`.
-        settings: see `read_settings`.
-        assumed: gets what neither shapes nor settings tell.
+        settings: settings as `read_settings` returns them.
+        assumed: dict to add defaults to, by name, for what neither shapes nor settings tell.
 
     Returns:
-        The model in evaluation mode, the usual normalisation of images, and the names that were dropped.
+        The model in evaluation mode, the usual normalisation of images, and the dropped names.
 
     Raises:
         ValueError: for missing or unknown names, wrong shapes, or settings that contradict the checkpoint.
@@ -68,12 +68,12 @@ def model_on_backbone(
     backbone: "PreTrainedModel", settings: Mapping[str, Any], seed: int
 ) -> "AscentViTForImageClassification | None":
     """
-    A model with an untrained concept head on a backbone, or `None` for settings without concepts.
+    Puts an untrained concept head on a backbone; returns `None` for settings without concepts.
 
     Args:
-        backbone: is used as it is.
-        settings: see `read_settings`.
-        seed: of the head's random weights.
+        backbone: model to put it on, which is used as it is.
+        settings: settings as `read_settings` returns them.
+        seed: random seed of the head's weights.
 
     Raises:
         ValueError: for settings that do not go together.

@@ -417,7 +417,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         patch_size: int | tuple[int, int],
         **kwargs,
     ) -> tuple[PatchAxis, PatchAxis]:
-        """Vertical and horizontal geometry; without the processed size, that of an image that is not padded."""
+        """Vertical and horizontal geometry by given settings; without `processed`, that of an image without padding."""
         resized = resized_size(original, size) if do_resize else original
         cropped = height_width(crop_size) if do_center_crop else resized
         final = processed or cropped
@@ -433,6 +433,31 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
             for i in range(2)
         )
         return y_axis, x_axis
+
+    def patch_axes(self, image_size: tuple[int, int]) -> tuple[PatchAxis, PatchAxis]:
+        """
+        Geometry of the patches in an image that this processor resizes and crops by its own settings, without padding.
+
+        Args:
+            image_size (`tuple[int, int]`): Height and width of the original image in pixels.
+
+        Returns:
+            `tuple[PatchAxis, PatchAxis]`: The vertical and the horizontal axis, all lengths in pixels: `original` of
+            the image's side, `resized` after the resize, `crop_start` and `cropped` of the crop in the resized image,
+            `processed` of what the model gets, `patch` of a patch.
+
+        Raises:
+            ValueError: for an image in which not even one patch fits.
+        """
+        return self._patch_axes(
+            (int(image_size[0]), int(image_size[1])),
+            None,
+            self.do_resize,
+            self.size,
+            self.do_center_crop,
+            self.crop_size,
+            self.patch_size,
+        )
 
     def _processed_axes(self, grid: tuple[int, int]) -> tuple[PatchAxis, PatchAxis]:
         """Geometry of the processed image itself; its size is that of the patches where it depends on the image."""
@@ -472,15 +497,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         if target_size is None:
             y_axis, x_axis = self._processed_axes(grid)
         else:
-            y_axis, x_axis = self._patch_axes(
-                (int(target_size[0]), int(target_size[1])),
-                None,
-                self.do_resize,
-                self.size,
-                self.do_center_crop,
-                self.crop_size,
-                self.patch_size,
-            )
+            y_axis, x_axis = self.patch_axes(target_size)
         expected = (y_axis.num_patches, x_axis.num_patches)
         padded = target_size is not None and self.do_pad and grid[0] >= expected[0] and grid[1] >= expected[1]
         if grid != expected and not padded:

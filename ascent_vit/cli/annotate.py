@@ -39,7 +39,7 @@ def annotate(
 
     dataset_options = read_dataset_options(options or ())
     wanted = read_concepts(concepts, threshold)
-    # Folders of this machine say nothing to readers of the card.
+    # The card shows the command, and its readers do not have the folders of this machine.
     sources = ["DIR" if Path(name).expanduser().is_dir() else name for name in (dataset, detector)]
     words = ["ascent-vit", "annotate", sources[0], "--concepts", "FILE", "--detector", sources[1], "--output", "DIR"]
     words += ["--threshold", f"{threshold:g}", "--iou", f"{iou:g}", "--batch-size", str(batch_size)]

@@ -65,7 +65,7 @@ app.command("train")(train)
 
 
 class _ProgressHandler(logging.Handler):
-    """Writes records to stderr without tearing a progress bar apart."""
+    """Writes log records to stderr without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     Runs one command.
 
     Args:
-        arguments: as typed, without the program's name.
+        arguments: command line without the program's name.
 
     Returns:
         The exit code: 0, 2 for bad usage or input, 1 for a failure, 130 when interrupted.
@@ -101,11 +101,11 @@ def run(arguments: Sequence[str]) -> int:
     logger.setLevel(logging.INFO)
     try:
         with warnings.catch_warnings():
-            # Pillow would only warn, and `datasets` decode images by itself.
+            # `datasets` decodes images itself, and Pillow would only warn of one that is too large.
             warnings.filterwarnings("error", message="Image size .* could be decompression bomb")
             code = app([a for a in arguments if a != "--debug"], prog_name="ascent-vit", standalone_mode=False)
     except typer.TyperException as error:
-        # Bad usage; without any argument the help has been shown instead.
+        # Without any argument the help has been shown, and the message is empty.
         message = error.format_message()
         if message:
             print(f"Error: {message} See ascent-vit {' '.join(arguments[:1])} --help.", file=sys.stderr)

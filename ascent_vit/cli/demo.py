@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: a model trained from scratch in minutes, measured, explained, and loaded back as anybody would."""
+"""`ascent-vit demo`: trains a model from scratch in minutes, measures, explains and loads it as a user would."""
 
 import dataclasses
 import json
@@ -75,12 +75,12 @@ def demo(
 @contextmanager
 def whole_or_nothing(output: Path) -> Iterator[Path]:
     """
-    A folder to work in, inside `output`; at the end only `RESULTS` of it are left, in `output` itself.
+    Gives a folder to work in, inside `output`; at the end only its `RESULTS` are left, in `output` itself.
 
     After an error or an interruption, `output` is as it was before.
 
     Raises:
-        ValueError: for an output that is a file or a folder with something in it.
+        ValueError: for an output that is a file, or a folder that is not empty.
     """
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {output} is a file: give a new or an empty folder.")
@@ -106,7 +106,7 @@ def whole_or_nothing(output: Path) -> Iterator[Path]:
 
 
 def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
-    """Trains, measures, explains and checks in a folder; leaves `RESULTS` there, and what they were made from."""
+    """Trains, measures, explains and checks a model in a folder; returns what `metrics.json` says."""
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     from ascent_vit.data.digits import load_digits_dataset
@@ -162,7 +162,7 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
 
 
 def card_settings(recipe: "Recipe") -> dict[str, Any]:
-    """Settings of the recipe that a reader of the card wants to know, those that are off left out."""
+    """Settings of the recipe that the card shows, without those that are off."""
     names = (
         "learning_rate",
         "weight_decay",
@@ -185,13 +185,13 @@ def check_pipeline(model_dir: Path, explanations: "list[Explanation]", id2label:
     Loads a model's folder in a new process, as a user does, and compares its probabilities with the explanations'.
 
     Args:
-        model_dir: folder of model and image processor.
-        explanations: what this process says of some images.
+        model_dir: folder of the model and its image processor.
+        explanations: explanations of some images by this process.
         id2label: names of the classes.
-        images: folder to make, for the images.
+        images: folder to create for the images.
 
     Raises:
-        RuntimeError: where the new process fails, or says something else.
+        RuntimeError: if the new process fails, or gives other probabilities.
     """
     import numpy as np
 

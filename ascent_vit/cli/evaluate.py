@@ -49,7 +49,7 @@ def evaluate(
     from ascent_vit.utils.files import write_json
     from ascent_vit.utils.versions import versions
 
-    # Accelerate takes processes on CPU for one group only when it is told that they are on CPU.
+    # Without an accelerator, Accelerate joins the processes into one group only if it is told to use the CPU.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     start = time.perf_counter()
     classifier, processor = load_model(model)
@@ -97,7 +97,7 @@ def processes(accelerator: "Accelerator") -> dict[str, Any]:
 
 
 def print_table(values: dict[str, Any], title: str) -> None:
-    """The metrics, an arrow showing which way is better."""
+    """Prints the metrics, and which way is better."""
     from ascent_vit.evaluation import GREATER_IS_BETTER
 
     shown = [name for name in GREATER_IS_BETTER if name in values]

@@ -32,7 +32,7 @@ def is_dataset(name: str) -> bool:
 
 
 def open_split(name: str, split: str | None, options: dict[str, Any]) -> "DatasetImages":
-    """A split of a dataset; without a name, test or the only one."""
+    """Opens a split of a dataset; without a name, test or the only one."""
     from ascent_vit.data import load_concept_dataset
     from ascent_vit.explanation.sources import DatasetImages
 
@@ -46,7 +46,7 @@ def open_split(name: str, split: str | None, options: dict[str, Any]) -> "Datase
 def open_inputs(
     inputs: Sequence[str], split: str | None, streaming: bool, options: Sequence[str]
 ) -> "ImageFiles | DatasetImages":
-    """The images that the inputs name."""
+    """Opens the images that the inputs name."""
     from ascent_vit.explanation.sources import ImageFiles
 
     datasets = [name for name in inputs if split is not None or streaming or options or is_dataset(name)]
@@ -96,8 +96,8 @@ def explain(
 
     Images that cannot be read are left out and listed at the end, with exit code 1.
     """
-    from ascent_vit.explanation.batch import FORMATS, Export, export_explanations
-    from ascent_vit.explanation.names import class_index
+    from ascent_vit.explanation.batch import FORMATS, BatchJob, explain_many
+    from ascent_vit.explanation.names import class_index, class_names
     from ascent_vit.explanation.sources import ImageFiles
     from ascent_vit.utils.files import check_new_folder, new_folder
 
@@ -108,13 +108,12 @@ def explain(
     source = open_inputs(inputs, split, streaming, options or ())
     classifier, processor = load_model(model)
     if label is not None:
-        config = classifier.config
-        class_index(label, [config.id2label[i] for i in range(config.num_labels)])
+        class_index(label, class_names(classifier.config))
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
     chosen = tuple(formats or (("png", "html", "json") if isinstance(source, ImageFiles) else ("parquet",)))
-    export = Export(load, source, output, chosen, label, top, batch_size, maps)
+    job = BatchJob(load, source, output, chosen, label, top, batch_size, maps)
     with new_folder(output) as folder:
-        skipped = export_explanations(dataclasses.replace(export, folder=folder), processes, progress=True)
+        skipped = explain_many(dataclasses.replace(job, folder=folder), processes, progress=True)
     for sentence in skipped:
         print(f"Left out: {sentence}", file=sys.stderr)
     print(f"Explanations: {output}")

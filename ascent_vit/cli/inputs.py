@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands read: models, and the options of datasets."""
+"""Inputs of several commands: models, and the options of datasets."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -21,10 +21,10 @@ DatasetOptions = Annotated[
 
 def read_dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
     """
-    Options KEY=VALUE of a dataset's loading, the values read as YAML.
+    Reads options KEY=VALUE of a dataset's loading, the values as YAML.
 
     Raises:
-        ValueError: for something else than KEY=VALUE, a value that is no YAML, or streaming.
+        ValueError: for an option that is not KEY=VALUE, a value that is not YAML, or streaming.
     """
     from ascent_vit.utils.yaml import read_key_value
 

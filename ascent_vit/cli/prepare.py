@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:
     """
-    The options KEY=VALUE of an adapter, typed as its keyword-only arguments are.
+    Reads options KEY=VALUE of an adapter, typed as its keyword-only arguments are.
+
+    Args:
+        name: name of the dataset, for errors.
+        adapter: function that prepares the dataset.
+        pairs: options as given, KEY=VALUE each.
 
     Raises:
         ValueError: for an option that is unknown, given twice, or of another type.
@@ -45,7 +50,7 @@ def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -
 
 
 def _write(prepared: "PreparedDataset", folder: Path, repo_id: str | None, command: str, inspected: bool) -> str:
-    """Everything into an empty folder; gives what there is to print."""
+    """Writes the dataset into an empty folder; returns the text to print."""
     from ascent_vit.data.card import write_dataset
     from ascent_vit.data.inspect import dataset_table, format_table, picture_sheet
     from ascent_vit.utils.files import write_json
@@ -106,7 +111,7 @@ def prepare(
     with tempfile.TemporaryDirectory() as temporary:
         shown = _write(prepared, Path(temporary), push_to_hub, command, inspect)
         api.create_repo(str(push_to_hub), repo_type="dataset", exist_ok=True)
-        # One commit; parquet files of an earlier one go, as their number may differ.
+        # Parquet files of an earlier commit are deleted, as their number may have been larger.
         commit = api.upload_folder(
             repo_id=str(push_to_hub),
             repo_type="dataset",

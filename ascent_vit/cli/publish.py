@@ -74,12 +74,12 @@ def publish(
     options = PublishOptions(tag, license, dataset_id, dataset_name, data_license, metrics or (), include_images)
     source = find_source(folder)
     has_pictures = source.pictures is not None
-    # Before the model is sent: a Space that is refused after it would leave half of what was asked for.
+    # Checked before the model is sent: a Space that is refused later would leave the publication half done.
     check_space_options(source, options, examples or ())
     space_files: list[StagedFile] = []
     if output is not None:
         with new_folder(output) as target:
-            # Two repositories, so two folders.
+            # The model and its Space are two repositories.
             model_target = target / "model" if space else target
             model_target.mkdir(exist_ok=True)
             files = stage(folder, model_target, repo_id, options)

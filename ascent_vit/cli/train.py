@@ -28,7 +28,7 @@ def train(
     from ascent_vit.training import load_recipe
     from ascent_vit.training import train as train_by_recipe
 
-    # First, as its options are those of the changes.
+    # The dataset comes first, so that the changes may set its options.
     overrides = [f"dataset={json.dumps(dataset)}"] if dataset is not None else []
     values = load_recipe(recipe, [*overrides, *(changes or ())])
     try:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -20,30 +20,35 @@ from .render.table import ExplanationTable
 from .sources import DatasetImages, ImageFiles, Item
 
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+
 FORMATS = ("png", "html", "json", "parquet")
 TABLE_NAME = "explanations.parquet"
 
-# In each process of several: how many images it and the others have done, and whether one of them has failed.
+# What the processes of a job share: the number of images that all of them have done, and whether one has failed.
 _shared: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Export:
+class BatchJob:
     """
-    What to make of each image.
+    Images to explain, and the files to write of them.
 
     Args:
-        load (`Callable`): Gives model and image processor; with several processes, each calls it.
-        source (`ImageFiles` or `DatasetImages`): The images.
-        folder (`Path`): Where the files go; it exists.
+        load (`Callable`): Function that returns model and image processor; each of several processes calls it.
+        source (`ImageFiles` or `DatasetImages`): Images to explain.
+        folder (`Path`): Folder for the files, which exists.
         formats (`tuple[str, ...]`): `"png"`, `"html"` and `"json"` make a file per image, `"parquet"` one for all.
         class_id (`int` or `str`, *optional*, defaults to the predicted class): Class to explain.
-        top (`int`, *optional*, defaults to 5): Concepts to show first in pictures and pages.
-        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
-        maps (`bool`, *optional*, defaults to `False`): Whether JSON and parquet have the patch maps.
+        top (`int`, *optional*, defaults to 5): Number of concepts to show first in pictures and pages.
+        batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
+        maps (`bool`, *optional*, defaults to `False`): Whether JSON and parquet hold the patch maps.
     """
 
-    load: Callable[[], tuple[Any, Any]]
+    load: "Callable[[], tuple[ConceptClassifier, ConceptImageProcessor]]"
     source: ImageFiles | DatasetImages
     folder: Path
     formats: tuple[str, ...]
@@ -53,7 +58,7 @@ class Export:
     maps: bool = False
 
     def write_files(self, explanation: Explanation, item: Item) -> None:
-        """The image's own files."""
+        """Writes the files that an image has to itself."""
         truth = {} if item.label is None else {"truth": item.label}
         arguments: dict[str, dict[str, Any]] = {
             "png": {"top": self.top} | truth,
@@ -66,9 +71,13 @@ class Export:
 
 
 def explain_items(
-    export: Export, model: Any, processor: Any, items: Iterator[Item], skip: Callable[[str], None]
+    job: BatchJob,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
+    items: Iterator[Item],
+    skip: Callable[[str], None],
 ) -> Iterator[tuple[Item, Explanation]]:
-    """Each item that can be read with its explanation; `skip` is told of the others."""
+    """Explains each item that can be read; `skip` gets one sentence for each of the others."""
     waiting: deque[Item] = deque()
 
     def images() -> Iterator[Image.Image]:
@@ -81,12 +90,12 @@ def explain_items(
             waiting.append(item)
             yield image
 
-    for explanation in explain(model, processor, images(), export.class_id, export.batch_size):
+    for explanation in explain(model, processor, images(), job.class_id, job.batch_size):
         yield waiting.popleft(), explanation
 
 
 def run_share(
-    export: Export,
+    job: BatchJob,
     start: int = 0,
     stop: int | None = None,
     table_path: Path | None = None,
@@ -97,14 +106,17 @@ def run_share(
     Explains the images from `start` to before `stop`.
 
     Args:
-        table_path (`Path`, *optional*): File for the rows of the table, if there is to be one.
-        rank (`int`): Number of the process, which chooses its device where there are several.
-        advance (`Callable`, *optional*): Called after each image.
+        job ([`BatchJob`]): Images to explain, and files to write.
+        start (`int`, *optional*, defaults to 0): Index of the first image.
+        stop (`int`, *optional*): Index after the last image; by default all are explained.
+        table_path (`Path`, *optional*): Parquet file to write, if there is to be one.
+        rank (`int`, *optional*, defaults to 0): Number of the process, which chooses its accelerator among several.
+        advance (`Callable`, *optional*): Function that is called after each image.
 
     Returns:
         `list[str]`: One sentence for each image that could not be read.
     """
-    model, processor = export.load()
+    model, processor = job.load()
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
         model = model.to(torch.device(str(kind), rank % torch.accelerator.device_count()))
@@ -116,9 +128,9 @@ def run_share(
         advance()
 
     with ExitStack() as stack:
-        table = stack.enter_context(ExplanationTable(table_path, export.maps)) if table_path else None
-        for item, explanation in explain_items(export, model, processor, export.source.items(start, stop), skip):
-            export.write_files(explanation, item)
+        table = stack.enter_context(ExplanationTable(table_path, job.maps)) if table_path else None
+        for item, explanation in explain_items(job, model, processor, job.source.items(start, stop), skip):
+            job.write_files(explanation, item)
             if table is not None:
                 table.write(explanation, item.index, item.file, item.label)
             advance()
@@ -126,13 +138,13 @@ def run_share(
 
 
 def join_processes(shared: dict[str, Any], threads: int) -> None:
-    """The start of each process of several."""
+    """Prepares one process of several."""
     _shared.update(shared)
     torch.set_num_threads(threads)
 
 
 def share_progress() -> None:
-    """Counts an image; ends the process's share where another one has failed."""
+    """Counts an image; ends the process's share if another process has failed."""
     if _shared["failed"].is_set():
         raise InterruptedError("Another process failed.")
     with _shared["done"].get_lock():
@@ -140,24 +152,24 @@ def share_progress() -> None:
 
 
 def cut_into_shares(number: int, processes: int, batch_size: int) -> list[tuple[int, int]]:
-    """Neighbouring shares for the processes, cut between batches, so that the batches are those of one process."""
+    """Cuts the images into a share per process, between batches, so that the batches are those of one process."""
     batches = -(-number // batch_size)
     cuts = [min(batches * i // processes * batch_size, number) for i in range(processes + 1)]
     return [(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False) if stop > start]
 
 
-def run_processes(export: Export, processes: int, bar: Any) -> list[str]:
-    """Explains all images in several processes; one file for the table's rows each, put together in order."""
+def run_processes(job: BatchJob, processes: int, bar: "tqdm") -> list[str]:
+    """Explains all images in several processes, each with a table of its own, which are joined in order."""
     context = get_context("spawn")
     shared: dict[str, Any] = {"done": context.Value("q", 0), "failed": context.Event()}
-    shares = cut_into_shares(len(export.source), processes, export.batch_size)
+    shares = cut_into_shares(len(job.source), processes, job.batch_size)
     parts: list[Path | None] = [None] * len(shares)
-    if "parquet" in export.formats:
-        parts = [export.folder / f".{rank}.parquet" for rank in range(len(shares))]
+    if "parquet" in job.formats:
+        parts = [job.folder / f".{rank}.parquet" for rank in range(len(shares))]
     threads = max(1, torch.get_num_threads() // processes)
     with ProcessPoolExecutor(len(shares), context, join_processes, (shared, threads)) as pool:
         futures: list[Future] = [
-            pool.submit(run_share, export, start, stop, part, rank)
+            pool.submit(run_share, job, start, stop, part, rank)
             for rank, ((start, stop), part) in enumerate(zip(shares, parts, strict=True))
         ]
         try:
@@ -171,8 +183,8 @@ def run_processes(export: Export, processes: int, bar: Any) -> list[str]:
             shared["failed"].set()
             raise
     skipped = [sentence for future in futures for sentence in future.result()]
-    if "parquet" in export.formats:
-        with ExplanationTable(export.folder / TABLE_NAME, export.maps) as table:
+    if "parquet" in job.formats:
+        with ExplanationTable(job.folder / TABLE_NAME, job.maps) as table:
             for part in filter(None, parts):
                 if part.exists():
                     table.append(part)
@@ -180,14 +192,15 @@ def run_processes(export: Export, processes: int, bar: Any) -> list[str]:
     return skipped
 
 
-def export_explanations(export: Export, processes: int = 1, progress: bool = False) -> list[str]:
+def explain_many(job: BatchJob, processes: int = 1, progress: bool = False) -> list[str]:
     """
     Explains many images and writes the files; memory stays flat, whatever their number.
 
     Args:
-        export ([`Export`]): What to explain, and what to write.
+        job ([`BatchJob`]): Images to explain, and files to write.
         processes (`int`, *optional*, defaults to 1):
-            Processes that share the images, each with its own model; devices are given to them in turn.
+            Number of processes that share the images, each with a model of its own; they take the accelerators in
+            turn.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Returns:
@@ -198,19 +211,18 @@ def export_explanations(export: Export, processes: int = 1, progress: bool = Fal
     """
     from tqdm import tqdm
 
-    streams = isinstance(export.source, DatasetImages) and export.source.streams
     if processes < 1:
         raise ValueError(f"processes must be 1 or more; got {processes}.")
-    if streams and processes > 1:
+    if job.source.streams and processes > 1:
         raise ValueError("A stream is read by one process: leave either the streaming or the processes out.")
-    total = None if streams else len(export.source)
+    total = None if job.source.streams else len(job.source)
     processes = min(processes, total) if total else 1
     with tqdm(total=total, desc="Explaining", unit="image", disable=not progress) as bar:
         if processes > 1:
-            skipped = run_processes(export, processes, bar)
+            skipped = run_processes(job, processes, bar)
         else:
-            table_path = export.folder / TABLE_NAME if "parquet" in export.formats else None
-            skipped = run_share(export, table_path=table_path, advance=bar.update)
+            table_path = job.folder / TABLE_NAME if "parquet" in job.formats else None
+            skipped = run_share(job, table_path=table_path, advance=bar.update)
         explained = bar.n - len(skipped)
     if not explained:
         reason = f" The first: {skipped[0]}" if skipped else ""
@@ -218,4 +230,4 @@ def export_explanations(export: Export, processes: int = 1, progress: bool = Fal
     return skipped
 
 
-__all__ = ["Export", "export_explanations"]
+__all__ = ["BatchJob", "explain_many"]

@@ -2,9 +2,9 @@
 """`explain`: one run of the model per batch gives explanations of every class."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, repeat
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -16,16 +16,17 @@ from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
 from .explanation import Explanation
 from .fusion import FusionMaps
 from .inputs import ImageInput, is_single, read_image
-from .names import class_index
+from .names import STREAMS, class_index, class_names, concept_names
 
+
+if TYPE_CHECKING:
+    from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
 ClassIds = int | str | Iterable[int | str] | None
 
-STREAMS = ("global", "spatial", "unsupervised")
 
-
-def check_model_and_processor(model: Any, processor: Any) -> None:
-    """Raises one `ValueError` where they are not those of a concept classifier."""
+def check_model_and_processor(model: object, processor: object) -> None:
+    """Raises one `ValueError` for a model or an image processor that is not a concept classifier's."""
     needed = {"contribution_maps": (model, "model"), "resize_concept_maps": (processor, "processor")}
     for attribute, (thing, name) in needed.items():
         if not hasattr(thing, attribute):
@@ -41,8 +42,9 @@ def to_array(values: torch.Tensor) -> np.ndarray:
 
 class Explainer:
     """
-    Turns outputs of a model into explanations. What depends on parameters only is read once, so they must not change
-    while it is in use.
+    Turns outputs of a model into explanations.
+
+    Tables that depend on the parameters only are read once, so the parameters must not change while it is in use.
 
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
@@ -53,34 +55,31 @@ class Explainer:
         ValueError: for another kind of model, or `fusion` of a model without pyramid.
     """
 
-    def __init__(self, model: Any, processor: Any, fusion: bool = False):
+    def __init__(self, model: "ConceptClassifier", processor: "ConceptImageProcessor", fusion: bool = False):
         check_model_and_processor(model, processor)
         config = model.config
         if fusion and not config.fusion_levels:
             raise ValueError("This model has no pyramid (fusion_levels is 0), so there is no fusion to show.")
         self.model, self.processor, self.fusion = model, processor, fusion
-        self.labels = [config.id2label[i] for i in range(config.num_labels)]
-        names = iter(config.concepts)
-        numbers = (config.num_global_concepts, config.num_spatial_concepts, config.num_unsupervised_concepts)
-        self.concept_names = {s: list(islice(names, n)) for s, n in zip(STREAMS, numbers, strict=True)}
+        self.labels, self.concept_names = class_names(config), concept_names(config)
         with torch.no_grad():
             self.class_biases = to_array(model.class_bias())
             if config.num_spatial_concepts:
-                self.table = to_array(model.spatial_stream.contribution_table())
+                self.table = to_array(model.streams()["spatial"].contribution_table())
             else:
                 self.table = np.zeros((config.concept_attention_heads, 0, config.num_labels), dtype=np.float32)
 
     def arguments(self) -> dict[str, bool]:
-        """What the model's forward must be asked for."""
+        """Arguments of the model's forward for the outputs that [`~Explainer.read`] takes."""
         return {"output_contributions": True, "output_concept_heads": True, "output_fusion": self.fusion}
 
     def run(self, images: list[Image.Image], classes: list[int | None], **overrides) -> list[Explanation]:
         """
-        Explanations of RGB images, which go through the model as one batch.
+        Runs the model on images as one batch and explains them.
 
         Args:
             images (`list[PIL.Image.Image]`): Upright RGB images.
-            classes (`list[int | None]`): Class to explain for each, None for the predicted one.
+            classes (`list[int | None]`): Index of the class to explain for each image, None for the predicted one.
             overrides: `global_concept_override` and `spatial_concept_override` of the model's forward.
         """
         parameter = next(self.model.parameters())
@@ -95,19 +94,19 @@ class Explainer:
 
     def read(
         self,
-        outputs: Any,
+        outputs: Mapping[str, Any],
         images: list[Image.Image],
         classes: list[int | None],
         processed: tuple[int, int] | None = None,
     ) -> list[Explanation]:
         """
-        Explanations from the outputs of one batch.
+        Makes explanations from the outputs of one batch.
 
         Args:
-            outputs (`AscentViTImageClassifierOutput`): Outputs for [`~Explainer.arguments`].
+            outputs (`AscentViTImageClassifierOutput`): Outputs of the model called with [`~Explainer.arguments`].
             images (`list[PIL.Image.Image]`): The original images, upright and RGB.
-            classes (`list[int | None]`): Class to explain for each, None for the predicted one.
-            processed (`tuple[int, int]`, *optional*): Height and width in pixels of what the model got, for fusion.
+            classes (`list[int | None]`): Index of the class to explain for each image, None for the predicted one.
+            processed (`tuple[int, int]`, *optional*): Height and width of the model's input in pixels, for the fusion.
         """
         logits, contributions = to_array(outputs["logits"]), to_array(outputs["concept_contributions"])
         if not np.isfinite(logits).all():
@@ -146,7 +145,9 @@ class Explainer:
             for i, (image, fusion) in enumerate(zip(images, fusions, strict=True))
         ]
 
-    def read_fusion(self, outputs: Any, grid: tuple[int, int], processed: tuple[int, int]) -> list[FusionMaps]:
+    def read_fusion(
+        self, outputs: Mapping[str, Any], grid: tuple[int, int], processed: tuple[int, int]
+    ) -> list[FusionMaps]:
         config = self.model.config
         in_patches = np.array([processed[i] / config.patch_size[i] for i in (1, 0)], dtype=np.float32)
         locations = to_array(outputs["fusion_locations"]) * in_patches
@@ -158,7 +159,7 @@ class Explainer:
 def pair_with_classes(
     images: Iterable[ImageInput], class_ids: ClassIds, labels: list[str]
 ) -> Iterator[tuple[ImageInput, int | None]]:
-    """Each image with the index of its class, None for the predicted one."""
+    """Pairs each image with the index of its class, None for the predicted one."""
     if class_ids is None:
         return zip(images, repeat(None))
     if isinstance(class_ids, str) or not isinstance(class_ids, Iterable):
@@ -185,7 +186,7 @@ def _pair_as_they_come(
 
 
 def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None]]) -> deque[Explanation]:
-    """Explanations of images with their classes, as one batch."""
+    """Explains images, each with the index of its class, as one batch."""
     images, classes = [], []
     for image, class_id in pairs:
         images.append(read_image(image))
@@ -196,7 +197,7 @@ def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None
 def in_batches(
     explainer: Explainer, pairs: Iterator[tuple[ImageInput, int | None]], batch_size: int
 ) -> Iterator[Explanation]:
-    """Explanations in the order of the images, of which no more than a batch is held."""
+    """Explains images in their order, holding no more than one batch of them."""
     while explanations := run_pairs(explainer, islice(pairs, batch_size)):
         while explanations:
             yield explanations.popleft()
@@ -204,8 +205,8 @@ def in_batches(
 
 @overload
 def explain(  # type: ignore[overload-overlap]
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: ImageInput,
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -215,8 +216,8 @@ def explain(  # type: ignore[overload-overlap]
 
 @overload
 def explain(  # type: ignore[overload-overlap]
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: Iterator[ImageInput],
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -226,8 +227,8 @@ def explain(  # type: ignore[overload-overlap]
 
 @overload
 def explain(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: Iterable[ImageInput],
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -236,8 +237,8 @@ def explain(
 
 
 def explain(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: ImageInput | Iterable[ImageInput],
     class_ids: ClassIds = None,
     batch_size: int = 8,
@@ -251,14 +252,15 @@ def explain(
 
     Args:
         model (`torch.nn.Module`):
-            An `AscentViTForImageClassification`, also one loaded as remote code. It runs where and in the dtype that
-            it is, in evaluation mode, and gets its own mode back.
+            An `AscentViTForImageClassification`, also one loaded as remote code. It runs on its device and in its
+            dtype, in evaluation mode, and gets its own mode back.
         processor (`AscentViTImageProcessor`): The model's image processor.
         images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
-            Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or floats from 0 to 1.
+            Images to explain. Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or
+            floats from 0 to 1.
         class_ids (`int` or `str`, or an iterable with one per image, *optional*, defaults to the predicted classes):
             Class to explain, by index or by name.
-        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
+        batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
         fusion (`bool`, *optional*, defaults to `False`):
             Whether to keep where each patch looked in the pyramid, for `fusion_maps` and `level_shares`.
 

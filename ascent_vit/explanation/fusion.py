@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the deformable attention looked in the pyramid, and at which scale."""
+"""Maps of the places and scales at which the deformable attention looked in the pyramid."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,14 +10,15 @@ import numpy as np
 @dataclass(frozen=True, eq=False)
 class FusionMaps:
     """
-    Where patches looked in the pyramid for one image (the paper's section 4.2, DMSF): N = h * w patches, M heads, L
-    levels, T points.
+    Places at which patches looked in the pyramid for one image (the paper's section 4.2, DMSF).
+
+    Notation: N = h * w patches, M heads, L levels, T points.
 
     Args:
         locations (`np.ndarray` of shape `(N, M, L, T, 2)`):
             x and y of each sample in patches, 0 at the left or top edge of the first patch, float32.
         weights (`np.ndarray` of shape `(N, M, L, T)`):
-            How much each sample counted, float32; sums to 1 over levels and points.
+            Weight of each sample, float32; sums to 1 over levels and points.
         grid (`tuple[int, int]`): Height h and width w of the patch grid.
         strides (`tuple[int, ...]`): Pixels of the model's input per cell of each level.
     """
@@ -33,10 +34,10 @@ class FusionMaps:
 
         Args:
             patch (`tuple[int, int]`, *optional*):
-                Row and column of the patch that looked; without it, the mean of all.
+                Row and column of the patch that looked; by default the mean over all patches.
 
         Returns:
-            `np.ndarray` of shape `(L, h, w)`, float32. It sums to 1, less what fell outside the grid.
+            `np.ndarray` of shape `(L, h, w)`, float32; sums to 1, less the weight that fell outside the grid.
 
         Raises:
             ValueError: for a patch that is not on the grid.

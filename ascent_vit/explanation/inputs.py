@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of every kind, as upright RGB."""
+"""Reads images of every kind as upright RGB."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -24,12 +24,16 @@ def is_single(images: Any) -> bool:
 
 def read_image(image: ImageInput) -> Image.Image:
     """
-    An image as PIL in RGB, transparency over white, turned upright by its EXIF orientation; of an animation the first
-    frame.
+    Reads an image as PIL in RGB, transparency over white, turned upright by its EXIF orientation; of an animation, the
+    first frame.
+
+    Args:
+        image (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`):
+            Image to read; arrays as [`array_to_image`] takes them.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for what cannot be read as an image.
+        ValueError: for anything that cannot be read as an image.
     """
     if isinstance(image, np.ndarray | torch.Tensor):
         opened = array_to_image(image)
@@ -43,7 +47,7 @@ def read_image(image: ImageInput) -> Image.Image:
 
 
 def open_image(source: str) -> Image.Image:
-    """The image of a path or URL, fully read."""
+    """Reads the image of a path or URL in full."""
     is_url = source.startswith(("http://", "https://"))
     if not is_url and not os.path.isfile(source):
         state = "is a folder" if source and os.path.isdir(source) else "does not exist"
@@ -52,7 +56,7 @@ def open_image(source: str) -> Image.Image:
 
 
 def array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
-    """An array of (H, W), (H, W, C) or (C, H, W), integers from 0 to 255 or floats from 0 to 1, as a PIL image."""
+    """Makes a PIL image of an array (H, W), (H, W, C) or (C, H, W), integers from 0 to 255 or floats from 0 to 1."""
     array = checked_array(array)
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu().numpy()

@@ -1,15 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes and concepts by name, with the nearest names where there is none of that name."""
+"""Names of classes and concepts, and what they stand for; an unknown name is answered with the nearest ones."""
 
 import operator
 from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 from ascent_vit.utils.suggest import suggest
 
 
+STREAMS = ("global", "spatial", "unsupervised")
+
+
+def class_names(config: Any) -> list[str]:
+    """Names of a model's classes, in the order of its logits; `config` is its `AscentViTConfig`."""
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def concept_names(config: Any) -> dict[str, list[str]]:
+    """Names of a model's concepts by stream, in the order of the contributions; `config` is its `AscentViTConfig`."""
+    names = iter(config.concepts)
+    numbers = (config.num_global_concepts, config.num_spatial_concepts, config.num_unsupervised_concepts)
+    return {stream: list(islice(names, number)) for stream, number in zip(STREAMS, numbers, strict=True)}
+
+
 def class_index(class_id: int | str, labels: Sequence[str]) -> int:
     """
-    Index of a class given by name or index.
+    Index of a class.
+
+    Args:
+        class_id (`int` or `str`): Index or name of the class.
+        labels (`Sequence[str]`): Names of all classes.
 
     Raises:
         ValueError: for a class that is not among `labels`, with the nearest ones.
@@ -35,12 +56,12 @@ def class_index(class_id: int | str, labels: Sequence[str]) -> int:
 
 def find_concept(name: str, concept_names: dict[str, list[str]], stream: str | None = None) -> tuple[str, int]:
     """
-    Stream and place in it of a concept.
+    Stream of a concept, and its index in the stream.
 
     Args:
         name (`str`): Name of the concept.
         concept_names (`dict[str, list[str]]`): Names of the concepts of each stream.
-        stream (`str`, *optional*): The stream to look in, needed where several have a concept of that name.
+        stream (`str`, *optional*): Stream of the concept, needed where several have a concept of that name.
 
     Raises:
         ValueError: for a concept that the model does not have, with the nearest ones, or has in several streams.
@@ -59,4 +80,4 @@ def find_concept(name: str, concept_names: dict[str, list[str]], stream: str | N
     return found[0]
 
 
-__all__ = ["class_index", "find_concept"]
+__all__ = ["STREAMS", "class_index", "class_names", "concept_names", "find_concept"]

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pipeline task of transformers, `pipeline("concept-image-classification")`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
+from .decomposition import ConceptContribution
 from .explain import Explainer
-from .explanation import ConceptContribution, Explanation
+from .explanation import Explanation
 from .inputs import read_image
-from .names import class_index
+from .names import class_index, class_names
 
+
+if TYPE_CHECKING:
+    from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
 TASK = "concept-image-classification"
 
@@ -31,9 +35,9 @@ class ConceptImageClassificationPipeline(Pipeline):
     in the original image's pixels, float32.
 
     Args:
-        top_k (`int`, *optional*, defaults to 5): Classes to return; None for all.
+        top_k (`int`, *optional*, defaults to 5): Number of classes to return; None for all.
         top_concepts (`int`, *optional*, defaults to 5):
-            Concepts to return per class, those of the largest contribution of either sign; None for all.
+            Number of concepts to return per class, those of the largest contribution of either sign; None for all.
         class_id (`int` or `str`, *optional*): Index or name of the one class to return, instead of the most probable.
         maps (`bool`, *optional*, defaults to `False`): Whether to return the maps of the spatial concepts among these.
 
@@ -54,12 +58,12 @@ class ConceptImageClassificationPipeline(Pipeline):
     _load_image_processor: Any = True
     _load_feature_extractor: Any = False
     _load_tokenizer: Any = False
-    image_processor: Any
-    model: Any
+    image_processor: "ConceptImageProcessor"  # type: ignore[assignment]
+    model: "ConceptClassifier"  # type: ignore[assignment]
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # Another kind of model is refused here, in one sentence, and not at the first image.
+        # Another kind of model is refused here, and not at the first image.
         Explainer(self.model, self.image_processor)
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -71,13 +75,11 @@ class ConceptImageClassificationPipeline(Pipeline):
             if kwargs.get(name) is not None and kwargs[name] < 1:
                 raise ValueError(f"{name} must be 1 or more, or None for all; got {kwargs[name]}.")
         if kwargs.get("class_id") is not None:
-            config = self.model.config
-            labels = [config.id2label[i] for i in range(config.num_labels)]
-            kwargs["class_id"] = class_index(kwargs["class_id"], labels)
+            kwargs["class_id"] = class_index(kwargs["class_id"], class_names(self.model.config))
         return {}, {}, kwargs
 
     def __call__(self, inputs: Any, **kwargs):  # type: ignore[override]
-        # transformers looks at the first input before it counts them.
+        # transformers would raise an IndexError: it looks at the first input of a list.
         return [] if isinstance(inputs, list | tuple) and not inputs else super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -86,7 +88,7 @@ class ConceptImageClassificationPipeline(Pipeline):
         return {"pixel_values": pixel_values.to(self.dtype), "images": [picture]}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        # Anew for each batch: the model's parameters may have changed since the last one.
+        # Made for each batch, as it holds tables of parameters, which may have changed since the last one.
         self.explainer = Explainer(self.model, self.image_processor)
         outputs = self.model(inputs["pixel_values"], return_dict=True, **self.explainer.arguments())
         tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
@@ -133,7 +135,7 @@ def describe_concept(concept: ConceptContribution) -> dict[str, Any]:
 
 
 def register() -> None:
-    """Makes the task known to `transformers.pipeline`, once."""
+    """Registers the task with `transformers.pipeline`, once."""
     if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
         PIPELINE_REGISTRY.register_pipeline(
             TASK, ConceptImageClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"

@@ -27,11 +27,11 @@ class Item:
     One image of a source.
 
     Args:
-        index (`int`): Its place in the source, from 0.
-        name (`str`): Where its files go, relative and without suffix; no two images of a source share it.
-        file (`str`, *optional*): The file, as it was found.
-        label (`str`, *optional*): Name of its right class.
-        read (`Callable`): Gives the image; ValueError or FileNotFoundError where it cannot be read.
+        index (`int`): Index of the image in the source, from 0.
+        name (`str`): Path of the files to write, relative and without suffix; no two images of a source share it.
+        file (`str`, *optional*): File of the image, as it was found.
+        label (`str`, *optional*): Name of the true class.
+        read (`Callable`): Function that returns the image; ValueError or FileNotFoundError if it cannot be read.
     """
 
     index: int
@@ -48,7 +48,7 @@ def is_image_name(name: str) -> bool:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names without suffix; where that makes them equal, with it; where they were equal before, numbered."""
+    """Takes the suffix from names unless that makes them equal, and numbers those that were equal before."""
     stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
     counts = Counter(stems)
     chosen: list[str] = []
@@ -69,12 +69,15 @@ class ImageFiles:
     Image files, folders of them with their subfolders, and URLs.
 
     Args:
-        inputs (`Iterable[str]`): What to explain. Of a folder, all files that Pillow can read by their suffix, sorted.
+        inputs (`Iterable[str]`):
+            Paths and URLs of the images. A folder stands for its files that Pillow can read by their suffix, sorted.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
         ValueError: for a folder without images.
     """
+
+    streams = False
 
     def __init__(self, inputs: Iterable[str]):
         self.files: list[str] = []
@@ -105,7 +108,7 @@ class ImageFiles:
         return len(self.files)
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
-        """Those from `start` to before `stop`."""
+        """The images from `start` to before `stop`."""
         for index in range(len(self.files))[start:stop]:
             file = self.files[index]
             yield Item(index, self.names[index], file, None, partial(read_image, file))
@@ -116,13 +119,13 @@ class DatasetImages:
     The images of one split of a concept dataset, also of a stream.
 
     Args:
-        split (`datasets.Dataset` or `datasets.IterableDataset`): With the columns `image` and `label`.
+        split (`datasets.Dataset` or `datasets.IterableDataset`): Split with the columns `image` and `label`.
     """
 
     def __init__(self, split: Any):
         self.feature = split.features["image"]
         self.labels = getattr(split.features["label"], "names", None)
-        # Decoded one by one below, where a damaged image can be told from a damaged dataset.
+        # `_read` decodes them one by one: an error of `datasets` while iterating would end the whole split.
         undecoded = type(self.feature)(decode=False)
         self.split = split.select_columns(["image", "label"]).cast_column("image", undecoded)
         self.streams = not hasattr(split, "__len__")
@@ -133,7 +136,7 @@ class DatasetImages:
         return len(self.split)
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
-        """Those from `start` to before `stop`; of a stream, all."""
+        """The images from `start` to before `stop`; of a stream, all."""
         rows = self.split if self.streams else self.split.select(range(len(self.split))[start:stop])
         for index, row in enumerate(rows, start):
             label = row["label"]
@@ -148,7 +151,7 @@ class DatasetImages:
                 raise ValueError("it is null")
             content, path = row["image"].get("bytes"), row["image"].get("path")
             if content is not None or (path and os.path.isfile(path)):
-                # Before `datasets` decodes it, however large it is.
+                # `datasets` decodes images of any size: those above Pillow's limit are refused before it does.
                 with opened_image(path if content is None else io.BytesIO(content), "it"):
                     pass
             return read_image(self.feature.decode_example(row["image"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models out to other runtimes; what each needs is imported when it is first used."""
+"""Exports models to other runtimes; what each needs is imported when it is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an exported model answers as the model that it was made from: on random pixels, and on a dataset."""
+"""Compares an exported model with the model that it was made from: on random pixels, and on a dataset."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
+if TYPE_CHECKING:
+    from .formats import ExportableModel
+
 # Float32 arithmetic in another order differs by less; a wrong graph by much more.
 TOLERANCE = 1e-4
 
-# What lower precision may change attention by, on average over concepts and patches.
+# Largest change of attention by lower precision, on average over concepts and patches.
 ATTENTION_TOLERANCE = 0.05
 
 CHECKED_BATCH_SIZES = (1, 2, 5)
@@ -33,27 +36,27 @@ def additivity_error(outputs: dict[str, np.ndarray], class_bias: np.ndarray) -> 
 
 
 def check_export(
-    module: torch.nn.Module, run: Runner, image_shape: tuple[int, int, int], exact: bool, seed: int
+    module: "ExportableModel", run: Runner, image_shape: tuple[int, int, int], exact: bool, seed: int
 ) -> dict[str, float]:
     """
     Compares an exported model with the float32 model on random pixels, in batches of 1, 2 and 5.
 
     Args:
-        module (`ExportableModel`): of the float32 model.
+        module: the float32 model.
         run: the exported model.
         image_shape: channels, height and width of the images.
-        exact: whether every output must agree within 1e-4 (relative to its largest value, where that is above 1);
-            else attention must within 0.05 on average, and contributions must add up to 1e-4.
-        seed: of the pixels.
+        exact: whether every output must agree within 1e-4 (relative to its largest value, if that is above 1);
+            otherwise, attention must agree within 0.05 on average, and contributions must add up within 1e-4.
+        seed: random seed of the pixels.
 
     Returns:
         The largest difference of each output, and `additivity_error`.
 
     Raises:
-        ExportError: naming the output that differs.
+        ExportError: for outputs that differ; it names the first.
     """
     generator = torch.Generator().manual_seed(seed)
-    class_bias = module.model.class_bias().detach().double().numpy()  # type: ignore[union-attr, operator]
+    class_bias = module.model.class_bias().detach().double().numpy()
     differences: dict[str, float] = {"additivity_error": 0.0}
     for batch_size in CHECKED_BATCH_SIZES:
         pixels = torch.randn(batch_size, *image_shape, generator=generator)
@@ -71,7 +74,7 @@ def check_export(
             change = np.abs(got[name].astype(np.float64) - value)
             largest = float(change.max())
             differences[name] = max(differences.get(name, 0.0), largest)
-            # NaN is not below anything.
+            # Asked in this way, a difference that is NaN is not within the tolerance.
             if exact or name == "patch_grid":
                 within = largest <= TOLERANCE * max(1.0, float(np.abs(value).max()))
             else:
@@ -92,7 +95,7 @@ class _Mean:
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
 
-    def add(self, values: Any) -> None:
+    def add(self, values: np.ndarray) -> None:
         values = np.asarray(values, dtype=np.float64)
         self.total += float(values.sum())
         self.count += values.size
@@ -111,15 +114,15 @@ def _correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def measure_quantization(
-    module: torch.nn.Module, run: Runner, batches: Iterable[dict[str, Tensor]], progress: bool = False
+    module: "ExportableModel", run: Runner, batches: Iterable[dict[str, Tensor]], progress: bool = False
 ) -> dict[str, float]:
     """
-    What an exported model, quantised or not, changed on a dataset: its classes, and its concepts.
+    Measures on a dataset what the export, with its quantisation, changed: classes and concepts.
 
     Args:
-        module (`ExportableModel`): of the float32 model.
+        module: the float32 model.
         run: the exported model, see [`load`].
-        batches: `pixel_values` (B, C, H, W) and, where known, `labels` (B,).
+        batches: batches of `pixel_values` (B, C, H, W) and, where known, `labels` (B,).
         progress: whether to show a progress bar.
 
     Returns:
@@ -128,7 +131,7 @@ def measure_quantization(
         float32 model's class; `global_concept_agreement` and `patch_concept_agreement`, the shares of images and
         patches that attend most to the same concept; `map_correlation`, the mean over images of the correlation of
         their spatial attention; `map_max_difference`, `logit_max_difference` and `additivity_error`, the largest.
-        Those that the model or the dataset has nothing for are left out.
+        Figures for which the model or the dataset has nothing are left out.
 
     Raises:
         ValueError: without images.
@@ -137,12 +140,12 @@ def measure_quantization(
         from tqdm.auto import tqdm
 
         batches = tqdm(batches, desc="Comparing", unit="batch")
-    class_bias = module.model.class_bias().detach().double().numpy()  # type: ignore[union-attr, operator]
+    class_bias = module.model.class_bias().detach().double().numpy()
     means: dict[str, _Mean] = {}
     largest: dict[str, float] = {}
     number = 0
 
-    def add(name: str, values: Any) -> None:
+    def add(name: str, values: np.ndarray) -> None:
         means.setdefault(name, _Mean()).add(values)
 
     def raise_to(name: str, value: float) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image in RGB, transparency over white, as it is stored: the orientation in its EXIF data is not applied."""
+    """Reads an image as RGB, transparency over white, as it is stored: its EXIF orientation is not applied."""
     image: Image.Image = Image.open(path)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -31,7 +31,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def prepare(image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
-    """Pixels for the model, (3, height, width) float32: resized, cropped, rescaled, normalised."""
+    """Makes pixels for the model, (3, height, width) float32: resized, cropped, rescaled, normalised."""
     size = settings["resize"]
     if size is not None:
         width, height = image.size
@@ -62,11 +62,11 @@ def prepare(image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
 
 def load(folder: str | Path, threads: int = 0) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """
-    A function from pixels, (batch, 3, height, width) float32, to the model's outputs by name.
+    Loads the model as a function from pixels, (batch, 3, height, width) float32, to its outputs by name.
 
     Args:
-        folder: what was exported.
-        threads: for onnxruntime and openvino; 0 leaves the number to them. Torch has a setting of its own.
+        folder: folder of the exported model.
+        threads: number of threads of onnxruntime and openvino; 0 leaves it to them. Torch has a setting of its own.
     """
     folder = Path(folder)
     if (folder / "model.onnx").exists():
@@ -82,7 +82,7 @@ def load(folder: str | Path, threads: int = 0) -> Callable[[np.ndarray], dict[st
     if (folder / "model.xml").exists():
         import openvino
 
-        # Some processors would compute in bfloat16 by default.
+        # On some CPUs it would compute in bfloat16 by default.
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", options)
         names = [output.any_name for output in compiled.outputs]
@@ -112,7 +112,7 @@ def load(folder: str | Path, threads: int = 0) -> Callable[[np.ndarray], dict[st
 def contribution_maps(
     outputs: dict[str, np.ndarray], tables: dict[str, np.ndarray], class_ids: np.ndarray
 ) -> np.ndarray:
-    """What each spatial concept added to the score of a class of each image, where: (batch, concepts, h, w)."""
+    """Contribution of each spatial concept to a class score of each image at each place: (batch, concepts, h, w)."""
     heads = outputs["spatial_concept_attention_heads"]
     table = tables["spatial_contributions"][:, :, class_ids]
     maps = np.einsum("bans,asb->bsn", heads, table) / heads.shape[2]
@@ -120,7 +120,7 @@ def contribution_maps(
 
 
 def explain(outputs: dict[str, np.ndarray], facts: dict[str, Any], tables: dict[str, np.ndarray], top: int = 5) -> str:
-    """The class of the first image and the concepts that moved its score most."""
+    """Describes the class of the first image and the concepts that moved its score most."""
     logits = outputs["logits"][0]
     label = int(logits.argmax())
     scores = np.exp(logits - logits.max())
@@ -143,7 +143,7 @@ def explain(outputs: dict[str, np.ndarray], facts: dict[str, Any], tables: dict[
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit("Usage: python example.py IMAGE [IMAGE ...]")
-    # Pillow by itself refuses twice as many pixels alone.
+    # By itself, Pillow refuses images only from twice its limit of pixels on.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     folder = Path(__file__).resolve().parent
     facts = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))

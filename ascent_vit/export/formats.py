@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model as one traced graph, and the file of each format, by transformers' exporters."""
+"""Writes the file of each format by transformers' exporters, from the model as one traced graph."""
 
 import contextlib
 import copy
@@ -9,13 +9,16 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 
-# Packages that a format needs to be written and checked, as pip and as Python name them.
+if TYPE_CHECKING:
+    from ascent_vit.inference import ConceptClassifier
+
+# Packages that writing and checking a format needs; pip and Python call them the same.
 PACKAGES = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "torch-export": (),
@@ -23,7 +26,7 @@ PACKAGES = {
     "openvino": ("openvino",),
 }
 
-# Precisions of each format beside float32.
+# Precisions of each format besides float32.
 QUANTIZATIONS = {
     "onnx": ("int8",),
     "torch-export": ("bf16",),
@@ -51,16 +54,16 @@ MAX_ONNX_BYTES = 1_800_000_000
 
 class ExportableModel(nn.Module):
     """
-    From pixels alone to the tensors that an explanation needs: `(B, C, H, W) float32 -> dict`, keys of `OUTPUTS`.
+    Computes what an explanation needs from pixels alone: `(B, C, H, W) float32 -> dict` of tensors, keys of `OUTPUTS`.
 
     Args:
-        model (`AscentViTForImageClassification`): in evaluation mode.
+        model (`AscentViTForImageClassification`): the model in evaluation mode.
         interpolate_pos_encoding (`bool`): whether the images have another size than the backbone's.
     """
 
-    def __init__(self, model: Any, interpolate_pos_encoding: bool):
+    def __init__(self, model: "ConceptClassifier", interpolate_pos_encoding: bool):
         super().__init__()
-        # First, because exporters cast the inputs to the type of the first parameter, and the head is float32 always.
+        # Exporters cast the inputs to the dtype of the first parameter: the head's is always float32.
         self.head = nn.ModuleList(model.streams().values())
         self.model = model
         self.config = model.config
@@ -77,11 +80,11 @@ class ExportableModel(nn.Module):
         return {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
 
 
-def in_bfloat16(model: Any) -> Any:
+def in_bfloat16(model: "ConceptClassifier") -> "ConceptClassifier":
     """
-    A copy with backbone and pyramid in bfloat16.
+    Copies a model with backbone and pyramid in bfloat16.
 
-    The concept head stays in float32, so that contributions and biases go on to give the logits.
+    The concept head stays in float32, so that contributions and biases still add up to the logits.
     """
     model = copy.deepcopy(model)
     model.ascent_vit.to(torch.bfloat16)
@@ -98,7 +101,7 @@ def check_format(to: str, quantize: str) -> None:
     Checks that a format can be written here.
 
     Raises:
-        ValueError: for an unknown format, or a precision that it does not have.
+        ValueError: for an unknown format, or a precision that the format does not have.
         ModuleNotFoundError: for packages that are missing.
         RuntimeError: without the C++ compiler that AOTInductor needs.
     """
@@ -128,7 +131,7 @@ def check_format(to: str, quantize: str) -> None:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without the notes of exporters and quantizers, which say nothing about the model."""
+    """Silences exporters and quantizers, whose notes say nothing about the model."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -140,7 +143,7 @@ def quietly() -> Iterator[None]:
 
 
 def _dynamo_arguments(image_shape: tuple[int, int, int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Inputs to trace with, and which of their dimensions vary: the batch."""
+    """Inputs to trace with, and their dimensions that vary: the batch."""
     pixel_values = torch.zeros(2, *image_shape)
     return {"pixel_values": pixel_values}, {"pixel_values": {0: torch.export.Dim("batch", min=1)}}
 
@@ -149,7 +152,7 @@ def _own_gemm_weights(program: Any) -> None:
     """
     Gives every Gemm of an ONNX model a weight that no other node reads.
 
-    ONNX Runtime's quantizer transposes the weights of all Gemms in place, whoever else reads them.
+    ONNX Runtime's quantizer transposes the weights of all Gemms in place, also those that other nodes read.
     """
     import onnx_ir
 
@@ -164,34 +167,34 @@ def _own_gemm_weights(program: Any) -> None:
 
 
 def _int8(program: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    """Int8 weights in the linear layers of backbone and fusion of an ONNX model, activations quantised as it runs."""
+    """Quantises the linear layers of backbone and fusion: int8 weights, activations quantised at run time."""
     from transformers.exporters import ExportFormat, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
     _own_gemm_weights(program)
     names = []
     for node in program.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-        # The concept head keeps its precision, so that contributions go on to add up, and so do the places where
-        # the fusion looks.
+        # The concept head stays float32, so that contributions still add up, and so do the layers that say where the
+        # fusion looks.
         if node.op_type in ("MatMul", "Gemm") and "'model.ascent_vit'" in scopes and "fusion.sampling_" not in scopes:
             names.append(node.name)
-    # 7 bits, as the products of 8 overflow on processors without VNNI.
+    # 7 bits, as products of 8 bits overflow on CPUs without VNNI.
     config = OnnxRuntimeDynamicConfig(nodes_to_quantize=names, per_channel=True, reduce_range=True)
     return OnnxRuntimeQuantizer(config).quantize(program, inputs, ExportFormat.ONNX)
 
 
-def write_onnx(module: Any, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
-    """Writes `model.onnx`, from 1.8 GB on with `model.onnx.data` beside it."""
+def write_onnx(module: nn.Module, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
+    """Writes `model.onnx`, and from 1.8 GB on `model.onnx.data` beside it."""
     import onnx_ir
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     inputs, dynamic_shapes = _dynamo_arguments(image_shape)
-    program = OnnxExporter().export(module, inputs, OnnxConfig(dynamic_shapes=dynamic_shapes)).program
+    program = OnnxExporter().export(module, inputs, OnnxConfig(dynamic_shapes=dynamic_shapes)).program  # type: ignore[arg-type]
     if quantize == "int8":
         program = _int8(program, inputs)
     for graph in program.graphs():
         for node in graph:
-            # They tell where the exporting machine keeps its files.
+            # These notes hold paths of the exporting machine.
             node.metadata_props.clear()
             node.doc_string = None
     size = sum(
@@ -201,38 +204,38 @@ def write_onnx(module: Any, image_shape: tuple[int, int, int], folder: Path, qua
     onnx_ir.save(program, str(folder / "model.onnx"), external_data=external)
 
 
-def _trace(module: Any, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
+def _trace(module: nn.Module, image_shape: tuple[int, int, int]) -> torch.export.ExportedProgram:
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     inputs, dynamic_shapes = _dynamo_arguments(image_shape)
-    program = DynamoExporter().export(module, inputs, DynamoConfig(dynamic_shapes=dynamic_shapes)).program
+    program = DynamoExporter().export(module, inputs, DynamoConfig(dynamic_shapes=dynamic_shapes)).program  # type: ignore[arg-type]
     for node in program.graph_module.graph.nodes:
-        # It tells where the exporting machine keeps its files.
+        # It holds paths of the exporting machine.
         node.meta.pop("stack_trace", None)
     return program
 
 
-def write_torch_export(module: Any, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
+def write_torch_export(module: nn.Module, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
     """Writes `model.pt2` for `torch.export.load`."""
     torch.export.save(_trace(module, image_shape), folder / "model.pt2")
 
 
-def write_aotinductor(module: Any, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
-    """Writes `model.pt2` for `torch._inductor.aoti_load_package`: machine code for this kind of processor."""
+def write_aotinductor(module: nn.Module, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
+    """Writes `model.pt2` for `torch._inductor.aoti_load_package`: machine code for this kind of CPU."""
     program = _trace(module, image_shape)
     torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
 
 
-def write_openvino(module: Any, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
+def write_openvino(module: nn.Module, image_shape: tuple[int, int, int], folder: Path, quantize: str) -> None:
     """Writes `model.xml` and `model.bin`."""
     from transformers.exporters import OpenVINOConfig, OpenVINOExporter
 
     inputs, dynamic_shapes = _dynamo_arguments(image_shape)
-    program = OpenVINOExporter().export(module, inputs, OpenVINOConfig(dynamic_shapes=dynamic_shapes)).program
+    program = OpenVINOExporter().export(module, inputs, OpenVINOConfig(dynamic_shapes=dynamic_shapes)).program  # type: ignore[arg-type]
     OpenVINOExporter.save_program(program, folder / "model.xml")
 
 
-WRITERS: dict[str, Callable[[Any, tuple[int, int, int], Path, str], None]] = {
+WRITERS: dict[str, Callable[[nn.Module, tuple[int, int, int], Path, str], None]] = {
     "onnx": write_onnx,
     "torch-export": write_torch_export,
     "aotinductor": write_aotinductor,

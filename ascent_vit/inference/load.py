@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Models as others made them: read whole, or refused in one sentence that names the folder.
+Loads untrusted models, or rejects them with one error that names the folder.
 
-`from_pretrained` takes what it is given, as everywhere in transformers. The commands read models by this file, which
-looks at the configuration before anything is built from it, lets no code of a repository run, and takes weights only
-where each is there, of the right shape, and finite.
+`from_pretrained` takes what it is given, as everywhere in transformers. The commands load models by this file: it
+checks the configuration before anything is built from it, runs no code of a repository, and takes weights only if each
+is there, of the right shape, and finite.
 """
 
 import re
@@ -17,26 +17,26 @@ from ascent_vit.utils.files import read_json
 
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from .protocols import ConceptClassifier, ConceptImageProcessor
 
-# No vision transformer has a length above, and none so many layers. Both are refused before they cost memory.
+# No vision transformer has larger sizes or more layers; what has is rejected before it costs memory.
 LARGEST, MOST_LAYERS = 1_000_000, 200
 POSITIVE = ("hidden_size", "image_size", "patch_size", "num_attention_heads", "num_channels", "height", "width")
-LONGEST_SIDE = 4096  # pixels, of what an image processor gives
+LONGEST_SIDE = 4096  # pixels of a processed image
 
-# Bytes that a stored value takes at least: half of one, by 4-bit quantisation, and as much again for its scales.
+# Fewest bytes that a value of a model may have: half of what 4-bit quantisation stores, as a margin.
 LEAST_BYTES = 0.25
 
-# Of a safetensors file. Weights are of no other type, but for counts.
+# Types of weights in a safetensors file; only counters have another one.
 FLOATS = re.compile(r"B?F\d+.*")
 COUNTS = "num_batches_tracked"
 
-# Of timm's models: what would read other files or the network.
+# Arguments of timm's models that would read other files or the network.
 FOREIGN_FILES = ("cache_dir", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a JSON file with the key it has, or whose list it is in."""
+    """Every value of a JSON file, nested ones too, with its key; values in a list have the key of the list."""
     yield name, value
     if isinstance(value, dict):
         for key, item in value.items():
@@ -47,7 +47,7 @@ def walk(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_numbers(data: Any, path: str) -> None:
-    """ValueError for numbers that no vision transformer has."""
+    """Raises `ValueError` for numbers that no vision transformer has."""
     for name, value in walk(data):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
@@ -60,11 +60,11 @@ def check_numbers(data: Any, path: str) -> None:
 
 def check_config(data: Any, path: str) -> None:
     """
-    Looks at a model's `config.json` before anything is built from it.
+    Checks a model's `config.json` before anything is built from it.
 
     Raises:
-        ValueError: for another kind of model, sizes that nobody can hold, code or files of elsewhere, or names of
-            classes that are not 0 to K - 1.
+        ValueError: for another kind of model, sizes beyond any memory, code or files from elsewhere, or class ids that
+            are not 0 to K - 1.
     """
     from modeling_ascent_vit import AscentViTConfig
 
@@ -99,7 +99,7 @@ def check_config(data: Any, path: str) -> None:
 
 
 def check_processor(data: Any, path: str) -> None:
-    """ValueError for an image processor that nobody can run."""
+    """Raises `ValueError` for settings with which no image processor can run."""
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold names and values; it holds {type(data).__name__}.")
     check_numbers(data, path)
@@ -114,10 +114,13 @@ def check_processor(data: Any, path: str) -> None:
 
 def check_weights(folder: Path) -> int:
     """
-    Bytes of the weights in a folder, by the headers of its safetensors files, nothing else of which is read.
+    Checks the headers of a folder's safetensors files, without reading the weights.
+
+    Returns:
+        Bytes of these files.
 
     Raises:
-        ValueError: for a file whose header is damaged or lies, or weights that are no floating point numbers.
+        ValueError: for a header that is damaged or does not fit its file, or weights that are not floating point.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -136,7 +139,7 @@ def check_weights(folder: Path) -> int:
 
 
 def check_size(config: Any, size: int, folder: Path) -> None:
-    """ValueError where a configuration asks for far more weights than the files hold."""
+    """Raises `ValueError` for a configuration of far more weights than the files hold."""
     import torch
     from transformers import AutoModelForImageClassification
 
@@ -149,7 +152,7 @@ def check_size(config: Any, size: int, folder: Path) -> None:
 
 @contextmanager
 def one_sentence(what: str) -> Iterator[None]:
-    """Turns the many errors of a damaged folder into one ValueError, and keeps reports of transformers back."""
+    """Turns any error of a damaged folder into one sentence, and silences reports of transformers."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -167,17 +170,22 @@ def one_sentence(what: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def load_whole(name_or_path: str | Path) -> "PreTrainedModel":
+def load_whole(name_or_path: str | Path) -> "ConceptClassifier":
     """
-    A model in evaluation mode, of the Hub or a folder, each of whose weights is there, and no other, all finite.
+    Loads a model that has each of its weights and no other, all finite.
+
+    Args:
+        name_or_path: Hub id or folder of the model.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: for another kind of model, or a folder that is damaged or asks for what it should not.
+        FileNotFoundError: if there is none.
+        ValueError: for another kind of model, or a folder that is damaged or asks for code, files or sizes that a
+            model does not need.
     """
     from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
-
-    import ascent_vit  # noqa: F401  (makes the model known to transformers)
 
     folder = Path(name_or_path)
     with one_sentence(f"The model {name_or_path}"):
@@ -206,18 +214,19 @@ def load_whole(name_or_path: str | Path) -> "PreTrainedModel":
     return model.eval()
 
 
-def load_processor(name_or_path: str | Path) -> Any:
+def load_processor(name_or_path: str | Path) -> "ConceptImageProcessor":
     """
-    The image processor of a model, of the Hub or a folder.
+    Loads the image processor of a model.
+
+    Args:
+        name_or_path: Hub id or folder of the model.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: for another kind, or one that is damaged.
+        FileNotFoundError: if there is none.
+        ValueError: for another kind of image processor, or one that is damaged.
     """
     from PIL import Image
     from transformers import AutoImageProcessor
-
-    import ascent_vit  # noqa: F401  (makes the model known to transformers)
 
     path = Path(name_or_path, "preprocessor_config.json")
     with one_sentence(f"The image processor of {name_or_path}"):
@@ -228,17 +237,23 @@ def load_processor(name_or_path: str | Path) -> Any:
             raise ValueError(
                 f"The image processor of {name_or_path} is a {type(processor).__name__}: give an ASCENT-ViT's."
             )
-        # What is wrong with its settings shows at the first image.
+        # Some wrong settings raise an error at the first image only.
         processor(Image.new("RGB", (64, 64)), return_tensors="pt")
     return processor
 
 
-def load_model(name_or_path: str) -> tuple[Any, Any]:
+def load_model(name_or_path: str) -> "tuple[ConceptClassifier, ConceptImageProcessor]":
     """
-    A model in evaluation mode and its image processor, of the Hub or a folder.
+    Loads a model and its image processor.
+
+    Args:
+        name_or_path: Hub id or folder of the model.
+
+    Returns:
+        The model in evaluation mode, and the image processor.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: if there is none.
         ValueError: for another kind of model, or one that is damaged.
     """
     folder = Path(name_or_path).expanduser()

@@ -3,13 +3,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 
+if TYPE_CHECKING:
+    from .protocols import ConceptClassifier
+
+
 @contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the model gets its own mode back."""
+def evaluation_mode(model: "ConceptClassifier | torch.nn.Module") -> Iterator[None]:
+    """Puts a model into evaluation mode without gradients; it gets its own mode back."""
     training = model.training
     model.eval()
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model made ready to serve: compiled, with its weights frozen."""
+"""Compiles a model for serving, with its weights frozen."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 
 def optimize_for_inference(model: "PreTrainedModel", dtype: torch.dtype | None = None) -> "PreTrainedModel":
     """
-    A copy of a model for serving on a CPU. It is compiled at the first call (half a minute; again for another image
-    size and for other outputs), with its weights packed for the processor. It is used as before: called, in pipelines,
-    by [`explain`]. What is compiled runs without gradients alone, in `torch.no_grad()` or `torch.inference_mode()`.
+    Copies a model for serving on a CPU.
 
-    In the model's own dtype the results are equal to rounding. `torch.bfloat16` rounds weights and activations to
-    eight bits, which is much faster on CPUs with matrix units for it; docs/speed.md has what it changes. On a CPU
+    The copy is compiled at the first call (half a minute; again for another image size and for other outputs), with
+    its weights packed for the CPU. It is used as before: called, in pipelines, by [`explain`]. It runs only without
+    gradients, in `torch.no_grad()` or `torch.inference_mode()`.
+
+    In the model's own dtype the results are equal up to rounding. `torch.bfloat16` rounds weights and activations to
+    eight bits, which is much faster on CPUs with matrix units for it; docs/speed.md says what it changes. On a CPU
     without them it is slower, and a warning says so.
 
     Args:
-        model: an `AscentViTForImageClassification` or `AscentViTModel`, also one loaded as remote code.
+        model: model to copy, an `AscentViTForImageClassification` or `AscentViTModel`, also one loaded as remote code.
         dtype: dtype to compute in; by default the model's.
 
     Returns:
@@ -32,7 +34,7 @@ def optimize_for_inference(model: "PreTrainedModel", dtype: torch.dtype | None =
         reach it, and its own weights must not be changed.
 
     Raises:
-        RuntimeError: where there is no C++ compiler.
+        RuntimeError: without a C++ compiler.
         ValueError: for a dtype that is not floating point.
 
     Example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model cards: what a published model sees, how to use it, how good it was measured to be, and its limits."""
+"""Writes model cards: what a published model sees, how to use it, its measured figures, and its limits."""
 
 import json
 import math
@@ -51,7 +51,7 @@ METRIC_MEANINGS = {
     "additivity_error": "largest difference between a logit and the sum of its contributions and bias",
 }
 
-# Names that the Hub knows, for metrics that have another one here.
+# The Hub's names of metrics that are called otherwise here.
 HUB_METRICS = {"macro_f1": "f1"}
 
 # Names that the Hub takes as the licence of a repository.
@@ -71,33 +71,33 @@ LICENSES = frozenset(_LICENSE_NAMES.split())
 @dataclass
 class ModelCardContent:
     """
-    What a model card says.
+    Content of a model card.
 
     Args:
         model_name (`str`): Title of the card.
         classes (`list[str]`): Names of the classes.
         global_concepts, spatial_concepts (`list[str]`): Names of the concepts; an empty list for a stream without.
-        dataset_name (`str`): What the model was trained and measured on, for people.
-        num_unsupervised_concepts (`int`, *optional*, defaults to 0): Concepts learned without targets.
+        dataset_name (`str`): Name that people use for the dataset of training and figures.
+        num_unsupervised_concepts (`int`, *optional*, defaults to 0): Number of concepts learned without targets.
         none_concept (`bool`, *optional*, defaults to `False`): Whether attention may go to "none of these".
         annotation_coverage (`float`, *optional*, defaults to 0.5): Share of a patch that an annotation had to cover;
-            None where nobody knows how the targets were made.
-        unannotated (`"ignore"` or `"none"`, *optional*, defaults to `"ignore"`): What other patches meant.
-        repo_id (`str`, *optional*, defaults to the model's name): Hub id or folder in the code to copy.
-        revision (`str`, *optional*): Revision of `repo_id` that the code to copy pins, for example a tag.
-        license (`str`, *optional*, defaults to `"apache-2.0"`): License of the weights, by the Hub's name.
-        dataset_id (`str`, *optional*): Hub id of the dataset, where it has one.
+            None if it is unknown how the targets were made.
+        unannotated (`"ignore"` or `"none"`, *optional*, defaults to `"ignore"`): Target of patches without annotation.
+        repo_id (`str`, *optional*, defaults to the model's name): Hub id or folder in the card's examples.
+        revision (`str`, *optional*): Revision of `repo_id` that the examples pin, for example a tag.
+        license (`str`, *optional*, defaults to `"apache-2.0"`): Licence of the weights, by the Hub's name.
+        dataset_id (`str`, *optional*): Hub id of the dataset, if it has one.
         base_model (`str`, *optional*): Hub id of the backbone that the model was fine-tuned from.
         metrics (`dict[str, float]`, *optional*): Measured figures by the names of `ascent_vit.evaluation`.
-        split (`str`, *optional*, defaults to `"test"`): Split that they were measured on.
-        seed (`int`, *optional*): Seed of the run.
+        split (`str`, *optional*, defaults to `"test"`): Split that the figures were measured on.
+        seed (`int`, *optional*): Random seed of the run.
         other_runs (`list[dict]`, *optional*): Metrics of runs that differ in their seed only, each with its "seed".
-            They give the spread, together with `metrics`.
-        command (`str`, *optional*): Command that gives the model and its figures.
-        training_data (`str`, *optional*): Where the data comes from, and its licence; Markdown.
-        concept_source (`str`, *optional*): Where the concepts' annotations come from; Markdown.
-        settings (`dict`, *optional*): Settings of the training, name to value.
-        pictures (`str`, *optional*): File beside the card with explanations of some images.
+            With `metrics`, they give the spread.
+        command (`str`, *optional*): Command that makes the model and its figures.
+        training_data (`str`, *optional*): Origin of the data and its licence, in Markdown.
+        concept_source (`str`, *optional*): Origin of the concepts' annotations, in Markdown.
+        settings (`dict`, *optional*): Settings of the training, by name.
+        pictures (`str`, *optional*): Name of a picture of explanations, a file beside the card.
     """
 
     model_name: str
@@ -127,19 +127,19 @@ class ModelCardContent:
     @classmethod
     def from_model_dir(cls, model_dir: str | os.PathLike, **kwargs) -> "ModelCardContent":
         """
-        Content with classes, concepts and targets as the files of a model say.
+        Reads classes, concepts and targets from the files of a model.
 
         Args:
             model_dir (`str` or `os.PathLike`): Folder with `config.json` and `preprocessor_config.json`.
-            kwargs: The other fields.
+            kwargs: Values of the other fields.
 
         Raises:
-            FileNotFoundError: where one of the files is missing.
+            FileNotFoundError: if one of the files is missing.
         """
         config = read_json(Path(model_dir) / "config.json")
         processor = read_json(Path(model_dir) / "preprocessor_config.json")
         return cls(
-            # transformers leaves out the names of two classes that nobody named.
+            # transformers does not store its default names of two classes.
             classes=[
                 name
                 for _, name in sorted(
@@ -161,7 +161,7 @@ def format_value(value: float) -> str:
 
 
 def format_spread(values: Sequence[float | None]) -> str:
-    """Mean and sample standard deviation of several runs, where each has the value."""
+    """Formats the mean and the sample standard deviation of several runs, if each has the value."""
     measured = [value for value in values if value is not None]
     if len(measured) < max(2, len(values)):
         return "not measured in all"
@@ -169,19 +169,19 @@ def format_spread(values: Sequence[float | None]) -> str:
 
 
 def source_code(repo: str, revision: str | None) -> str:
-    """Arguments that name a repository in Python code."""
+    """Writes the arguments that name a repository in Python code."""
     pinned = f", revision={json.dumps(revision, ensure_ascii=False)}" if revision else ""
     return json.dumps(repo, ensure_ascii=False) + pinned
 
 
 def pin_examples(card: str, repo: str, revision: str) -> str:
     """
-    A card whose Python examples load a repository at a revision, and are otherwise the same.
+    Makes the Python examples of a card load a repository at a revision, and changes nothing else.
 
     Args:
-        card: the whole card.
-        repo: Hub id.
-        revision: a tag, for example.
+        card: text of the card.
+        repo: Hub id of the repository.
+        revision: revision to pin, for example a tag.
     """
     source = r"(?P<call>\bfrom_pretrained\(|\bmodel=)\"(?:[^\"\\\n]|\\.)*\"(?:,\s*revision=\"[^\"\n]*\")?"
 
@@ -192,7 +192,7 @@ def pin_examples(card: str, repo: str, revision: str) -> str:
 
 
 def card_metadata(content: ModelCardContent) -> "ModelCardData":
-    """The card's YAML header, with the figures as evaluation results."""
+    """Makes the card's YAML header, with the figures as evaluation results."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -223,11 +223,14 @@ def card_metadata(content: ModelCardContent) -> "ModelCardData":
 
 def model_card(content: ModelCardContent) -> "ModelCard":
     """
-    The model card of a content.
+    Writes a model card.
+
+    Args:
+        content: content of the card.
 
     Raises:
-        ValueError: for a metric that is not a finite number or has an unknown name, several runs without a seed each,
-            a licence that the Hub does not know, or a model without any concept.
+        ValueError: for a metric that is not a finite number or has an unknown name, runs without seeds that differ, a
+            licence that the Hub does not know, or a model without any concept.
     """
     from huggingface_hub import ModelCard
 
@@ -283,10 +286,13 @@ def model_card(content: ModelCardContent) -> "ModelCard":
 
 def check_card(card: str) -> None:
     """
-    Checks a whole card by rules that the Hub has too, as far as they can be told here.
+    Checks a card by rules of the Hub, as far as they can be checked offline.
+
+    Args:
+        card: text of the card.
 
     Raises:
-        ValueError: for a header that is not valid, an unknown licence, an empty section or a place left to fill in.
+        ValueError: for an invalid header, an unknown licence, an empty section or a gap left to fill in.
     """
     from huggingface_hub import ModelCard
 
@@ -314,10 +320,10 @@ def write_model_card(model_dir: str | os.PathLike, content: ModelCardContent) ->
 
     Args:
         model_dir (`str` or `os.PathLike`): Folder of the model, which exists.
-        content (`ModelCardContent`): What the card says.
+        content (`ModelCardContent`): Content of the card.
 
     Returns:
-        `Path`: of the card, `model_dir/README.md`.
+        `Path`: Path of the card, `model_dir/README.md`.
 
     Raises:
         FileNotFoundError: for a folder that does not exist.

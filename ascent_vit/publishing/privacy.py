@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must not leave this machine: its paths are cut out of what is published, its secrets refuse publication."""
+"""Keeps this machine's paths and secrets from being published."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 
-# Folders of users' files, on other machines than this one too.
+# Folders of users' files on any machine.
 HOME_ROOTS = ("home", "Users", "root", "mnt", "media", "Volumes")
 
 # Characters that end a path within prose, code, JSON or YAML.
@@ -29,10 +29,10 @@ def _is_local(first: str) -> bool:
 
 def strip_paths(text: str) -> str:
     """
-    A text in which absolute paths are cut to their last part, the name of the file or folder.
+    Cuts absolute paths in a text to their last part, the name of the file or folder.
 
-    A path counts as absolute where its first folder is one of this machine or one that holds users' files elsewhere,
-    or where it begins with a drive, `~/` or `file://`. Addresses of the web stay.
+    A path counts as absolute if its first folder exists on this machine or is one of users' files elsewhere, or if it
+    begins with a drive, `~/` or `file://`. Addresses of the web stay.
 
     Example:
 
@@ -48,7 +48,7 @@ def strip_paths(text: str) -> str:
 
 
 def strip_values(value: Any) -> Any:
-    """The data of a JSON file with [`strip_paths`] done in every text, keys too."""
+    """Applies [`strip_paths`] to every text in the data of a JSON file, also to keys."""
     if isinstance(value, Mapping):
         return {strip_values(key): strip_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -56,7 +56,7 @@ def strip_values(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     path = PurePosixPath(value)
-    # A path may have spaces, where it is all there is.
+    # A text that is nothing but a path may have spaces in it.
     if path.is_absolute() and len(path.parts) > 1 and "\n" not in value and _is_local(path.parts[1]):
         return path.name
     return strip_paths(value)
@@ -66,9 +66,13 @@ def check_secrets(text: str, name: str) -> None:
     """
     Looks for secrets of this machine in a text.
 
+    Args:
+        text: text to be published.
+        name: name of its file, for the error.
+
     Raises:
-        ValueError: where it has a token of the Hub, the value of an environment variable that holds a secret, or the
-            path of the user's home folder.
+        ValueError: for a token of the Hub, the value of an environment variable that holds a secret, or the path of
+            the user's home folder.
     """
     if _TOKEN.search(text):
         raise ValueError(f"{name} holds what looks like a token of the Hub: take it out before publishing.")

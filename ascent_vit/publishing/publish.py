@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-# Files of an earlier publication that a later one may not have: more shards, pictures that may no longer be shown.
+# Files of an earlier publication that are removed if a later one lacks them, as shards, or pictures no longer allowed.
 OWN_FILES = (PICTURES, "model.safetensors.index.json")
 OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/")
 SPACE_FOLDERS = ("ascent_vit/", "modeling_ascent_vit/", "examples/")
 
 
 class PublishError(RuntimeError):
-    """The Hub did not take what was sent."""
+    """The Hub rejected what was sent, or could not be reached."""
 
 
 @dataclass(frozen=True)
 class PublishedModel:
     """
-    What is on the Hub now.
+    A published commit on the Hub.
 
     Args:
-        url: of the repository.
-        commit: its commit.
-        tag: that names the commit.
-        files: of the commit.
+        url: address of the repository.
+        commit: id of the commit.
+        tag: tag of the commit.
+        files: files of the commit.
     """
 
     url: str
@@ -44,9 +44,9 @@ class PublishedModel:
 
 
 def explain_failure(error: BaseException) -> str:
-    """What went wrong between here and the Hub, and what to do, without the full stop."""
+    """Describes what went wrong between here and the Hub, and what to do, without the full stop."""
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
-        # The client's, around what happened to one file.
+        # The client wraps the error of a file into one without the Hub's answer.
         return explain_failure(error.__cause__)
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
@@ -65,7 +65,7 @@ def explain_failure(error: BaseException) -> str:
 
 
 def is_same(path: Path, entry: "RepoFile") -> bool:
-    """Whether a file is what the Hub has: it knows large files by their sha256, others by git's id."""
+    """Whether a file equals the Hub's: of large files the Hub tells the sha256, of others git's id."""
     with path.open("rb") as file:
         if entry.lfs is not None:
             return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
@@ -74,7 +74,7 @@ def is_same(path: Path, entry: "RepoFile") -> bool:
 
 
 def is_own(path: str, repo_type: str = "model") -> bool:
-    """Whether a file of the repository is one that publishing writes, and so may take away."""
+    """Whether publishing writes this file of the repository, and so may remove it."""
     if repo_type == "space":
         return path.startswith(SPACE_FOLDERS)
     return path in OWN_FILES or path.startswith(OWN_FOLDERS) or ("/" not in path and path.endswith(".safetensors"))
@@ -93,20 +93,26 @@ def commit_folder(
     Makes a folder the content of a repository, as far as publishing writes it, in one commit with a tag.
 
     Args:
-        repo_type: `"model"`, or `"space"` for one whose app is made with Gradio.
+        api: client of the Hub.
+        folder: folder of the files.
+        files: files to send.
+        repo_id: `USER/NAME` of the repository, which is created if it does not exist.
+        tag: tag of the commit.
+        private: whether a repository that is created is private.
+        repo_type: `"model"`, or `"space"` for a Space with a Gradio app.
 
     Returns:
-        The commit.
+        Id of the commit.
 
     Raises:
-        ValueError: where the repository has the tag already, on other files.
-        PublishError: where the Hub does not take it.
+        ValueError: if the repository has the tag already, on other files.
+        PublishError: if the Hub rejects the files or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import HfHubHTTPError, httpx
 
-    # RuntimeError is what the client makes of a file that did not arrive.
+    # The client raises RuntimeError for a file that did not arrive.
     faults = (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError)
     sdk = "gradio" if repo_type == "space" else None
     again = "Run the same command again when that is mended: what has arrived is not sent again"
@@ -170,19 +176,19 @@ def publish(
     of the repository stay. An upload that fails leaves the repository as it was.
 
     Args:
-        folder: of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
-        repo_id: `USER/NAME`; made where it does not exist.
-        private: whether a repository that is made is private.
-        options: what else to say, and to send.
-        token: of the Hub; the one that is logged in by default.
+        folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
+        repo_id: `USER/NAME` of the repository, which is created if it does not exist.
+        private: whether a repository that is created is private.
+        options: choices for the publication; by default those of [`PublishOptions`].
+        token: token of the Hub; by default that of the user who is logged in.
 
     Returns:
-        Where it is now, and the files.
+        The published commit.
 
     Raises:
         FileNotFoundError: for a folder without a model.
         ValueError: for what must not or cannot be published, or a tag that is taken.
-        PublishError: where the Hub does not take it.
+        PublishError: if the Hub rejects the files or cannot be reached.
 
     Example:
 
@@ -204,7 +210,7 @@ def publish(
 
 
 def check_repo_id(repo_id: str) -> None:
-    """ValueError for an id that is not USER/NAME."""
+    """Raises `ValueError` for an id that is not USER/NAME."""
     from huggingface_hub.utils import validate_repo_id
 
     if repo_id.count("/") != 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Space of a model: a repository whose app explains images, and the same app on this machine."""
+"""Publishes the Space of a model, a repository whose app explains images, and runs the same app on this machine."""
 
 import json
 import os
@@ -7,7 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from PIL import Image
 
 import ascent_vit
 import modeling_ascent_vit
@@ -33,7 +34,7 @@ README = Path(__file__).with_name("space_readme.md")
 PYTHON_VERSION = "3.11"
 SDK_VERSION = "6.31.0"
 
-# What the app needs of what the package needs.
+# The package's requirements that the app has too.
 REQUIREMENTS = (
     "gradio >= 6.31",
     "huggingface_hub >= 2.4",
@@ -78,8 +79,8 @@ if __name__ == "__main__":
 """
 
 
-def digit_examples(source: Source) -> list[Any]:
-    """Held-out digits of a run of the demo, as PIL images; none where what makes them is not installed."""
+def digit_examples(source: Source) -> list[Image.Image]:
+    """Held-out digits of a run of the demo, as PIL images; none if the extra "train" is not installed."""
     recipe = read_records(source).get("recipe.yaml", {})
     given = recipe.get("dataset_options") or {}
     try:
@@ -87,23 +88,24 @@ def digit_examples(source: Source) -> list[Any]:
 
         kept = {name: given[name] for name in ("seed", "canvas") if name in given}
         test = load_digits_dataset(copies=1, **kept)["test"]
-    # They belong to the extra "train", without which the app works too.
+    # The app works without the extra "train" too.
     except ImportError:
         return []
     return [test[i]["image"].convert("RGB") for i in range(DIGITS)]
 
 
-def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> list[Any]:
+def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> list[Image.Image]:
     """
-    The images that a visitor can choose, as RGB PIL images of at most 512 pixels a side.
+    Reads the images that a visitor can choose, as RGB PIL images of at most 512 pixels a side.
 
     Args:
-        source: Of the model: one that learned the demo's digits has digits without being given any.
-        paths: Image files, or folders of them.
+        source: folder of the model; one that learned the demo's digits has digits as default examples.
+        paths: image files, or folders of them.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
-        ValueError: for a folder without images, links in it that leave it, a file that is no image, or more than 24.
+        ValueError: for a folder without images, a link that leaves its folder, a file that is no image, or more than
+            24 images.
     """
     from ascent_vit.explanation.sources import ImageFiles
 
@@ -120,10 +122,8 @@ def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> l
     return images
 
 
-def write_examples(images: Sequence[Any], folder: Path) -> list[Path]:
-    """Writes images as numbered PNG files, their pixels alone."""
-    from PIL import Image
-
+def write_examples(images: Sequence[Image.Image], folder: Path) -> list[Path]:
+    """Writes the pixels of images as numbered PNG files, without metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i:02d}.png" for i in range(1, len(images) + 1)]
     for image, path in zip(images, paths, strict=True):
@@ -137,10 +137,15 @@ def check_space_options(source: Source, options: PublishOptions, examples: Seque
     """
     Checks examples before anything is sent.
 
+    Args:
+        source: folder of the model.
+        options: options of the publication, which say whether images may be sent.
+        examples: image files, or folders of them.
+
     Raises:
-        FileNotFoundError: for one that does not exist.
-        ValueError: for one that cannot be read, or where no licence is known that lets anybody show the images and it
-            is not asked for.
+        FileNotFoundError: for an example that does not exist.
+        ValueError: for an example that cannot be read, or images that no known licence allows to show, unless the
+            options include them.
     """
     if not examples:
         return
@@ -152,7 +157,7 @@ def check_space_options(source: Source, options: PublishOptions, examples: Seque
 
 
 def copy_code(target: Path) -> None:
-    """Copies the code that the app needs: the model's package, and of this one the explanations and the app."""
+    """Copies the code that the app needs: the model's package, and of this package the rooms of the app."""
     package, model = Path(ascent_vit.__file__).parent, Path(modeling_ascent_vit.__file__).parent
     files = [*package.glob("*"), *model.glob("*"), *(file for room in ROOMS for file in package.glob(f"{room}/**/*"))]
     for file in files:
@@ -163,7 +168,7 @@ def copy_code(target: Path) -> None:
 
 
 def about_examples(dataset: str | None, number: int, given: bool, options: PublishOptions) -> str:
-    """Where the examples come from, for the Space's README."""
+    """Describes the origin of the examples, for the Space's README."""
     if not number:
         return ""
     if not given:
@@ -184,24 +189,24 @@ def stage_space(
     """
     Writes the repository of a Space for a model that is on the Hub, whole or not at all.
 
-    That is `app.py`, `requirements.txt`, `README.md` with the Space's settings, examples, and copies of the code that
-    the app needs, so that neither the package need be installed nor code of the model's repository runs. The weights
+    It holds `app.py`, `requirements.txt`, `README.md` with the Space's settings, examples, and copies of the code that
+    the app needs, so that the package need not be installed and no code of the model's repository runs. The weights
     stay in the model's repository, which the app loads at the tag.
 
     Args:
-        folder: Of the run (`ascent-vit train`, `ascent-vit demo`) or the model that is published.
-        target: Folder to write; new or empty.
-        model_repo_id: The model's Hub id, `USER/NAME`.
-        options: Of the model's publication: the tag, and what allows to send images.
-        examples: Image files or folders of them to show; digits for a model that learned the demo's, else none.
+        folder: folder of the run (`ascent-vit train`, `ascent-vit demo`) or the model that is published.
+        target: folder to write; new or empty.
+        model_repo_id: Hub id of the model, `USER/NAME`.
+        options: options of the model's publication; the tag and the rules for images apply here.
+        examples: image files, or folders of them, to show; by default digits for a model of the demo, else none.
 
     Returns:
-        The files, by path.
+        The files, sorted by path.
 
     Raises:
         FileNotFoundError: for a folder without a model, or an example that does not exist.
         FileExistsError: for a target that is not empty.
-        ValueError: for examples that cannot be read or must not be sent, or an id that is none.
+        ValueError: for examples that cannot be read or must not be sent, or an id that is not `USER/NAME`.
     """
     options = options or PublishOptions()
     check_repo_id(model_repo_id)
@@ -248,20 +253,20 @@ def publish_space(
     Sends the Space of a published model to the Hub: what [`stage_space`] writes, in one commit, with the model's tag.
 
     Args:
-        folder: Of the run or the model that is published.
-        repo_id: `USER/NAME` of the model, and of the Space, which is made where it does not exist.
-        private: Whether a Space that is made is private.
-        options: Of the model's publication.
-        examples: Image files or folders of them to show.
-        token: Of the Hub; the one that is logged in by default.
+        folder: folder of the run or the model that is published.
+        repo_id: `USER/NAME` of the model, and of the Space, which is created if it does not exist.
+        private: whether a Space that is created is private.
+        options: options of the model's publication.
+        examples: image files, or folders of them, to show.
+        token: token of the Hub; by default that of the user who is logged in.
 
     Returns:
-        Where it is now, and the files.
+        The published commit.
 
     Raises:
         FileNotFoundError: for a folder without a model, or an example that does not exist.
         ValueError: for what must not or cannot be published, or a tag that is taken.
-        PublishError: where the Hub does not take it.
+        PublishError: if the Hub rejects the files or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -279,9 +284,9 @@ def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequ
     Runs the app of a model's Space on this machine, until it is interrupted.
 
     Args:
-        folder: Of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
-        port: Port to listen on; the first free one from 7860 by default.
-        examples: Image files or folders of them to show; digits for a model that learned the demo's, else none.
+        folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
+        port: port to listen on; by default the first free one from 7860 on.
+        examples: image files, or folders of them, to show; by default digits for a model of the demo, else none.
 
     Raises:
         FileNotFoundError: for a folder without a model, or an example that does not exist.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The app of a Space: what a model sees in an image, and what it would say had it seen something else."""
+"""The app of a Space, which shows what a model sees in an image, and what it would say had it seen something else."""
 
 import html
 import os
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from ascent_vit.explanation import ConceptContribution, Contrast, Explanation, Intervention, explain, intervene
+from ascent_vit.explanation import ConceptContribution, CorrectedExplanation, Explanation, explain, intervene
 from ascent_vit.explanation.explain import check_model_and_processor
 from ascent_vit.explanation.inputs import read_image
-from ascent_vit.explanation.intervention import Concept, Correction
+from ascent_vit.explanation.intervene import Concept, Correction
+from ascent_vit.explanation.names import class_names, concept_names
 from ascent_vit.explanation.render.plot import (
     ATTENTION_COLORS,
     CONTRIBUTION_COLORS,
@@ -27,10 +28,12 @@ from ascent_vit.explanation.render.plot import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Concepts with a bar of their own; classes with a probability.
+    from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+
+# Numbers of concepts with a bar of their own, and of classes with a probability.
 BARS, CLASSES = 10, 5
 MAP_SIZE = 3.2  # inches
-# Of the class to explain, the class to compare with and the concept to map.
+# Stands for a choice that is left to the app: the class to explain or to compare with, the concept to map.
 AUTOMATIC = -1
 
 MAX_FILE_SIZE = "20mb"
@@ -83,7 +86,7 @@ CSS = """
 
 @dataclass(frozen=True)
 class ModelConcept:
-    """A concept that a visitor can choose: its name, its stream, its place in the stream."""
+    """A concept that a visitor can choose: its name, its stream, its index in the stream."""
 
     name: str
     stream: str
@@ -91,23 +94,26 @@ class ModelConcept:
 
     @property
     def title(self) -> str:
-        """What tells it from one of another stream that has the same name."""
+        """Name with the stream, as concepts of two streams may have the same name."""
         return f"{self.name} ({self.stream})"
 
 
 def model_concepts(config: Any) -> list[ModelConcept]:
-    """The global and the spatial concepts of a model: those that can be set by hand."""
-    names = list(config.concepts)
-    number = config.num_global_concepts
-    streams = (("global", names[:number]), ("spatial", names[number : number + config.num_spatial_concepts]))
-    return [ModelConcept(name, stream, i) for stream, known in streams for i, name in enumerate(known)]
+    """The global and the spatial concepts of a model, which can be set by hand; `config` is its `AscentViTConfig`."""
+    names = concept_names(config)
+    return [ModelConcept(name, stream, i) for stream in ("global", "spatial") for i, name in enumerate(names[stream])]
 
 
 def make_corrections(
     concepts: Sequence[ModelConcept], present: Sequence[int], absent: Sequence[int]
 ) -> dict[Concept, Correction]:
     """
-    Corrections for [`~ascent_vit.explanation.intervene`] from the places of concepts in a list.
+    Makes corrections for [`~ascent_vit.explanation.intervene`].
+
+    Args:
+        concepts: concepts that can be set.
+        present: indices in `concepts` of those that are set to present.
+        absent: indices in `concepts` of those that are set to absent.
 
     Raises:
         ValueError: for a concept that is both present and absent.
@@ -120,56 +126,67 @@ def make_corrections(
 
 
 def explain_both(
-    model: Any, processor: Any, path: str | os.PathLike, corrections: Mapping[Concept, Correction]
-) -> Intervention:
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
+    path: str | os.PathLike,
+    corrections: Mapping[Concept, Correction],
+) -> CorrectedExplanation:
     """
-    An image's explanation without and with concepts set by hand; without any, the same one twice.
+    Explains an image without and with concepts set by hand; without corrections, both explanations are the same.
+
+    Args:
+        model: the concept classifier.
+        processor: image processor of the model.
+        path: file of the image.
+        corrections: concepts to set, as [`~ascent_vit.explanation.intervene`] takes them.
 
     Raises:
         ValueError: for a file that cannot be read as an image.
     """
     try:
         image = read_image(path)
-    # Pillow and the reading of its modes raise many kinds of errors; their texts name files of the server.
+    # Pillow raises many kinds of errors, and their texts name files of the server.
     except Exception as error:
         raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error
     if corrections:
         return intervene(model, processor, image, corrections)
     explanation = explain(model, processor, image)
-    return Intervention(explanation, explanation, {})
+    return CorrectedExplanation(explanation, explanation, {})
 
 
-def choose_explanations(intervention: Intervention, label_id: int, other_id: int) -> tuple[Explanation, Explanation]:
+def choose_explanations(
+    corrected: CorrectedExplanation, label_id: int, other_id: int
+) -> tuple[Explanation, Explanation]:
     """
-    The explanations before and after of one class, or of one class compared with another.
+    Chooses the explanations, before and after, of one class, or of one class compared with another.
 
     Args:
-        intervention: Of the image.
-        label_id: The class, or `AUTOMATIC` for the one that is predicted after the corrections.
-        other_id: The class to compare with, or `AUTOMATIC` for none.
+        corrected: explanations of the image.
+        label_id: index of the class, or `AUTOMATIC` for the one that is predicted after the corrections.
+        other_id: index of the class to compare with, or `AUTOMATIC` for none.
 
     Raises:
         ValueError: for the same class twice.
     """
-    label_id = intervention.after.predicted_id if label_id == AUTOMATIC else label_id
-    before, after = (explanation.for_class(label_id) for explanation in (intervention.before, intervention.after))
+    label_id = corrected.after.predicted_id if label_id == AUTOMATIC else label_id
+    before, after = (explanation.for_class(label_id) for explanation in (corrected.before, corrected.after))
     if other_id == AUTOMATIC:
         return before, after
     return before.contrast(label_id, other_id), after.contrast(label_id, other_id)
 
 
 def scores(explanation: Explanation) -> dict[str, float]:
-    """The probability of each class by its name."""
+    """Probability of each class by its name."""
     return dict(zip(explanation.labels, explanation.probabilities.tolist(), strict=True))
 
 
-def outcome(intervention: Intervention) -> str:
-    """What the corrections did to the prediction, as HTML."""
-    if not intervention.corrections:
+def outcome(corrected: CorrectedExplanation) -> str:
+    """Describes what the corrections did to the prediction, as HTML."""
+    if not corrected.corrections:
         return ""
-    before, after = intervention.before, intervention.after
+    before, after = corrected.before, corrected.after
     names = [html.escape(explanation.predicted_label) for explanation in (before, after)]
-    if intervention.changes_prediction:
+    if corrected.changes_prediction:
         text = f"The prediction changes from <b>{names[0]}</b> to <b>{names[1]}</b>."
     else:
         text = f"The prediction stays <b>{names[0]}</b>."
@@ -179,12 +196,12 @@ def outcome(intervention: Intervention) -> str:
 
 
 def alert(error: ValueError) -> str:
-    """What is wrong with what a visitor chose, as HTML."""
+    """Describes what is wrong with a visitor's choices, as HTML."""
     return f'<p role="alert">{html.escape(str(error))}</p>'
 
 
 def bar(value: float, low: float, high: float) -> str:
-    """A signed bar on a scale from `low` to `high`, which holds 0, as HTML."""
+    """Draws a signed bar on a scale from `low` to `high`, which includes 0, as HTML."""
     span = (high - low) or 1.0
     zero, start, width = (100 * part / span for part in (-low, min(value, 0) - low, abs(value)))
     sign = "bar negative" if value < 0 else "bar"
@@ -194,20 +211,20 @@ def bar(value: float, low: float, high: float) -> str:
 
 
 def row(name: str, values: Sequence[float], drawn: str = "") -> str:
-    """A line of the table; `name` and `drawn` are HTML."""
-    # Adding 0 turns -0 into 0.
+    """Writes a row of the table; `name` and `drawn` are HTML."""
+    # Adding 0 turns -0 into 0, so that no "-0.000" is shown.
     numbers = "".join(f'<td class="number">{round(value, 3) + 0:+.3f}</td>' for value in values)
     return f'<tr><th scope="row">{name}</th><td class="bars">{drawn}</td>{numbers}</tr>'
 
 
 def contributions_table(before: Explanation, after: Explanation, changed: bool) -> str:
     """
-    The concepts that moved the score most, the rest, the bias and their sum, as an HTML table.
+    Writes an HTML table of the concepts that moved the score most, the other concepts, the bias and their sum.
 
     Args:
-        before: Explanation of the class without corrections.
-        after: Explanation of the same class with them, which bars and order are of.
-        changed: Whether there are corrections: then what each contributed before stands beside.
+        before: explanation of the class without corrections.
+        after: explanation of the same class with them, which gives the bars and the order.
+        changed: whether there are corrections, so that the contributions before them are shown too.
     """
     was = {(concept.stream, concept.index): concept.contribution for concept in before.concepts}
 
@@ -228,18 +245,17 @@ def contributions_table(before: Explanation, after: Explanation, changed: bool) 
         then = was[concept.stream, concept.index]
         rows.append(row(name, numbers(concept.contribution, then), bar(concept.contribution, low, high)))
     sums = []
-    others = len(after.concepts) - len(shown)
-    if others:
+    number = len(after.concepts) - len(shown)
+    if number:
         keys = {(concept.stream, concept.index) for concept in shown}
         rest = [
             sum(c.contribution for c in explanation.concepts if (c.stream, c.index) not in keys)
             for explanation in (after, before)
         ]
-        sums.append(row(f"{others} other concept{'s' if others > 1 else ''}", numbers(rest[0], rest[1])))
-    label = html.escape(after.label)
-    if isinstance(after, Contrast):
-        other = html.escape(after.other_label)
-        caption, bias, total = f"Why {label} and not {other}", "difference of biases", "= difference of logits"
+        sums.append(row(f"{number} other concept{'s' if number > 1 else ''}", numbers(rest[0], rest[1])))
+    label, *others = (html.escape(after.labels[index]) for index in after.class_ids)
+    if others:
+        caption, bias, total = f"Why {label} and not {others[0]}", "difference of biases", "= difference of logits"
     else:
         caption, bias, total = f"What speaks for {label}", "bias of the class", "= logit of the class"
     sums.append(row(bias, numbers(after.class_bias, before.class_bias)))
@@ -254,14 +270,14 @@ def contributions_table(before: Explanation, after: Explanation, changed: bool) 
 
 def concept_maps(explanation: Explanation, index: int) -> "Figure | None":
     """
-    Attention to a spatial concept and its contribution at each place, over the image in grey.
+    Draws attention to a spatial concept and its contribution at each place, over the image in grey.
 
     Args:
-        explanation: Of the class, or of two classes compared.
-        index: Place of the concept in its stream, or `AUTOMATIC` for the one that moved the score most.
+        explanation: explanation of a class, or of two classes compared.
+        index: index of the concept in its stream, or `AUTOMATIC` for the one that moved the score most.
 
     Returns:
-        The figure, or None where the model has no spatial concepts.
+        The figure, or None for a model without spatial concepts.
     """
     from matplotlib.figure import Figure
 
@@ -274,10 +290,9 @@ def concept_maps(explanation: Explanation, index: int) -> "Figure | None":
     figure = Figure(figsize=(2 * MAP_SIZE, MAP_SIZE * float(np.clip(height / width, 0.4, 1.5))), layout="constrained")
     axes = figure.subplots(1, 2)
     limit = top_of(added)
-    unit = "difference of contributions" if isinstance(explanation, Contrast) else "contribution"
     scales = (
         ("attention", attention, ATTENTION_COLORS, 0.0, top_of(attention)),
-        (unit, added, CONTRIBUTION_COLORS, -limit, limit),
+        (explanation.unit, added, CONTRIBUTION_COLORS, -limit, limit),
     )
     for ax, (title, values, colors, low, high) in zip(axes, scales, strict=True):
         drawn = draw_maps([ax], explanation, values[None], colors, low, high)
@@ -288,114 +303,139 @@ def concept_maps(explanation: Explanation, index: int) -> "Figure | None":
 
 
 def uploaded_path(payload: Any) -> str | None:
-    """The file as it was uploaded: Gradio's own reading tells nothing of what it cannot read."""
+    """Path of an uploaded file, which is read here: Gradio does not say why it cannot read an image."""
     return None if payload is None else payload.path
 
 
 def choices(first: str, names: Sequence[str]) -> list[tuple[str, int]]:
-    """Names for a list to choose from, by their places, after what is automatic."""
+    """Choices of a list: names with their indices, after the automatic one, which is called `first`."""
     return [(first, AUTOMATIC), *((name, i) for i, name in enumerate(names))]
 
 
-def build_app(model: Any, processor: Any, title: str, examples: Sequence[str | os.PathLike] = ()) -> gr.Blocks:
+def show(
+    corrected: CorrectedExplanation | None, label_id: int, other_id: int, index: int
+) -> tuple[str, "Figure | None"]:
+    """Makes the table and the maps of what a visitor chose, or says what is wrong with the choice."""
+    if corrected is None:
+        return "", None
+    try:
+        before, after = choose_explanations(corrected, label_id, other_id)
+    except ValueError as error:
+        return alert(error), None
+    return contributions_table(before, after, bool(corrected.corrections)), concept_maps(after, index)
+
+
+def add_prediction(
+    concepts: Sequence[ModelConcept], examples: Sequence[str | os.PathLike]
+) -> tuple[list[gr.components.Component], list[gr.components.Component]]:
     """
-    The app, not yet started.
+    Adds the row of the image and its prediction to the app.
+
+    Returns:
+        The inputs, which are the image and the present and absent concepts; and the outputs, which are the predictions
+        before and after the changes, and what these changed.
+    """
+    settable = [(concept.title, i) for i, concept in enumerate(concepts)]
+    with gr.Row():
+        with gr.Column():
+            image = gr.Image(label="Image", sources=["upload", "clipboard"], height=320, elem_id="image")
+            # Not a subclass, as Gradio writes a file beside the code of each.
+            image.preprocess = uploaded_path  # type: ignore[method-assign,assignment]
+            if examples:
+                gr.Examples([str(path) for path in examples], image, label="Examples", api_visibility="private")
+        with gr.Column():
+            with gr.Row():
+                before = gr.Label(label="Prediction", num_top_classes=CLASSES, elem_id="before", min_width=200)
+                after = gr.Label(
+                    label="With your changes", num_top_classes=CLASSES, elem_id="after", min_width=200, visible=False
+                )
+            changes = gr.HTML(elem_id="outcome", elem_classes="ascent")
+            present, absent = (
+                gr.Dropdown(settable, value=[], multiselect=True, label=name, elem_id=name.lower())
+                for name in ("Present", "Absent")
+            )
+            gr.HTML(f'<p class="soft">{SET_BY_HAND}</p>', elem_classes="ascent")
+    return [image, present, absent], [before, after, changes]
+
+
+def add_explanation(
+    labels: Sequence[str], spatial: Sequence[str]
+) -> tuple[list[gr.components.Component], list[gr.components.Component]]:
+    """
+    Adds the row of the contributions and the maps to the app.
+
+    Returns:
+        The inputs, which are the class, the one to compare with, and the concept to map; and the outputs, which are
+        the table and the maps.
+    """
+
+    def dropdown(first: str, names: Sequence[str], label: str, elem_id: str) -> gr.Dropdown:
+        return gr.Dropdown(choices(first, names), value=AUTOMATIC, label=label, elem_id=elem_id)
+
+    with gr.Row():
+        with gr.Column():
+            with gr.Row():
+                label = dropdown("the predicted class", labels, "Explain", "label")
+                other = dropdown("no other class", labels, "Compare with", "other")
+            table = gr.HTML(elem_id="contributions", elem_classes="ascent")
+        with gr.Column(visible=bool(spatial)):
+            concept = dropdown("the concept that moves the score most", spatial, "Where in the image", "concept")
+            maps = gr.Plot(show_label=False, elem_id="maps", format="png")
+            gr.HTML(f'<p class="soft">{MAP_MEANING}</p>', elem_classes="ascent")
+    return [label, other, concept], [table, maps]
+
+
+def build_app(
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
+    title: str,
+    examples: Sequence[str | os.PathLike] = (),
+) -> gr.Blocks:
+    """
+    Builds the app, without starting it.
 
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
-        title: What the app is called, usually the model's name.
-        examples: Image files that a visitor can choose.
+        title (`str`): Title of the app, usually the model's name.
+        examples (`Sequence[str | os.PathLike]`, *optional*): Image files that a visitor can choose.
 
     Raises:
         ValueError: for another kind of model.
     """
     check_model_and_processor(model, processor)
-    config = model.config
-    concepts = model_concepts(config)
+    concepts = model_concepts(model.config)
     spatial = [concept.name for concept in concepts if concept.stream == "spatial"]
-    labels = [config.id2label[i] for i in range(config.num_labels)]
-    settable = [(concept.title, i) for i, concept in enumerate(concepts)]
 
-    def run(path: str | None, present: list[int], absent: list[int]) -> tuple[Intervention | None, Any, Any, str]:
+    def run(
+        path: str | None, present: list[int], absent: list[int]
+    ) -> tuple[CorrectedExplanation | None, Any, Any, str]:
         if path is None:
             return None, None, gr.Label(visible=False), ""
         try:
-            intervention = explain_both(model, processor, path, make_corrections(concepts, present, absent))
+            corrected = explain_both(model, processor, path, make_corrections(concepts, present, absent))
         except ValueError as error:
             return None, None, gr.Label(visible=False), alert(error)
-        after = gr.Label(scores(intervention.after), visible=bool(intervention.corrections))
-        return intervention, scores(intervention.before), after, outcome(intervention)
-
-    def show(
-        intervention: Intervention | None, label_id: int, other_id: int, index: int
-    ) -> tuple[str, "Figure | None"]:
-        if intervention is None:
-            return "", None
-        try:
-            before, after = choose_explanations(intervention, label_id, other_id)
-        except ValueError as error:
-            return alert(error), None
-        return contributions_table(before, after, bool(intervention.corrections)), concept_maps(after, index)
+        after = gr.Label(scores(corrected.after), visible=bool(corrected.corrections))
+        return corrected, scores(corrected.before), after, outcome(corrected)
 
     with gr.Blocks(title=title, analytics_enabled=False) as app:
         state = gr.State(None)
         gr.HTML(f"<h1>{html.escape(title)}</h1><p>{HELP}</p>", elem_classes="ascent")
-        with gr.Row():
-            with gr.Column():
-                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=320, elem_id="image")
-                # A subclass would do, but Gradio writes a file beside the code of each.
-                image.preprocess = uploaded_path  # type: ignore[method-assign,assignment]
-                if examples:
-                    gr.Examples([str(path) for path in examples], image, label="Examples", api_visibility="private")
-            with gr.Column():
-                with gr.Row():
-                    before = gr.Label(label="Prediction", num_top_classes=CLASSES, elem_id="before", min_width=200)
-                    after = gr.Label(
-                        label="With your changes",
-                        num_top_classes=CLASSES,
-                        elem_id="after",
-                        min_width=200,
-                        visible=False,
-                    )
-                changes = gr.HTML(elem_id="outcome", elem_classes="ascent")
-                present, absent = (
-                    gr.Dropdown(settable, value=[], multiselect=True, label=name, elem_id=name.lower())
-                    for name in ("Present", "Absent")
-                )
-                gr.HTML(f'<p class="soft">{SET_BY_HAND}</p>', elem_classes="ascent")
-        with gr.Row():
-            with gr.Column():
-                with gr.Row():
-                    label = gr.Dropdown(
-                        choices("the predicted class", labels), value=AUTOMATIC, label="Explain", elem_id="label"
-                    )
-                    other = gr.Dropdown(
-                        choices("no other class", labels), value=AUTOMATIC, label="Compare with", elem_id="other"
-                    )
-                table = gr.HTML(elem_id="contributions", elem_classes="ascent")
-            with gr.Column(visible=bool(spatial)):
-                concept = gr.Dropdown(
-                    choices("the concept that moves the score most", spatial),
-                    value=AUTOMATIC,
-                    label="Where in the image",
-                    elem_id="concept",
-                )
-                maps = gr.Plot(show_label=False, elem_id="maps", format="png")
-                gr.HTML(f'<p class="soft">{MAP_MEANING}</p>', elem_classes="ascent")
+        given, predicted = add_prediction(concepts, examples)
+        chosen, shown = add_explanation(class_names(model.config), spatial)
         gr.HTML(f'<p class="soft">{COMPETITION}</p>', elem_classes="ascent")
 
-        given, chosen = [image, present, absent], [state, label, other, concept]
-        given_changes = [image.change, present.change, absent.change]
-        chosen_changes = [label.change, other.change, concept.change]
         quiet: dict[str, Any] = {
             "trigger_mode": "always_last",
             "show_progress": "minimal",
             "api_visibility": "private",
         }
-        ran = gr.on(given_changes, run, given, [state, before, after, changes], **quiet)
-        ran.then(show, chosen, [table, maps], show_progress="hidden", api_visibility="private")
-        gr.on(chosen_changes, show, chosen, [table, maps], **quiet)
+        # Gradio makes the events of a component while it runs.
+        given_changes, chosen_changes = ([part.change for part in parts] for parts in (given, chosen))  # type: ignore[attr-defined]
+        ran = gr.on(given_changes, run, given, [state, *predicted], **quiet)
+        ran.then(show, [state, *chosen], shown, show_progress="hidden", api_visibility="private")
+        gr.on(chosen_changes, show, [state, *chosen], shown, **quiet)
     return app
 
 
@@ -404,12 +444,12 @@ def launch_app(app: gr.Blocks, port: int | None = None, wait: bool = True) -> st
     Starts the app, for this machine alone unless a Space or the environment variable GRADIO_SERVER_NAME says more.
 
     Args:
-        app: Made by [`build_app`].
-        port: Port to listen on; the first free one from 7860 by default.
-        wait: Whether to return only when the app ends.
+        app: app as [`build_app`] makes it.
+        port: port to listen on; by default the first free one from 7860 on.
+        wait: whether to return only when the app ends.
 
     Returns:
-        The app's local address.
+        Local address of the app.
 
     Raises:
         ValueError: for a port that is taken.

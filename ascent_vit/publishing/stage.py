@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that is published: made anew from a run or a model, so that nothing else of them goes out."""
+"""Writes the folder that is published anew from a run or a model, so that nothing else is sent."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ cdla-permissive-1.0 cdla-permissive-2.0 pddl odc-by odbl unlicense
 """
 OPEN_LICENSES = frozenset(_OPEN_NAMES.split())
 
-# What a reader of the card wants to know of the recipe.
+# Settings of the recipe that the card shows.
 CARD_SETTINGS = (
     "backbone",
     "learning_rate",
@@ -53,16 +53,16 @@ OFF = (None, 0, -1)
 @dataclass(frozen=True)
 class PublishOptions:
     """
-    What to say of a model that its folder does not.
+    Choices for the publication of a model that its folder does not tell.
 
     Args:
-        tag: tag that the published commit gets and the card's examples pin.
-        license: of the weights, by the Hub's name; "apache-2.0" by default.
+        tag: tag of the published commit, which the card's examples pin.
+        license: licence of the weights, by the Hub's name; "apache-2.0" by default.
         dataset_id: Hub id of the dataset that the figures were measured on.
-        dataset_name: what people call it.
-        data_license: its licence, by the Hub's name.
-        other_metrics: files of metrics of runs that differ in their seed only, for the spread.
-        include_images: whether to send pictures of images although no licence is known that allows it.
+        dataset_name: name that people use for the dataset.
+        data_license: licence of the dataset, by the Hub's name.
+        other_metrics: metrics files of runs that differ in their seed only, for the spread.
+        include_images: whether to send pictures of images even if no licence is known that allows it.
     """
 
     tag: str = "v1"
@@ -86,7 +86,7 @@ class PublishOptions:
 
 @dataclass(frozen=True)
 class Source:
-    """A folder to publish: where its model, records and pictures are."""
+    """Paths in a folder to publish: its model, records, pictures and card."""
 
     model_dir: Path
     records: Mapping[str, Path]
@@ -103,7 +103,7 @@ class StagedFile:
 
 
 def check_source(folder: Path, files: Sequence[Path]) -> None:
-    """ValueError for pickled weights, and for links that leave the folder."""
+    """Raises `ValueError` for pickled weights, and for links that leave the folder."""
     root = folder.resolve()
     for path in files:
         if not path.resolve().is_relative_to(root):
@@ -117,11 +117,11 @@ def check_source(folder: Path, files: Sequence[Path]) -> None:
 
 def find_source(folder: str | os.PathLike) -> Source:
     """
-    The parts of a run (`model/`, `metrics.json`, ...) or of a model's folder.
+    Finds the parts of a run (`model/`, `metrics.json`, ...) or of a model's folder.
 
     Raises:
         FileNotFoundError: for a folder that is missing or has no model.
-        ValueError: for another model, pickled weights, or links that leave the folder.
+        ValueError: for another kind of model, pickled weights, or links that leave the folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -142,11 +142,11 @@ def find_source(folder: str | os.PathLike) -> Source:
 
 
 def stage_model(source: Source, target: Path) -> None:
-    """Weights, configuration, image processor and code, written anew into the folder `target`."""
+    """Writes weights, configuration, image processor and code anew into the folder `target`."""
     import torch
 
     model = load_whole(source.model_dir)
-    # What a folder says of code elsewhere is not passed on: saving names the code that it writes.
+    # Code that the folder names may lie elsewhere: saving names the code that it writes instead.
     model.config.auto_map = {}
     model.save_pretrained(target)
     load_processor(source.model_dir).save_pretrained(target)
@@ -157,7 +157,7 @@ def stage_model(source: Source, target: Path) -> None:
 
 
 def read_records(source: Source) -> dict[str, Any]:
-    """Metrics, report and recipe of a run, as far as they are there, without what tells of this machine."""
+    """Reads metrics, report and recipe of a run, as far as they exist, without paths of this machine."""
     import yaml
 
     records: dict[str, Any] = {}
@@ -179,7 +179,7 @@ def read_records(source: Source) -> dict[str, Any]:
 
 
 def dataset_path(source: Source) -> str | None:
-    """The dataset as the run was given it, a path or a name."""
+    """Path or name of the dataset, as it was given to the run."""
     for name in ("recipe.json", "metrics.json"):
         if name in source.records:
             dataset = read_json(source.records[name]).get("dataset")
@@ -189,7 +189,7 @@ def dataset_path(source: Source) -> str | None:
 
 
 def find_data_license(dataset: str | None, options: PublishOptions) -> str | None:
-    """The licence of a dataset: as given, as known, or as the card in its folder or on the Hub says."""
+    """Licence of a dataset: the given or the known one, or that of the card in its folder or on the Hub."""
     from huggingface_hub import DatasetCard
 
     if options.data_license is not None:
@@ -203,14 +203,14 @@ def find_data_license(dataset: str | None, options: PublishOptions) -> str | Non
             licence = DatasetCard.load(options.dataset_id).data.get("license")
         else:
             return None
-    # A card that cannot be had says nothing of the licence: pictures then stay here.
+    # Without a card the licence is unknown, and pictures are not sent.
     except (OSError, ValueError):
         return None
     return licence if isinstance(licence, str) else None
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of a metrics file that a card can show."""
+    """Picks the figures of a metrics file that a card can show."""
     return {
         name: float(metrics[name])
         for name in METRIC_MEANINGS
@@ -219,36 +219,36 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def whole_number(value: Any) -> int | None:
-    """The value where it is a whole number, as a seed is."""
+    """The value if it is a whole number, as a seed is."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def run_figures(metrics: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of a run: those of its training, and over them those of `ascent-vit evaluate`."""
+    """Figures of a run: those of its training, replaced by those of `ascent-vit evaluate` of the same name."""
     return numbers(metrics) | numbers(evaluation)
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Figures and seed of a run from its metrics file, and `evaluation.json` beside it where there is one."""
+    """Reads figures and seed of a run from its metrics file, and from `evaluation.json` beside it if there is one."""
     metrics, beside = read_json(path), path.with_name("evaluation.json")
     evaluation = read_json(beside) if beside.is_file() else {}
     return run_figures(metrics, evaluation) | {"seed": whole_number(metrics.get("seed"))}
 
 
 def base_model(model_dir: Path) -> str | None:
-    """Hub id of the backbone, where the model was built on one."""
+    """Hub id of the backbone, if the model was built on one of the Hub."""
     name = read_json(model_dir / "config.json")["backbone_config"].get("_name_or_path") or ""
     return name if name.count("/") == 1 and not name.startswith(("/", ".", "~")) else None
 
 
 def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known: Any) -> ModelCardContent:
-    """What a card says of a run, from its records; `known` are the other fields of the content."""
+    """Makes the content of a card from the records of a run; `known` are the other fields of the content."""
     metrics, recipe = records.get("metrics.json", {}), records.get("recipe.yaml", {})
     datasets = [record["dataset"] for record in (recipe, metrics) if isinstance(record.get("dataset"), str)]
     dataset = datasets[0] if datasets else None
     command = None
     if recipe:
-        # What is not the package's must be given again, by its place on the reader's machine or its id.
+        # A dataset that is not the package's has another path on the reader's machine.
         given = "" if dataset in PACKAGED_DATASETS else f" --dataset {known.get('dataset_id') or 'ID_OR_DIR'}"
         command = f"ascent-vit train --recipe {RECORDS}/recipe.yaml{given} --output DIR"
     settings = {name: recipe[name] for name in CARD_SETTINGS if recipe.get(name) not in OFF}
@@ -269,7 +269,7 @@ def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known
 def make_card(
     target: Path, repo_id: str, records: Mapping[str, Any], dataset: str | None, options: PublishOptions
 ) -> str:
-    """The card of a model that has none."""
+    """Writes the card of a model that has none."""
     name = options.dataset_name or options.dataset_id or (Path(dataset).name if dataset else None)
     if name is None:
         raise ValueError("Nothing says what the model was trained on: give --dataset-name, for the card.")
@@ -297,7 +297,7 @@ def make_card(
 
 
 def stage_pictures(source: Source, target: Path, dataset: str | None, options: PublishOptions) -> bool:
-    """Copies pictures where that is allowed, their pixels alone; whether it was."""
+    """Copies the pixels of the pictures if that is allowed, and returns whether it was."""
     from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
     if source.pictures is None:
@@ -310,7 +310,7 @@ def stage_pictures(source: Source, target: Path, dataset: str | None, options: P
 
 
 def eval_results(records: Mapping[str, Any], dataset_id: str) -> str:
-    """The figures of the weights as the Hub's evaluation results, YAML."""
+    """Writes the figures of the weights as the Hub's evaluation results, in YAML."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -329,19 +329,19 @@ def stage(
     """
     Writes what is published of a run or a model into an empty folder, and checks it.
 
-    That is weights as safetensors, configuration, image processor, the code that they need, the card `README.md`, the
-    recipe, metrics and report of the run in `training/`, figures in `.eval_results/` where the dataset is one of the
-    Hub, and `explanations.png` where the licence of the images allows it. A card that is there already is kept; its
+    These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`,
+    the recipe, metrics and report of the run in `training/`, figures in `.eval_results/` if the dataset is one of the
+    Hub, and `explanations.png` if the licence of the images allows it. A card that exists already is kept; its
     examples load the repository at the tag. Absolute paths are cut to their last part.
 
     Args:
-        folder: of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
-        target: an empty folder that exists.
-        repo_id: Hub id that the card names.
-        options: what else to say, and to send.
+        folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
+        target: folder to write, which exists and is empty.
+        repo_id: Hub id of the model, for the card.
+        options: choices for the publication; by default those of [`PublishOptions`].
 
     Returns:
-        The files, by path.
+        The files, sorted by path.
 
     Raises:
         FileNotFoundError: for a folder without a model.

@@ -28,7 +28,7 @@ GREY = "#555555"
 
 
 def scan(number: int) -> Image.Image:
-    """A scan of 8 x 8 pixels as MNIST has its digits: 20 x 20 pixels in the middle of 28 x 28."""
+    """Enlarges a scan of 8 x 8 pixels to MNIST's layout: 20 x 20 pixels in the middle of 28 x 28."""
     pixels = np.round(load_digits().images[number] * (255 / 16)).astype(np.uint8)
     image = Image.new("L", (28, 28))
     image.paste(Image.fromarray(pixels).resize((20, 20), Image.Resampling.BICUBIC), (4, 4))
@@ -36,7 +36,7 @@ def scan(number: int) -> Image.Image:
 
 
 def draw_bars(ax, explanation: Explanation):
-    """The concepts that moved the score most, and what is left to the sum."""
+    """Draws the concepts that moved the score most, and the rest of the sum."""
     concepts = explanation.top(BARS)
     values = [concept.contribution for concept in concepts]
     bars = ax.barh(range(BARS), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])

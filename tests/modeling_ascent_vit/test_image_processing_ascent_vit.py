@@ -451,6 +451,16 @@ def test_maps_come_back_to_where_the_annotation_is(processor_class, geometry):
         assert torch.equal(there["spatial_concept_targets"], inputs["spatial_concept_targets"])
 
 
+def test_patch_axes_are_those_of_the_processors_own_settings(processor_class):
+    crop = {"do_center_crop": True, "crop_size": {"height": 48, "width": 32}}
+    vertical, horizontal = processor_class(size={"shortest_edge": 64}, patch_size=(8, 16), **crop).patch_axes((32, 50))
+    assert (vertical.original, vertical.resized, vertical.crop_start, vertical.cropped) == (32, 64, 8, 48)
+    assert (horizontal.original, horizontal.resized, horizontal.crop_start, horizontal.cropped) == (50, 100, 34, 32)
+    assert (vertical.num_patches, horizontal.num_patches) == (6, 2)
+    with pytest.raises(ValueError, match="has no patch"):
+        processor_class(do_resize=False).patch_axes((15, 40))
+
+
 def test_post_process_concepts(processor_class, make_config):
     config = make_config()
     model = AscentViTForImageClassification(config).eval()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations drawn: figures, pages and tables."""
+"""Draws explanations: figures, pages and tables."""

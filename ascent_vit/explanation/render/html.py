@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations as web pages: image, signed contributions, concept maps on pointing, two classes compared."""
+"""Writes explanations as web pages: image, signed contributions, concept maps on pointing, two classes compared."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..explanation import Contrast, Explanation
+from ..decomposition import Decomposition
 from .plot import ATTENTION_COLORS, CONTRIBUTION_COLORS
 
 
@@ -25,13 +25,13 @@ LOSSLESS_PIXELS = 256 * 256
 
 
 def explanation_to_html(
-    explanation: Explanation,
+    explanation: Decomposition,
     classes: int = 10,
     top: int = 12,
     truth: str | None = None,
 ) -> str:
     """
-    One self-contained HTML page that explains a prediction and loads nothing from elsewhere.
+    Writes one self-contained HTML page that explains a prediction and loads nothing from elsewhere.
 
     It shows the image, the sum that makes the logit, and the ranked concepts. Pointing at a concept, by mouse, touch
     or keyboard, draws its contribution or attention over the image, interpolated as in
@@ -39,16 +39,17 @@ def explanation_to_html(
     with; for a [`~ascent_vit.explanation.Contrast`] the page opens with its two classes.
 
     Args:
-        explanation ([`~ascent_vit.explanation.Explanation`]): What to show.
+        explanation ([`~ascent_vit.explanation.Explanation`]): Explanation to show.
         classes (`int`, *optional*, defaults to 10):
-            Classes to choose from, those of the highest scores. The predicted and the explained classes are always
-            there.
+            Number of classes to choose from, those of the highest scores. The predicted and the explained classes
+            are always among them.
         top (`int`, *optional*, defaults to 12):
-            Concepts to list at first, those of the largest contribution of either sign; a button shows the others.
-        truth (`str`, *optional*): Name of the right class, for the header.
+            Number of concepts to list at first, those of the largest contribution of either sign; a button shows the
+            others.
+        truth (`str`, *optional*): Name of the true class, for the header.
 
     Returns:
-        `str`: The page. The image is in it with at most 2**20 pixels.
+        `str`: The page, which holds the image reduced to at most 2**20 pixels.
 
     Raises:
         ValueError: for `classes` or `top` below 1.
@@ -57,11 +58,7 @@ def explanation_to_html(
         raise ValueError(f"classes must be 1 or more classes to choose from; got {classes}.")
     if top < 1:
         raise ValueError(f"top must be 1 or more concepts; got {top}.")
-    other_id = explanation.other_id if isinstance(explanation, Contrast) else None
-    chosen = choose_classes(explanation, other_id, classes)
-    question = f"Why {explanation.label}?"
-    if other_id is not None:
-        question = f"Why {explanation.label} and not {explanation.labels[other_id]}?"
+    chosen = choose_classes(explanation, classes)
     summary = f"Predicted: {explanation.predicted_label}, probability {explanation.predicted_score:.1%}."
     if truth is not None:
         summary += f" Right class: {truth}."
@@ -73,7 +70,7 @@ def explanation_to_html(
     script = read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     fields = {
-        "title": html.escape(question),
+        "title": html.escape(explanation.question),
         "summary": html.escape(summary),
         "image": image_uri(explanation.image),
         "image_alt": html.escape(f"The explained image, {width} x {height} pixels"),
@@ -83,9 +80,9 @@ def explanation_to_html(
         "style": read("page.css"),
         "script": script,
         "script_hash": f"sha256-{digest}",
-        "data": json_in_html(page_data(explanation, other_id, chosen, top)),
+        "data": json_in_html(page_data(explanation, chosen, top)),
     }
-    # In one pass: what is filled in is not searched again.
+    # One pass, so that a name that looks like a field is left as it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], read("page.html"))
 
 
@@ -94,28 +91,29 @@ def read(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
-def choose_classes(explanation: Explanation, other_id: int | None, number: int) -> list[int]:
+def choose_classes(explanation: Decomposition, number: int) -> list[int]:
     """The classes of the highest scores, highest first, with the predicted one and those explained among them."""
     ranked = np.argsort(-explanation.logits, kind="stable").tolist()
-    needed = {ranked[0], explanation.label_id} | ({other_id} if other_id is not None else set())
+    needed = {ranked[0], *explanation.class_ids}
     rest = [index for index in ranked if index not in needed][: max(number - len(needed), 0)]
     return [index for index in ranked if index in needed or index in rest]
 
 
-def page_data(explanation: Explanation, other_id: int | None, classes: list[int], top: int) -> dict[str, Any]:
-    """What the page's script reads; arrays as base64 of float32 in C order, of K chosen classes."""
+def page_data(explanation: Decomposition, classes: list[int], top: int) -> dict[str, Any]:
+    """Data of the page's script; arrays of the chosen classes as base64 of float32 in C order."""
     from matplotlib import colormaps
 
+    shown, *others = (classes.index(index) for index in explanation.class_ids)
     places = np.linspace(0, 1, PALETTE_SIZE)
     palettes = {"attention": ATTENTION_COLORS, "contribution": CONTRIBUTION_COLORS}
     return {
         "width": explanation.image.width,
         "height": explanation.image.height,
-        "axes": patch_axes(explanation),
+        "axes": axis_shares(explanation),
         "grid": list(explanation.patch_attention_heads.shape[-2:]),
         "classes": [explanation.labels[index] for index in classes],
-        "shown": classes.index(explanation.label_id),
-        "other": -1 if other_id is None else classes.index(other_id),
+        "shown": shown,
+        "other": others[0] if others else -1,
         "concepts": [
             {"name": name, "stream": stream, "index": index}
             for stream, names in explanation.concept_names.items()
@@ -133,30 +131,18 @@ def page_data(explanation: Explanation, other_id: int | None, classes: list[int]
     }
 
 
-def patch_axes(explanation: Explanation) -> list[dict[str, Any]]:
+def axis_shares(explanation: Decomposition) -> list[dict[str, Any]]:
     """
-    Where patches lie along the height and the width, as shares of the original image's side: `start` of the first
-    patch, length of a `patch`, and the part that is `seen` by the model.
+    Geometry of the patches along the height and the width, as shares of the original image's side: `start` of the
+    first patch, length of a `patch`, and the part that is `seen` by the model.
     """
-    processor = explanation.processor
-    size = (explanation.image.height, explanation.image.width)
-    # The geometry that `resize_concept_maps` draws maps with.
-    axes = processor._patch_axes(
-        size,
-        None,
-        processor.do_resize,
-        processor.size,
-        processor.do_center_crop,
-        processor.crop_size,
-        processor.patch_size,
-    )
     return [
         {
             "start": axis.crop_start / axis.resized,
             "patch": axis.patch / axis.resized,
             "seen": [axis.crop_start / axis.resized, (axis.crop_start + axis.cropped) / axis.resized],
         }
-        for axis in axes
+        for axis in explanation.processor.patch_axes((explanation.image.height, explanation.image.width))
     ]
 
 
@@ -166,7 +152,7 @@ def encode(values: np.ndarray) -> str:
 
 
 def image_uri(image: Image.Image) -> str:
-    """The image as a data URI: PNG where it is small, so that no pixel changes, else JPEG."""
+    """The image as a data URI: PNG if it is small, so that no pixel changes, else JPEG."""
     scale = math.sqrt(MOST_PIXELS / (image.width * image.height))
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
@@ -179,7 +165,7 @@ def image_uri(image: Image.Image) -> str:
 
 
 def json_in_html(data: Any) -> str:
-    """JSON that can stand in a script element: no name in it can end the element or open a comment."""
+    """Writes JSON for a script element, in which no name can end the element or open a comment."""
     text = json.dumps(data, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of explanations: image, signed contributions, and where the concepts were seen."""
+"""Draws figures of explanations: image, signed contributions, and where the concepts were seen."""
 
 import os
 import re
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..explanation import ConceptContribution, Contrast, Explanation
+from ..decomposition import ConceptContribution, Decomposition
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 
-# Both colour maps can be read with any kind of colour vision: cividis is sequential, orange to purple is diverging
-# (ColorBrewer). Positive is purple.
+# Colour maps for any kind of colour vision: cividis is sequential, ColorBrewer's orange to purple is diverging, with
+# purple for positive.
 ATTENTION_COLORS = "cividis"
 CONTRIBUTION_COLORS = "PuOr"
 POSITIVE, NEGATIVE = "#5e3c99", "#e66101"
@@ -27,19 +27,19 @@ MAP_OPACITY = 0.75
 ROW_SIZE = (12.0, 3.4)  # inches
 MAP_SIZE = 2.2  # inches
 SIDE = {"ha": "right", "va": "center"}
-# Of a longer image nothing could be seen: it is drawn stretched.
+# Largest ratio of the sides of a drawn image: a longer one is stretched, as nothing could be seen in it.
 LONGEST_SHAPE = 6
-# Finer than a figure shows; drawing every pixel of a photograph takes long.
+# Largest side of a drawn image, which is finer than a figure shows: all pixels of a photograph take long to draw.
 LONGEST_SIDE = 1200  # pixels
 
 
-def plot_explanation(explanation: Explanation, top: int = 5, truth: str | None = None) -> "Figure":
-    """Draws one explanation, see [`Explanation.plot`]."""
+def plot_explanation(explanation: Decomposition, top: int = 5, truth: str | None = None) -> "Figure":
+    """Draws one explanation, see [`~ascent_vit.explanation.Explanation.plot`]."""
     return plot_rows([explanation], top, None if truth is None else [truth])
 
 
 def plot_grid(
-    explanations: Sequence[Explanation],
+    explanations: Sequence[Decomposition],
     path: str | os.PathLike,
     truths: Sequence[str] | None = None,
     top: int = 5,
@@ -49,10 +49,11 @@ def plot_grid(
     Writes one PNG with a row per explanation: image, top concepts with their contributions, maps on a common scale.
 
     Args:
-        explanations (`Sequence[Explanation]`): What to draw, one or more.
+        explanations (`Sequence[Explanation]`): Explanations to draw, one or more.
         path (`str` or `os.PathLike`): File to write, whole or not at all.
-        truths (`Sequence[str]`, *optional*): Names of the right classes.
-        top (`int`, *optional*, defaults to 5): Concepts to show, those of the largest contribution of either sign.
+        truths (`Sequence[str]`, *optional*): Names of the true classes.
+        top (`int`, *optional*, defaults to 5):
+            Number of concepts to show, those of the largest contribution of either sign.
         dpi (`int`, *optional*, defaults to 110): Pixels per inch; a row is 12 inches wide.
 
     Raises:
@@ -63,14 +64,14 @@ def plot_grid(
     write_figure(path, plot_rows(explanations, top, truths), dpi)
 
 
-def plot_heads(explanation: Explanation, top: int = MAPS) -> "Figure":
+def plot_heads(explanation: Decomposition, top: int = MAPS) -> "Figure":
     """
     Draws the attention of each head to the `top` spatial concepts, one row per head, on a common scale.
 
     Args:
-        explanation ([`~ascent_vit.explanation.Explanation`]): What to draw.
+        explanation ([`~ascent_vit.explanation.Explanation`]): Explanation to draw.
         top (`int`, *optional*, defaults to 3):
-            Spatial concepts to show, those of the largest contribution of either sign.
+            Number of spatial concepts to show, those of the largest contribution of either sign.
 
     Returns:
         `matplotlib.figure.Figure`
@@ -89,13 +90,14 @@ def plot_heads(explanation: Explanation, top: int = MAPS) -> "Figure":
     return plot_maps(explanation, heads, titles, sides, "attention")
 
 
-def plot_levels(explanation: Explanation) -> "Figure":
+def plot_levels(explanation: Decomposition) -> "Figure":
     """
     Draws where the deformable attention looked in each level of the pyramid, on a common scale: the share of its
     weight that fell on each patch, from all patches and heads.
 
     Args:
-        explanation ([`~ascent_vit.explanation.Explanation`]): What to draw, made by `explain(..., fusion=True)`.
+        explanation ([`~ascent_vit.explanation.Explanation`]):
+            Explanation to draw, made by `explain(..., fusion=True)`.
 
     Returns:
         `matplotlib.figure.Figure`
@@ -110,9 +112,9 @@ def plot_levels(explanation: Explanation) -> "Figure":
 
 
 def plot_maps(
-    explanation: Explanation, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
+    explanation: Decomposition, maps: np.ndarray, titles: list[list[str]], sides: list[str], unit: str
 ) -> "Figure":
-    """A figure of patch maps from 0, `(rows, columns, h, w)`, on a common scale."""
+    """Draws patch maps without negative values, `(rows, columns, h, w)`, on a common scale from 0."""
     from ascent_vit.utils.figures import NotebookFigure
 
     rows, columns = maps.shape[:2]
@@ -130,8 +132,8 @@ def plot_maps(
     return figure
 
 
-def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[str] | None) -> "Figure":
-    """A figure with one row per explanation, maps on a common scale."""
+def plot_rows(explanations: Sequence[Decomposition], top: int, truths: Sequence[str] | None) -> "Figure":
+    """Draws a row per explanation, with the maps on a common scale."""
     from ascent_vit.utils.figures import NotebookFigure
 
     if not explanations:
@@ -149,7 +151,7 @@ def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[st
     rows = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for i, (row, explanation) in enumerate(zip(rows, explanations, strict=True)):
         draw_row(row, explanation, top, mapped[i], truths[i] if truths else None, attention_limit, contribution_limit)
-    # Room for a high title is measured before its image has shrunk to make it: the second time it is enough.
+    # The layout measures a high title before it shrinks the image below it: only a second pass leaves room enough.
     engine = figure.get_layout_engine()
     if engine is not None and any(ax.get_title().count("\n") > 1 for ax in figure.axes):
         engine.execute(figure)
@@ -157,18 +159,18 @@ def plot_rows(explanations: Sequence[Explanation], top: int, truths: Sequence[st
 
 
 def top_of(*maps: np.ndarray) -> float:
-    """Largest size of a value; above 0, so that it can be the end of a scale."""
+    """Largest absolute value in maps; above 0, so that it can be the end of a scale."""
     return max([*(float(np.abs(values).max()) for values in maps), 1e-12])
 
 
 def largest(patch_maps: list[np.ndarray], concepts: list[list[ConceptContribution]]) -> float:
-    """Largest size of a value in the maps that are shown."""
+    """Largest absolute value in the maps of the given concepts, a list of them per explanation."""
     return top_of(*[maps[c.index] for maps, row in zip(patch_maps, concepts, strict=True) for c in row])
 
 
 def draw_row(
     figure: "SubFigure",
-    explanation: Explanation,
+    explanation: Decomposition,
     top: int,
     mapped: list[ConceptContribution],
     truth: str | None,
@@ -181,11 +183,10 @@ def draw_row(
     draw_bars(figure.add_subplot(grid[:, 1]), explanation, top)
     if not mapped:
         return
-    contribution = "difference of\ncontributions" if isinstance(explanation, Contrast) else "contribution"
     attention, contributions = explanation.patch_attention, explanation.patch_contributions
     scales = (
         ("attention", attention, ATTENTION_COLORS, 0, attention_limit),
-        (contribution, contributions, CONTRIBUTION_COLORS, -contribution_limit, contribution_limit),
+        (wrapped(explanation.unit, 20), contributions, CONTRIBUTION_COLORS, -contribution_limit, contribution_limit),
     )
     for i, (unit, patch_maps, colors, low, high) in enumerate(scales):
         axes = [figure.add_subplot(grid[i, 2 + j]) for j in range(columns)]
@@ -196,8 +197,8 @@ def draw_row(
         add_scale(figure, drawn, axes, unit)
 
 
-def draw_maps(axes, explanation: Explanation, patch_maps: np.ndarray, colors: str, low: float, high: float):
-    """Patch maps `(n, h, w)` over the image in grey; returns the last, for a scale."""
+def draw_maps(axes, explanation: Decomposition, patch_maps: np.ndarray, colors: str, low: float, high: float):
+    """Draws patch maps `(n, h, w)` over the image in grey; returns the last drawn map, for a scale."""
     drawn = None
     rows, columns = (thinned(side) for side in (explanation.image.height, explanation.image.width))
     for ax, concept_map in zip(axes, explanation.resize(patch_maps)[..., rows, columns], strict=True):
@@ -209,7 +210,7 @@ def draw_maps(axes, explanation: Explanation, patch_maps: np.ndarray, colors: st
 
 
 def thinned(side: int) -> slice:
-    """Evenly spaced pixels along a side, all of them where they are few."""
+    """Evenly spaced pixels along a side, at most `LONGEST_SIDE`."""
     step = -(-side // LONGEST_SIDE)
     return slice(step // 2, None, step)
 
@@ -221,7 +222,7 @@ def add_scale(figure, drawn, axes, unit: str):
 
 
 def show(ax, picture, **kwargs):
-    """The picture without axes, in its own shape unless that is too long to see anything."""
+    """Draws a picture without axes, in its own shape unless that is longer than `LONGEST_SHAPE`."""
     height, width = np.shape(picture)[:2]
     shape = width / height
     drawn = ax.imshow(picture, aspect=shape / np.clip(shape, 1 / LONGEST_SHAPE, LONGEST_SHAPE), **kwargs)
@@ -229,12 +230,14 @@ def show(ax, picture, **kwargs):
     return drawn
 
 
-def draw_image(ax, explanation: Explanation, truth: str | None):
+def draw_image(ax, explanation: Decomposition, truth: str | None):
     lines = [f"predicted: {shorten(explanation.predicted_label, 36)}, {explanation.predicted_score:.1%}"]
     if explanation.label_id != explanation.predicted_id:
         lines.append(f"explained: {shorten(explanation.label, 36)}, {explanation.score:.1%}")
-    if isinstance(explanation, Contrast):
-        lines.append(f"compared with: {shorten(explanation.other_label, 36)}, {explanation.other_score:.1%}")
+    for other in explanation.class_ids[1:]:
+        lines.append(
+            f"compared with: {shorten(explanation.labels[other], 36)}, {explanation.probabilities[other]:.1%}"
+        )
     if truth is not None:
         lines.append(f"truth: {shorten(truth, 36)}")
     image = explanation.image.copy()
@@ -243,7 +246,7 @@ def draw_image(ax, explanation: Explanation, truth: str | None):
     ax.set_title("\n".join(wrapped(line, 26) for line in lines), fontsize=9, parse_math=False)
 
 
-def draw_bars(ax, explanation: Explanation, top: int):
+def draw_bars(ax, explanation: Decomposition, top: int):
     concepts = explanation.top(top)
     values = [concept.contribution for concept in concepts]
     bars = ax.barh(range(len(concepts)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
@@ -259,25 +262,25 @@ def draw_bars(ax, explanation: Explanation, top: int):
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
-    label = shorten(explanation.label, 24)
-    # On one line, a long name would run into the maps beside it.
-    title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
-    if isinstance(explanation, Contrast):
-        title = f'why "{shorten(explanation.label, 24)}"\nand not "{shorten(explanation.other_label, 24)}"'
-        bias, logit = "biases", "logits"
+    label, *others = (shorten(explanation.labels[index], 24) for index in explanation.class_ids)
+    if others:
+        title, bias, logit = f'why "{label}"\nand not "{others[0]}"', "biases", "logits"
+    else:
+        # On one line, a long name would run into the maps beside it.
+        title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
     ax.set_title(title, fontsize=10, parse_math=False)
     sums = f"other concepts {rest:+.3g}, {bias} {explanation.class_bias:+.3g}, {logit} {explanation.logit:+.3g}"
     ax.set_xlabel(sums, fontsize=8, parse_math=False)
 
 
 def shorten(text: str, width: int) -> str:
-    """The text on one line of at most `width` characters."""
+    """Cuts a text to one line of at most `width` characters."""
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def wrapped(text: str, width: int) -> str:
-    """The text on up to two lines of about `width` characters, broken after spaces or the marks that join words."""
+    """Breaks a text into up to two lines of about `width` characters, after spaces or the marks that join words."""
     joints = re.compile(r"(?<=[_:/])(?=[^_:/])")
     wrapper = textwrap.TextWrapper(width, expand_tabs=False, replace_whitespace=False, max_lines=2, placeholder="…")
     lines = wrapper.wrap(joints.sub("\t", " ".join(text.split())))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explanations of many images as one parquet file."""
+"""Writes explanations of many images as one parquet file."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..explanation import Explanation
+from ..decomposition import Decomposition
 
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ ROW_GROUP_SIZE = 256
 
 
 def fixed_lists(values: np.ndarray) -> "pa.Array":
-    """An array `(n, ...)` of numbers as n lists of fixed length, nested as deep as it has axes."""
+    """Makes n lists of fixed length, nested as deep as the array has axes, of an array `(n, ...)` of numbers."""
     import pyarrow as pa
 
     array = pa.array(values.reshape(-1))
@@ -29,8 +29,8 @@ def fixed_lists(values: np.ndarray) -> "pa.Array":
     return array
 
 
-def to_table(rows: Sequence[tuple[int, str | None, str | None, Explanation]], maps: bool) -> "pa.Table":
-    """Rows of index, file, right class and explanation as a table, see [`ExplanationTable`]."""
+def to_table(rows: Sequence[tuple[int, str | None, str | None, Decomposition]], maps: bool) -> "pa.Table":
+    """Makes a table of rows of index, file, true class and explanation, see [`ExplanationTable`]."""
     import pyarrow as pa
 
     explanations = [explanation for _, _, _, explanation in rows]
@@ -68,7 +68,7 @@ class ExplanationTable:
     Writes explanations to a parquet file, 256 rows at a time, so that memory stays flat. The file appears when the
     block ends without an error; without any row there is none.
 
-    A row has `index`, `file` and `label` (the right class) where they are known, `predicted` and `predicted_score`,
+    A row has `index`, `file` and `label` (the true class) if they are known, `predicted` and `predicted_score`,
     `explained` and its `score`, `logits` (K), `logit` and `class_bias` of the explained class, `contributions` to it
     and `attention` (G + S + U each), and `additivity_error`; with maps also `patch_attention` and
     `patch_contributions` (S, h, w). Contributions and `class_bias` sum to `logit`. The file's metadata has the names
@@ -77,7 +77,7 @@ class ExplanationTable:
 
     Args:
         path (`str` or `os.PathLike`): File to write.
-        maps (`bool`, *optional*, defaults to `False`): Whether to write the maps.
+        maps (`bool`, *optional*, defaults to `False`): Whether to write the patch maps.
 
     Example:
 
@@ -91,11 +91,19 @@ class ExplanationTable:
     def __init__(self, path: str | os.PathLike, maps: bool = False):
         self.path, self.maps = Path(path), maps
         self.partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        self.rows: list[tuple[int, str | None, str | None, Explanation]] = []
+        self.rows: list[tuple[int, str | None, str | None, Decomposition]] = []
         self.writer: Any = None
 
-    def write(self, explanation: Explanation, index: int, file: str | None = None, label: str | None = None) -> None:
-        """Adds one row."""
+    def write(self, explanation: Decomposition, index: int, file: str | None = None, label: str | None = None) -> None:
+        """
+        Adds one row.
+
+        Args:
+            explanation ([`Explanation`]): Explanation of the image.
+            index (`int`): Index of the image.
+            file (`str`, *optional*): File of the image.
+            label (`str`, *optional*): Name of the true class.
+        """
         self.rows.append((index, file, label, explanation))
         if len(self.rows) == ROW_GROUP_SIZE:
             self._flush()

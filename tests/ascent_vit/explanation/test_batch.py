@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascent_vit.cli.inputs import load_model
-from ascent_vit.explanation.batch import Export, cut_into_shares, export_explanations
+from ascent_vit.explanation.batch import BatchJob, cut_into_shares, explain_many
 from ascent_vit.explanation.sources import DatasetImages, ImageFiles
 
 
@@ -35,15 +35,15 @@ def test_errors_of_a_process_are_the_callers(image, tmp_path):
     for i in range(4):
         image.save(tmp_path / f"{i}.png")
     load = partial(load_model, str(tmp_path / "nowhere"))
-    export = Export(load, ImageFiles([str(tmp_path)]), tmp_path, ("json",), batch_size=1)
+    job = BatchJob(load, ImageFiles([str(tmp_path)]), tmp_path, ("json",), batch_size=1)
     with pytest.raises(FileNotFoundError, match="no model folder"):
-        export_explanations(export, processes=2)
+        explain_many(job, processes=2)
     assert not list(tmp_path.glob("*.json"))
 
 
 def test_streams_have_one_process_and_processes_are_counted(image, tmp_path):
-    export = Export(lambda: (None, None), DatasetImages(stream(image)), tmp_path, ("json",))
+    job = BatchJob(lambda: (None, None), DatasetImages(stream(image)), tmp_path, ("json",))
     with pytest.raises(ValueError, match="A stream is read by one process"):
-        export_explanations(export, processes=2)
+        explain_many(job, processes=2)
     with pytest.raises(ValueError, match="processes must be 1 or more"):
-        export_explanations(export, processes=0)
+        explain_many(job, processes=0)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Explanations as results: sums, other classes, contrasts, maps, files."""
 
+import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -164,3 +166,13 @@ def test_other_suffixes_are_refused(model_and_processor, image, tmp_path):
     with pytest.raises(ValueError, match="saved as .json, .png or .html; got file.pdf"):
         explain(*model_and_processor, image).save(tmp_path / "file.pdf")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_explanations_are_pickled_and_replaced(model_and_processor, image, compared):
+    explanation = explain(*model_and_processor, image)
+    if compared:
+        explanation = explanation.contrast(0, 1)
+    for other in (pickle.loads(pickle.dumps(explanation)), dataclasses.replace(explanation)):
+        assert type(other) is type(explanation)
+        assert other.to_dict(maps=True) == explanation.to_dict(maps=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ascent_vit.explanation import Explanation
-from ascent_vit.explanation.render.html import explanation_to_html, patch_axes
+from ascent_vit.explanation.render.html import axis_shares, explanation_to_html
 from modeling_ascent_vit import AscentViTImageProcessor
 
 
@@ -175,7 +175,7 @@ def test_geometry_is_that_of_the_maps(size, kind):
 
     # As the page's script does it, in numpy.
     weights = []
-    for axis, side, count in zip(patch_axes(explanation), size[::-1], grid, strict=True):
+    for axis, side, count in zip(axis_shares(explanation), size[::-1], grid, strict=True):
         position = (np.arange(side) + 0.5) / side
         place = np.clip((position - axis["start"]) / axis["patch"] - 0.5, 0, count - 1)
         hats = np.maximum(1 - np.abs(place[:, None] - np.arange(count)), 0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corrections by hand: what the model would say, had it seen a concept that it missed, or not seen one."""
+"""`intervene`: what the model would say, had it seen a concept that it missed, or not seen one."""
 
 import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from .inputs import ImageInput, is_single, read_image
 from .names import find_concept
 
 
+if TYPE_CHECKING:
+    from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+
 Concept = str | tuple[str, str]
 Correction = str | float | Mapping[str, Any]
 
@@ -23,14 +26,14 @@ REGION_KEYS = ("bbox", "xy", "mask")
 
 
 @dataclass(frozen=True, eq=False)
-class Intervention:
+class CorrectedExplanation:
     """
-    An explanation beside that of the same image with some concepts set by hand.
+    The explanations of an image without and with some concepts set by hand.
 
     Args:
-        before ([`Explanation`]): What the model says by itself.
-        after ([`Explanation`]): What it says with the corrections.
-        corrections (`dict`): What was set, as it was given.
+        before ([`Explanation`]): Explanation of what the model says by itself.
+        after ([`Explanation`]): Explanation of what it says with the corrections.
+        corrections (`dict`): The corrections, as they were given.
     """
 
     before: Explanation
@@ -39,7 +42,7 @@ class Intervention:
 
     @property
     def change(self) -> np.ndarray:
-        """What the corrections added to each logit, `(K,)`, float32."""
+        """Change of each logit by the corrections, `(K,)`, float32."""
         return self.after.logits - self.before.logits
 
     @property
@@ -56,7 +59,7 @@ class Intervention:
 def concept_places(
     corrections: Mapping[Concept, Correction], concept_names: dict[str, list[str]]
 ) -> dict[str, dict[int, Correction]]:
-    """The corrections of each stream, by the concepts' places in it."""
+    """Sorts corrections by stream, and in it by the index of the concept."""
     placed: dict[str, dict[int, Correction]] = {"global": {}, "spatial": {}}
     for key, correction in corrections.items():
         stream, name = key if isinstance(key, tuple) else (None, key)
@@ -70,7 +73,7 @@ def concept_places(
 
 
 def read_correction(correction: Correction, name: str, stream: str) -> Correction:
-    """The correction, if it is one that concepts of the stream can have."""
+    """Returns the correction, or raises one `ValueError` if concepts of the stream cannot have it."""
     if isinstance(correction, str):
         fits = correction in ("present", "absent")
     elif isinstance(correction, Mapping):
@@ -104,8 +107,8 @@ def global_override(corrections: dict[int, Correction], num_concepts: int) -> np
     return share_among_present(present, values)
 
 
-def region_patches(region: Mapping[str, Any], image: Image.Image, processor: Any) -> np.ndarray:
-    """Patches that a region in the image's pixels marks by the image processor's own geometry, `(N,)` bool."""
+def region_patches(region: Mapping[str, Any], image: Image.Image, processor: "ConceptImageProcessor") -> np.ndarray:
+    """Patches that a region in the image's pixels marks by the processor's geometry, `(N,)` bool."""
     annotation: dict[str, Any] = {}
     for key, target in (("bbox", "objects"), ("xy", "points")):
         if region.get(key) is not None:
@@ -114,13 +117,17 @@ def region_patches(region: Mapping[str, Any], image: Image.Image, processor: Any
             annotation[target] = {key: places, "category": [0] * len(places)}
     if region.get("mask") is not None:
         annotation["mask"] = (np.asarray(region["mask"]) != 0).astype(np.uint8)
-    # For the image processor the region's concept is the only one.
+    # Told of one concept, the processor makes one column of targets: that of the region's concept, as category 0.
     inputs = processor(image, annotation, num_spatial_concepts=1, return_tensors="np")
     return np.asarray(inputs["spatial_concept_targets"])[0, :, 0] == 1
 
 
 def spatial_override(
-    corrections: dict[int, Correction], num_concepts: int, num_patches: int, image: Image.Image, processor: Any
+    corrections: dict[int, Correction],
+    num_concepts: int,
+    num_patches: int,
+    image: Image.Image,
+    processor: "ConceptImageProcessor",
 ) -> np.ndarray:
     """Attention to use for the spatial concepts at each patch of one image, `(N, S)` float32, NaN = left as it is."""
     present = np.zeros((num_patches, num_concepts), dtype=bool)
@@ -136,7 +143,9 @@ def spatial_override(
 
 
 def make_overrides(
-    corrections: list[dict[str, dict[int, Correction]]], explanations: list[Explanation], processor: Any
+    corrections: list[dict[str, dict[int, Correction]]],
+    explanations: list[Explanation],
+    processor: "ConceptImageProcessor",
 ) -> dict[str, torch.Tensor]:
     """The overrides of a batch for the model's forward; a stream in which nothing is set has none."""
     overrides: dict[str, list[np.ndarray]] = {}
@@ -157,36 +166,36 @@ def make_overrides(
 
 @overload
 def intervene(  # type: ignore[overload-overlap]
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: ImageInput,
     corrections: Mapping[Concept, Correction],
     class_ids: ClassIds = None,
     batch_size: int = 8,
-) -> Intervention: ...
+) -> CorrectedExplanation: ...
 
 
 @overload
 def intervene(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: Iterable[ImageInput],
     corrections: Mapping[Concept, Correction] | Iterable[Mapping[Concept, Correction]],
     class_ids: ClassIds = None,
     batch_size: int = 8,
-) -> list[Intervention]: ...
+) -> list[CorrectedExplanation]: ...
 
 
 def intervene(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     images: ImageInput | Iterable[ImageInput],
     corrections: Mapping[Concept, Correction] | Iterable[Mapping[Concept, Correction]],
     class_ids: ClassIds = None,
     batch_size: int = 8,
-) -> Intervention | list[Intervention]:
+) -> CorrectedExplanation | list[CorrectedExplanation]:
     r"""
-    Sets concepts by hand, and explains images without and with it.
+    Sets concepts by hand, and explains images without and with these corrections.
 
     The attention of every head is overridden. Where k concepts of an image (global) or of a patch (spatial) are
     present, each gets 1 / k, so that nothing is left for the concepts that are not named. An absent one gets 0, and
@@ -196,9 +205,9 @@ def intervene(
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
-            As in [`explain`].
+            Images to explain, as in [`explain`].
         corrections (`dict`, or an iterable with one per image):
-            By the name of a concept, or `(stream, name)` where two streams have the name, one of
+            For the name of a concept, or `(stream, name)` where two streams have the name, one of
 
             - `"present"`: of a spatial concept, at every patch.
             - `"absent"`: of a spatial concept, at every patch.
@@ -208,11 +217,11 @@ def intervene(
               `{"mask": mask}`, an image or array (H, W) that is not 0 there. The image processor says which patches
               that is, as for the targets of training.
         class_ids (`int` or `str`, or an iterable with one per image, *optional*):
-            Class to explain in both explanations, by default what is predicted in each.
-        batch_size (`int`, *optional*, defaults to 8): Images to run at a time.
+            Class to explain in both explanations, by index or by name; by default the one that is predicted in each.
+        batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
 
     Returns:
-        [`Intervention`], or a list of them if `images` is an iterable.
+        [`CorrectedExplanation`], or a list of them if `images` is an iterable.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -239,15 +248,15 @@ def intervene(
         )
     placed = [concept_places(one, explainer.concept_names) for one in given]  # type: ignore[arg-type]
     pairs = list(pair_with_classes(inputs, class_ids, explainer.labels))
-    results: list[Intervention] = []
+    results: list[CorrectedExplanation] = []
     for start in range(0, len(pairs), batch_size):
         batch = slice(start, start + batch_size)
         pictures = [read_image(image) for image, _ in pairs[batch]]
         classes = [class_id for _, class_id in pairs[batch]]
         before = explainer.run(pictures, classes)
         after = explainer.run(pictures, classes, **make_overrides(placed[batch], before, processor))
-        results += map(Intervention, before, after, given[batch])  # type: ignore[arg-type]
+        results += map(CorrectedExplanation, before, after, given[batch])  # type: ignore[arg-type]
     return results[0] if single else results
 
 
-__all__ = ["Intervention", "intervene"]
+__all__ = ["CorrectedExplanation", "intervene"]
