@@ -4,6 +4,15 @@
 from .load import load_model, load_processor, load_whole
 from .mode import evaluation_mode
 from .optimize import optimize_for_inference
+from .protocols import ConceptClassifier, ConceptImageProcessor
 
 
-__all__ = ["evaluation_mode", "load_model", "load_processor", "load_whole", "optimize_for_inference"]
+__all__ = [
+    "ConceptClassifier",
+    "ConceptImageProcessor",
+    "evaluation_mode",
+    "load_model",
+    "load_processor",
+    "load_whole",
+    "optimize_for_inference",
+]

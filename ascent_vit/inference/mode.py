@@ -3,12 +3,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 
+if TYPE_CHECKING:
+    from .protocols import ConceptClassifier
+
+
 @contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(model: "ConceptClassifier | torch.nn.Module") -> Iterator[None]:
     """Evaluation mode without gradients; the model gets its own mode back."""
     training = model.training
     model.eval()
