@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training by recipe: a YAML file says what to train and on what, and one loop does it."""
 
+from .errors import TrainingError
 from .recipe import Recipe, load_recipe
-from .train import TrainingError, TrainingResult, train
+from .result import TrainingResult
+from .train import train
 from .trainer import ConceptMetrics
 
 

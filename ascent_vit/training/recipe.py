@@ -67,7 +67,8 @@ class Recipe:
         per_device_eval_batch_size: the same in evaluation.
         gradient_accumulation_steps: forward passes per optimiser step.
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
-        mixed_precision: "no", "bf16" or "fp16".
+        mixed_precision: "auto", "no", "bf16" or "fp16"; "auto" is "bf16" on an accelerator that has units for it, else
+            "no". A run's records hold which it was.
         ema_decay: of an exponential moving average of weights and buffers, which is then what is evaluated and saved;
             null for none.
         seed: of weights, order, and a validation split that is cut from train.
@@ -104,7 +105,7 @@ class Recipe:
     per_device_eval_batch_size: int = _number(8, least=1)
     gradient_accumulation_steps: int = _number(1, least=1)
     max_grad_norm: float = _number(1.0, least=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     ema_decay: float | None = _number(None, above=0, below=1)
     seed: int = _number(42, least=0, below=2**32)
     save_steps: int | None = _number(None, least=1)
