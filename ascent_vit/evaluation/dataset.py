@@ -24,34 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-GREATER_IS_BETTER = {
-    "accuracy": True,
-    "top5_accuracy": True,
-    "macro_f1": True,
-    "ece": False,
-    "concept_map": True,
-    "concept_auroc": True,
-    "global_concept_accuracy": True,
-    "alignment_error": False,
-    "pointing_game": True,
-    "pixel_tpr": True,
-    "relevance_mass": True,
-    "additivity_error": False,
-    "insertion_auc": True,
-    "insertion_auc_random": True,
-    "deletion_auc": False,
-    "deletion_auc_random": False,
-    "intervention_auc": True,
-    "intervention_auc_random": True,
-    "robustness_flip": True,
-    "robustness_rotation": True,
-    "robustness_scale": True,
-    "robustness_translation": True,
-    "randomisation_head": False,
-    "randomisation_fusion": False,
-    "randomisation_backbone": False,
-}
-
 EVALUATORS = ("faithfulness", "intervention", "robustness")
 
 
@@ -163,4 +135,4 @@ def evaluate_dataset(
     return values | {"num_images": len(split), "left_out": left_out}
 
 
-__all__ = ["GREATER_IS_BETTER", "evaluate_dataset"]
+__all__ = ["evaluate_dataset"]

@@ -10,26 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ascent_vit.data.augmentation import Augmentation
-from ascent_vit.evaluation import GREATER_IS_BETTER
+from ascent_vit.utils.metrics import EPOCH_METRICS
 from ascent_vit.utils.suggest import suggest
 from ascent_vit.utils.types import describe, fits
 from ascent_vit.utils.yaml import read_key_value, read_yaml
 
-
-# Metrics of an evaluation that can choose the best epoch.
-METRICS = (
-    "accuracy",
-    "top5_accuracy",
-    "macro_f1",
-    "ece",
-    "concept_map",
-    "concept_auroc",
-    "global_concept_accuracy",
-    "alignment_error",
-    "pointing_game",
-    "pixel_tpr",
-    "relevance_mass",
-)
 
 SCHEDULES = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 
@@ -126,7 +111,7 @@ class Recipe:
         """Whether the best epoch is that with the greatest metric."""
         if self.greater_is_better is not None:
             return self.greater_is_better
-        return GREATER_IS_BETTER[self.metric_for_best_model]
+        return EPOCH_METRICS[self.metric_for_best_model].greater_is_better
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Recipe)}
@@ -198,8 +183,8 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
     if values.get("lr_scheduler_type") == "constant" and values.get("warmup_epochs", 0) > 0:
         raise ValueError(f"{source}: lr_scheduler_type constant has no warm-up: use constant_with_warmup.")
     metric = values.get("metric_for_best_model", "accuracy")
-    if metric not in METRICS:
-        raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, METRICS)}")
+    if metric not in EPOCH_METRICS:
+        raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, EPOCH_METRICS)}")
     if values.get("augmentation"):
         _augmentation(values["augmentation"], source)
     epochs = values.get("num_train_epochs", FIELDS["num_train_epochs"].default)
@@ -365,7 +350,6 @@ def processor_fields(recipe: Recipe, source: str = "The recipe") -> dict[str, An
 
 
 __all__ = [
-    "METRICS",
     "Recipe",
     "configuration_files",
     "load_recipe",
