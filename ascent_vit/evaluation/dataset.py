@@ -2,7 +2,7 @@
 """Every metric of a model on a split of a concept dataset, as `ascent-vit evaluate` writes them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -13,7 +13,7 @@ from ascent_vit.data.loading import COLUMNS
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervention import Intervention
-from .probe import NotApplicableError, check_counts, choose_subset
+from .probe import ImageEvaluator, NotApplicableError, check_counts, choose_subset
 from .robustness import Robustness
 from .sanity import Randomisation
 
@@ -21,6 +21,8 @@ from .sanity import Randomisation
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from datasets import Dataset
+
+    from ascent_vit.inference.protocols import ConceptClassifier, ConceptImageProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,8 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
 
 
 def evaluate_dataset(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     split: "Dataset",
     images: int = 1000,
     steps: int = 16,
@@ -81,12 +83,13 @@ def evaluate_dataset(
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
-        split (`datasets.Dataset`): Of a concept dataset.
-        images (`int`, *optional*, defaults to 1000): Images of the subset, at most.
-        steps (`int`, *optional*, defaults to 16): Steps of insertion, deletion and intervention curves.
-        seed (`int`, *optional*, defaults to 0): Of the subset, random orders and random weights.
-        batch_size (`int`, *optional*, defaults to 32): Images per forward pass.
-        skip (`Sequence[str]`, *optional*): Of `"faithfulness"`, `"intervention"` and `"robustness"`.
+        split (`datasets.Dataset`): Split of a concept dataset.
+        images (`int`, *optional*, defaults to 1000): Number of images of the subset, at most.
+        steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
+        seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights.
+        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
+        skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"` and
+            `"robustness"`.
         sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
         spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
@@ -113,7 +116,7 @@ def evaluate_dataset(
         return batches if accelerator is None else accelerator.prepare_data_loader(batches)
 
     values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress)
-    evaluators: dict[str, Callable] = {
+    evaluators: dict[str, ImageEvaluator] = {
         "faithfulness": Faithfulness(steps, seed, batch_size),
         "intervention": Intervention(steps, seed),
         "robustness": Robustness(),
