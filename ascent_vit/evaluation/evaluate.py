@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -67,8 +67,7 @@ class _Evaluation:
         self.accelerator = accelerator
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
         config = bare_model.config
-        # Optional in transformers' annotation alone.
-        self.num_classes: Any = config.num_labels
+        self.num_classes = config.num_labels or 0
         if self.num_classes < 2:
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {self.num_classes}.")
         parameter = next(bare_model.parameters())

@@ -122,8 +122,7 @@ def accuracy_and_majority(
 ) -> tuple[float, float, int]:
     """Share of images that a model classifies right, share of the most frequent class, number of images."""
     bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-    # Optional in transformers' annotation alone.
-    num_classes: Any = bare_model.config.num_labels
+    num_classes = bare_model.config.num_labels or 0
 
     def measure(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
         labels = check_labels(batch.get("labels"), num_classes)
