@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the evaluators share that look at a model through changed images, overrides or weights, image by image."""
+"""What evaluators share that look at a model image by image, through changed images, overrides or weights."""
 
 import zlib
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ def choose_subset(number: int, images: int, seed: int) -> list[int]:
 
 def random_ranks(pixel_values: Tensor, number: int, seed: int) -> Tensor:
     """
-    A random order of `number` things for each image, `(B, number)`: the rank of each, 0 first.
+    Draws a random order of `number` things for each image, `(B, number)`: the rank of each, 0 first.
 
     It is drawn from the seed and the image's pixels, so that it depends neither on the batch nor on the process.
     """

@@ -2,7 +2,8 @@
 """Training by recipe: a YAML file says what to train and on what, and one loop does it."""
 
 from .errors import TrainingError
-from .recipe import Recipe, load_recipe
+from .reading import load_recipe
+from .recipe import Recipe
 from .result import TrainingResult
 from .train import train
 from .trainer import ConceptMetrics

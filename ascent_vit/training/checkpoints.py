@@ -41,7 +41,7 @@ CHECKSUMS = "checksums.json"
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Lists the checkpoints of a run, oldest first."""
     return sorted((output / "checkpoints").glob("checkpoint_*"))
 
 

@@ -15,7 +15,8 @@ from ascent_vit.data import concepts_from_features
 from ascent_vit.evaluation import ClassMetrics
 from ascent_vit.training.build import make_loader, split_dataset
 from ascent_vit.training.optimisation import build_optimizer, build_scheduler, plan_steps
-from ascent_vit.training.recipe import Recipe, processor_fields
+from ascent_vit.training.reading import processor_fields
+from ascent_vit.training.recipe import Recipe
 from modeling_ascent_vit import AscentViTConfig, AscentViTImageProcessor
 
 

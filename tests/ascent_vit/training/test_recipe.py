@@ -8,7 +8,8 @@ import pytest
 
 from ascent_vit.data import Augmentation
 from ascent_vit.training import Recipe, load_recipe
-from ascent_vit.training.recipe import augmentation_of, model_fields
+from ascent_vit.training.reading import model_fields
+from ascent_vit.training.recipe import augmentation_of
 
 
 MODEL = """
