@@ -91,9 +91,9 @@ def measure(steps: int, batch_size: int, turns: int, memory: int, model: dict[st
     Shares of the steps of some epochs, after one epoch to warm up.
 
     Args:
-        steps: of an epoch.
-        batch_size: images per step.
-        turns: epochs to measure.
+        steps: number of steps of an epoch.
+        batch_size: number of images per step.
+        turns: number of epochs to measure.
         memory: mebibytes for images in memory; 0 decodes them for each step.
         model: fields of the backbone that differ from ViT-Ti at 224 pixels.
     """

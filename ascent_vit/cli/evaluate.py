@@ -49,7 +49,7 @@ def evaluate(
     from ascent_vit.utils.files import write_json
     from ascent_vit.utils.versions import versions
 
-    # Accelerate takes processes on CPU for one group only when it is told that they are on CPU.
+    # Accelerate takes processes on CPUs for one group only when it is told that they are on CPUs.
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     start = time.perf_counter()
     classifier, processor = load_model(model)

@@ -27,7 +27,7 @@ STREAMS = (
 
 def true_attention(targets: Tensor, none_concept: bool) -> Tensor:
     """
-    What a person who knows the targets sets the attention to.
+    Gives what a person who knows the targets sets the attention to.
 
     Args:
         targets: targets of T tokens and C concepts, (B, T, C), NaN for unknown.

@@ -53,7 +53,7 @@ class PermutedTargets(Dataset):
 
 
 def collate(rows: Any) -> dict[str, Tensor]:
-    """Rows as a batch; a [`CachedConceptDataset`] gives whole batches already."""
+    """Puts rows together as a batch; a [`CachedConceptDataset`] gives whole batches already."""
     return rows if isinstance(rows, dict) else default_collate(rows)
 
 

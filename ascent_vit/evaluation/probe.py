@@ -29,7 +29,7 @@ class NotApplicableError(ValueError):
 
 
 def choose_subset(number: int, images: int, seed: int) -> list[int]:
-    """Indices of at most `images` of `number` images, drawn by the seed, ascending: the same in every process."""
+    """Draws the indices of at most `images` of `number` images by a seed, ascending: the same in every process."""
     return np.sort(np.random.default_rng(seed).permutation(number)[:images]).tolist()
 
 
@@ -47,7 +47,7 @@ def random_ranks(pixel_values: Tensor, number: int, seed: int) -> Tensor:
 
 
 def descending_ranks(scores: Tensor, ties: Tensor) -> Tensor:
-    """The rank of each of the scores `(B, n)`, 0 for the greatest; equal ones in the order of the ranks `ties`."""
+    """Ranks scores `(B, n)`, 0 for the greatest; equal ones in the order of the ranks `ties`."""
     order = ties.argsort(-1)
     order = order.gather(-1, scores.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
     return order.argsort(-1)
@@ -67,7 +67,7 @@ class MeanOverImages(Metric):
         self.add_state("count", torch.zeros(columns, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, values: Tensor):
-        """values (B, columns)."""
+        """Adds values (B, columns), a row per image."""
         self.total += values.nansum(0, dtype=torch.float64)
         self.count += (~values.isnan()).sum(0)
 
@@ -122,7 +122,7 @@ def average_over_images(
 
 
 def check_counts(**values: int) -> None:
-    """ValueError naming the first of the values that is below 1."""
+    """Checks that all values are 1 or more; ValueError naming the first that is not."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more; got {value}.")
@@ -148,10 +148,10 @@ class ImageEvaluator(ABC):
 
     @abstractmethod
     def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
-        """What to measure of each image of a bare model: names of the columns, and a function that gives them."""
+        """Says what to measure of an image with a bare model: names of the columns and a function that gives them."""
 
     def results(self, names: Sequence[str], means: list[float], counts: list[int]) -> dict[str, Any]:
-        """The results, from the mean of each column and the number of images in it."""
+        """Names the results, from the mean of each column and the number of images in it."""
         return dict(zip(names, means, strict=True)) | {self.count_name: counts[0]}
 
     def __call__(
@@ -165,7 +165,7 @@ class ImageEvaluator(ABC):
         Evaluates a model.
 
         Args:
-            model, dataloader, accelerator, progress: as of [`evaluate`].
+            model, dataloader, accelerator, progress: arguments of [`evaluate`].
 
         Returns:
             `dict`: the results by name, the same in every process.

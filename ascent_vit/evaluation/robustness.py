@@ -47,7 +47,7 @@ class Motion:
         return Motion(self.mirror, -self.angle, 1 / self.scale, (-self.shift[0], -self.shift[1]))
 
     def apply(self, planes: Tensor, patch_size: tuple[int, int] = (1, 1)) -> Tensor:
-        """Planes (..., H, W) of which a patch spans `patch_size`, bilinear; 0 where there was nothing."""
+        """Moves planes (..., H, W) of which a patch spans `patch_size`, bilinearly; 0 where there was nothing."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 

@@ -31,8 +31,8 @@ def stage_of(name: str) -> str:
 
 def randomised_models(model: "ConceptClassifier", seed: int) -> "dict[str, ConceptClassifier]":
     """
-    Copies of a model with weights as before any training: those of its concept head, of head and pyramid with fusion,
-    and of everything. Stages that the model does not have are left out. The model itself and the random state stay.
+    Copies a model with weights as before any training: those of its concept head, of head and pyramid with fusion, and
+    of everything. Stages that the model does not have are left out. The model itself and the random state stay.
     """
     config = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]):

@@ -35,7 +35,7 @@ VALIDATION_SHARE = 0.1
 def config_fields(
     recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
 ) -> dict[str, Any]:
-    """Fields of [`AscentViTConfig`] for a recipe and a dataset's names. A stream that the recipe names stays so."""
+    """Gives the fields of [`AscentViTConfig`] for a recipe and a dataset's names; the recipe's own prevail."""
     fields = model_fields(recipe)
     for stream, names in (("global_concepts", global_concepts), ("spatial_concepts", spatial_concepts)):
         if fields.get(stream) is None:

@@ -46,12 +46,12 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def checkpoint_path(output: Path, step: int) -> Path:
-    """Where the checkpoint after a number of steps belongs."""
+    """Names the folder of the checkpoint after a number of steps."""
     return output / "checkpoints" / f"checkpoint_{step:08d}"
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What interrupted writing left directly in a folder."""
+    """Lists what interrupted writing left directly in a folder."""
     return [path for pattern in (".*.partial", ".*.old", "partial_*") for path in folder.glob(pattern)]
 
 
@@ -81,7 +81,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, None if they are as they were written."""
+    """Says what is wrong with a checkpoint's files, None if they are as they were written."""
     try:
         expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
         found = _checksums(checkpoint)
@@ -94,7 +94,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def last_whole_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint without damage, None if there is none. Damaged ones are set aside, with a warning."""
+    """Finds the newest whole checkpoint, None if there is none. Damaged ones are set aside, with a warning."""
     for checkpoint in reversed(checkpoints(output)):
         reason = damage(checkpoint)
         if reason is None:
@@ -158,7 +158,7 @@ def new_checkpoint(output: Path, step: int, keep: int | None, accelerator: "Acce
 
 
 def save_checkpoint(run: "Run") -> None:
-    """Writes a checkpoint of weights that are finite; Accelerate's part of it and that of each process."""
+    """Writes a checkpoint of a run, whose weights are checked to be finite first."""
     accelerator, progress = run.accelerator, run.progress
     run.guard.check_gradient()
     with new_checkpoint(run.output, progress.step, run.recipe.save_total_limit, accelerator) as folder:
@@ -201,7 +201,7 @@ def load_checkpoint(run: "Run", folder: Path) -> None:
 
 
 def resume_run(run: "Run") -> None:
-    """Goes on from the newest checkpoint that is whole; from the start if there is none."""
+    """Brings a run to its newest checkpoint that is whole; leaves it at the start if there is none."""
     accelerator, progress = run.accelerator, run.progress
     found: list[Path | None] = [None]
     if accelerator.is_main_process:

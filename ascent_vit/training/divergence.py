@@ -23,7 +23,7 @@ TakenBatch = tuple[int, int, list[list[int]]]
 
 def broken_term(losses: dict[str, float], first_loss: float) -> str | None:
     """
-    What is wrong with the loss of a batch, None if nothing is.
+    Says what is wrong with the loss of a batch, None if nothing is.
 
     Args:
         losses: `loss` and its terms.
@@ -43,7 +43,7 @@ def broken_term(losses: dict[str, float], first_loss: float) -> str | None:
 
 
 def diverged(step: int, reason: str, rows: str) -> TrainingError:
-    """The error for a step at which a run has to stop, and the rows that it was taking."""
+    """Makes the error for a step at which a run has to stop, with the rows that it was taking."""
     return TrainingError(
         f"Training diverged at step {step}: {reason}, in the batch of {rows}. Look at these images, lower "
         "learning_rate or max_grad_norm, lengthen warmup_epochs, or use mixed_precision: no."
@@ -75,17 +75,17 @@ class DivergenceGuard:
         self.gradient = (norm, step, self.taken)
 
     def end_step(self) -> None:
-        """Begins a new step: the batches that come next are its."""
+        """Ends a step: the batches that come next are of a new one."""
         self.taken = []
 
     def check_losses(self, losses: dict[str, float], first_loss: float, step: int) -> None:
-        """TrainingError if the loss of the last batch is not finite, or has exploded."""
+        """Checks the loss of the last batch; TrainingError if it is not finite, or has exploded."""
         reason = broken_term(losses, first_loss)
         if reason is not None:
             raise diverged(step, reason, self.name_rows(self.taken[-1:]))
 
     def check_gradient(self) -> None:
-        """TrainingError if the last step's gradient was not finite. With fp16 such a step is skipped instead."""
+        """Checks the last step's gradient; TrainingError if it is not finite. With fp16 such a step is skipped."""
         if self.gradient is None:
             return
         norm, step, batches = self.gradient
@@ -94,7 +94,7 @@ class DivergenceGuard:
             raise diverged(step, f"the gradient is {float(norm)}", self.name_rows(batches))
 
     def name_rows(self, batches: list[TakenBatch]) -> str:
-        """The rows of batches of this process, in words."""
+        """Names the rows of batches of this process, in words."""
         if isinstance(self.loader, StreamLoader):
             rows = [f"row {row} of shard {shard}" for _, _, places in batches for _, shard, row in places]
             return f"{', '.join(rows)}, counted from 0, of the streamed train split"

@@ -74,7 +74,7 @@ def train_epoch(run: "Run", bar: tqdm) -> None:
 
 
 def batches_of(run: "Run", epoch: int, skipped: int) -> Any:
-    """The batches of an epoch without the first ones; a stream goes on where it is."""
+    """Gives the batches of an epoch without the first ones; a stream goes on where it is."""
     if isinstance(run.loader, StreamLoader):
         return run.loader
     run.loader.set_epoch(epoch)

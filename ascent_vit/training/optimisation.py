@@ -66,7 +66,7 @@ def plan_steps(recipe: "Recipe", num_images: int | None, num_processes: int = 1)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """The trainable parameters in two groups: matrices and larger decay, biases, norms and other vectors do not."""
+    """Puts trainable parameters in two groups: matrices and larger decay, biases, norms and other vectors do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
@@ -75,7 +75,7 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(model: torch.nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
-    """AdamW with a recipe's settings."""
+    """Makes AdamW with a recipe's settings."""
     return torch.optim.AdamW(
         parameter_groups(model, recipe.weight_decay),
         lr=recipe.learning_rate,
@@ -85,7 +85,7 @@ def build_optimizer(model: torch.nn.Module, recipe: "Recipe") -> torch.optim.Opt
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, recipe: "Recipe", plan: StepPlan) -> Any:
-    """The course of the learning rate over the steps of a run."""
+    """Makes the schedule of the learning rate over the steps of a run."""
     return get_scheduler(
         recipe.lr_scheduler_type,
         optimizer,
@@ -95,7 +95,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, recipe: "Recipe", plan: St
 
 
 def moving_average(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and buffers, so that normalisation statistics belong to the weights."""
+    """Starts an exponential moving average of weights and buffers, so that batch statistics belong to the weights."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return average.requires_grad_(False)
 

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def training_device() -> torch.device:
-    """The kind of device that Accelerate trains on: an accelerator where there is one, the CPU if it is told so."""
+    """Finds the kind of device that Accelerate trains on: an accelerator where there is one, or the CPU if told so."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None or parse_flag_from_env("ACCELERATE_USE_CPU") else accelerator
 
@@ -31,10 +31,10 @@ def resolve_precision(
     asked: Literal["auto", "no", "bf16", "fp16"], device: torch.device
 ) -> Literal["no", "bf16", "fp16"]:
     """
-    The mixed precision to train in.
+    Decides on the mixed precision to train in.
 
     Args:
-        asked: the recipe's `mixed_precision`: "auto", "no", "bf16" or "fp16".
+        asked: `mixed_precision` of the recipe: "auto", "no", "bf16" or "fp16".
         device: device to train on.
 
     Returns:
@@ -47,7 +47,7 @@ def resolve_precision(
 
 
 def warn_of_slow_precision(precision: str, device: torch.device) -> None:
-    """Says so where float32 would be faster than the mixed precision that was asked for."""
+    """Warns where float32 would be faster than the mixed precision that was asked for."""
     if precision == "bf16" and is_slow(torch.bfloat16, device):
         logger.warning("This CPU has no bfloat16 units: training in float32 (mixed_precision: no) is faster.")
 

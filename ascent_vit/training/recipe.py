@@ -186,7 +186,7 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
 
 
 def augmentation_of(recipe: Recipe) -> Augmentation | None:
-    """The augmentation that a recipe asks for, None without one."""
+    """Builds the augmentation that a recipe asks for, None without one."""
     return _augmentation(recipe.augmentation, "The recipe") if recipe.augmentation else None
 
 

@@ -45,7 +45,7 @@ class TrainingResult:
 
 
 def facts_of(run: "Run", split: str | None) -> dict[str, Any]:
-    """Plain values of a finished run, as they stand in `metrics.json` beside the metrics of a split."""
+    """Gathers plain values of a run, as they stand in `metrics.json` beside the metrics of a split."""
     accelerator, recipe, progress = run.accelerator, run.recipe, run.progress
     images = progress.step * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     images *= accelerator.num_processes

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_output(output: Path, resume: bool) -> None:
-    """ValueError for a folder that is not free, or, to resume, holds something else than a run."""
+    """Checks that a folder is free or, to resume, holds a run; ValueError otherwise."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"The output {output} is a file: name a folder.")
     present = {path for path in output.iterdir() if path.name != LOCK} if output.exists() else set()
@@ -54,7 +54,7 @@ def check_output(output: Path, resume: bool) -> None:
 
 
 def check_resumed(output: Path, record: dict[str, Any]) -> None:
-    """ValueError where the run in a folder is not the one of `record`, which is kept as `recipe.json`."""
+    """Checks that the run in a folder, if any, is the one of `record`; ValueError naming what differs."""
     if not (output / "recipe.json").is_file():
         return
     before = read_json(output / "recipe.json")
@@ -66,9 +66,9 @@ def check_resumed(output: Path, record: dict[str, Any]) -> None:
 
 
 def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
-    """The accelerator of a run; ValueError where it does not see the processes that were started."""
+    """Starts the accelerator of a run; ValueError where it does not see the processes that were started."""
     accelerator = Accelerator(
-        # Accelerate takes processes on CPU for one group only when it is told that they are on CPU.
+        # Accelerate takes processes on CPUs for one group only when it is told that they are on CPUs.
         cpu=not torch.accelerator.is_available(),
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=recipe.mixed_precision,
@@ -92,7 +92,7 @@ def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
 
 
 def load_data(recipe: Recipe, dataset: "DatasetDict | None", accelerator: Accelerator) -> RunData:
-    """The splits of a dataset; None loads the recipe's, in the first process before the others."""
+    """Splits a dataset; None loads the recipe's, in the first process before the others."""
     name = recipe.dataset or "given in Python"
     if dataset is None:
         with accelerator.main_process_first():
@@ -104,7 +104,7 @@ def load_data(recipe: Recipe, dataset: "DatasetDict | None", accelerator: Accele
 
 
 def make_plan(recipe: Recipe, num_images: int | None, accelerator: Accelerator) -> StepPlan:
-    """The numbers of steps; says what `max_steps` shortens."""
+    """Counts the steps of a run, and warns of what `max_steps` shortens."""
     plan = plan_steps(recipe, num_images, accelerator.num_processes)
     if num_images is None:
         return plan
@@ -120,14 +120,14 @@ def make_plan(recipe: Recipe, num_images: int | None, accelerator: Accelerator) 
 
 
 def place_model(model: Any, accelerator: Accelerator) -> Any:
-    """The model on the device of its process; on several GPUs its batch statistics are those of all processes."""
+    """Moves a model to the device of its process; on several GPUs its batch statistics are those of all processes."""
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model.to(accelerator.device)
 
 
 def train_loader(recipe: Recipe, data: RunData, plan: StepPlan, processor: Any, accelerator: Accelerator) -> Any:
-    """Batches to train on, before the accelerator prepares them."""
+    """Makes the batches to train on, before the accelerator prepares them."""
     images_per_micro_step = recipe.per_device_train_batch_size * accelerator.num_processes
     return make_loader(
         data.train,
@@ -142,7 +142,7 @@ def train_loader(recipe: Recipe, data: RunData, plan: StepPlan, processor: Any, 
 
 
 def evaluation_loader(recipe: Recipe, split: Any | None, processor: Any, accelerator: Accelerator) -> Any | None:
-    """Batches to evaluate on, prepared by the accelerator; None without a split."""
+    """Makes the batches to evaluate on, prepared by the accelerator; None without a split."""
     if split is None:
         return None
     batch_size = recipe.per_device_eval_batch_size
@@ -151,7 +151,7 @@ def evaluation_loader(recipe: Recipe, split: Any | None, processor: Any, acceler
 
 
 def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunData, plan: StepPlan) -> Run:
-    """The parts of a run that starts at its first step, prepared by the accelerator."""
+    """Makes the parts of a run that starts at its first step, prepared by the accelerator."""
     set_seed(recipe.seed)
     model, processor = build_model(recipe, *data.names)
     check_concepts(model.config, *data.names[1:])
@@ -195,8 +195,11 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
     Args:
         recipe: recipe of the run.
         output: folder for everything that the run writes.
-        dataset: a loaded dataset; None loads the recipe's.
+        dataset: loaded dataset; None loads the recipe's.
         resume: whether to go on from the last checkpoint in `output`.
+
+    Raises:
+        ValueError: for a recipe, dataset, folder or group of processes that does not serve.
     """
     start = time.perf_counter()
     check_output(output, resume)

@@ -23,7 +23,7 @@ def is_sharded(accelerator: "Accelerator") -> bool:
 
 
 def check_sharding(recipe: "Recipe", accelerator: "Accelerator") -> None:
-    """ValueError for a recipe, or a kind of sharding, that does not go with shared out parameters."""
+    """Checks recipe and kind of sharding; ValueError for what does not go with shared out parameters."""
     if not is_sharded(accelerator):
         return
     if not accelerator.is_fsdp2:

@@ -94,7 +94,7 @@ class ShuffledStream(torch.utils.data.IterableDataset):
             state = start_of_pass(state["reader"], state["pass"] + 1)
 
     def _read_pass(self, state: dict[str, Any], num_readers: int) -> Iterator[dict[str, Any]]:
-        """What is left of a pass."""
+        """Gives the rows of this reader that are left of a pass."""
         num_shards = self.stream.num_shards
         groups = math.gcd(num_shards, num_readers)
         group, member, members = state["reader"] % groups, state["reader"] // groups, num_readers // groups
@@ -120,7 +120,7 @@ class ShuffledStream(torch.utils.data.IterableDataset):
         yield from self._shuffle(block, begin)
 
     def _shuffle(self, block: list[tuple[dict[str, Any], list[int]]], begin: dict[str, Any]) -> Iterator[dict]:
-        """The rows of a block that are left, drawn at random."""
+        """Gives the rows of a block that are left, drawn at random."""
         seeds = [self.seed, begin["pass"], begin["reader"], begin["count"]]
         order = np.random.default_rng(seeds).permutation(len(block)).tolist()
         for position in range(begin["position"], len(order)):
@@ -137,7 +137,7 @@ class ShuffledStream(torch.utils.data.IterableDataset):
 
 
 class StreamCollator:
-    """Makes [`ConceptCollator`]'s batches from rows of [`ShuffledStream`], with the rows' places and the last state."""
+    """Makes batches by [`ConceptCollator`] from rows of a stream, with the rows' places and the last state."""
 
     def __init__(self, collate: ConceptCollator):
         self.collate = collate
@@ -184,7 +184,7 @@ class StreamLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the batch after the last one begins, in plain values."""
+        """Says where the batch after the last one begins, in plain values."""
         return {"states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def recipe_for(recipe: Recipe, dataset: "str | os.PathLike | DatasetDict | None", seed: int | None) -> Recipe:
-    """A recipe with the dataset and seed that were given in place of its own; ValueError without any dataset."""
+    """Puts the dataset and seed that were given in place of a recipe's own; ValueError without any dataset."""
     changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     if isinstance(dataset, str | os.PathLike):
         if recipe.dataset not in (None, str(dataset)):

@@ -109,7 +109,7 @@ class ConceptMetrics:
         return self.compute() if compute_result else {}
 
     def read(self, prediction: "EvalPrediction") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Targets and outputs by name; ValueError where they are not those asked for."""
+        """Names targets and outputs; ValueError where they are not those asked for."""
         targets, outputs = (
             [torch.as_tensor(part) for part in (parts if isinstance(parts, tuple | list) else [parts])]
             for parts in (prediction.label_ids, prediction.predictions)
@@ -146,7 +146,7 @@ class ConceptMetrics:
         return dict(zip(self.label_names, targets, strict=True)), dict(zip(names, outputs, strict=True))
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all that came since the last time."""
+        """Computes the metrics of all that came since the last time."""
         judged = [self.class_metrics, *(self.concept_metrics[stream] for stream in self.streams)]
         values: dict[str, Tensor] = {}
         for collection in judged:

@@ -22,7 +22,7 @@ WATCHED_IMAGES = 4
 
 
 def check_tracker(report_to: str) -> None:
-    """ValueError where the package of a tracker is missing."""
+    """Checks that the package of a tracker is installed; ValueError where it is not."""
     package = {"none": "torch"}.get(report_to, report_to)
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"report_to: {report_to} needs a package that is not installed: pip install {package}.")

@@ -26,7 +26,7 @@ def build_plain(
     """
     The recipe's backbone with transformers' own linear head on its CLS token, and the recipe's image processor.
 
-    The concepts are the dataset's: the processor checks annotation, though nothing here is trained on it.
+    The concepts are the dataset's: the image processor checks annotation, though nothing here is trained on it.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if recipe.backbone is not None:

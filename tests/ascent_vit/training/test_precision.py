@@ -82,7 +82,7 @@ print(train(load_recipe(folder + "/recipe.yaml"), folder + "/run", load_from_dis
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86 processors")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86 CPUs")
 def test_a_cpu_without_units_for_bfloat16_is_said_to_be_slow(few_digits, tiny_recipe, tmp_path):
     """oneDNN, which multiplies in bfloat16 for torch, told to use nothing beyond AVX2."""
     few_digits.save_to_disk(tmp_path / "data")
