@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def spread_patches(mask: Tensor, patch_size: Sequence[int], image_size: Sequence[int]) -> Tensor:
-    """Spreads values of patches (B, h, w) over their pixels, (B, 1, H, W); those beyond the grid are as its last row."""
+    """Spreads values of patches (B, h, w) over their pixels, (B, 1, H, W); those beyond the grid as its last row."""
     height, width = patch_size
     pixels = mask.repeat_interleave(height, -2).repeat_interleave(width, -1).unsqueeze(1).float()
     rest = (0, image_size[1] - pixels.shape[-1], 0, image_size[0] - pixels.shape[-2])
