@@ -5,6 +5,7 @@ import logging
 from typing import Literal
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from ascent_vit.utils.hardware import is_slow
@@ -14,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def training_device() -> torch.device:
-    """Finds the kind of device that Accelerate trains on: an accelerator where there is one, or the CPU if told so."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None or parse_flag_from_env("ACCELERATE_USE_CPU") else accelerator
+    """Asks Accelerate for the device that it trains on: an accelerator where there is one, or the CPU if told so."""
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=on_cpu).device
 
 
 def has_bfloat16(device: torch.device) -> bool:

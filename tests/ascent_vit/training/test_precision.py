@@ -7,12 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from ascent_vit.training import Recipe, load_recipe, train
+from ascent_vit.training import Recipe, load_recipe, precision, train
 from ascent_vit.training.precision import resolve_precision, training_device
 
 
@@ -45,15 +46,17 @@ def test_auto_follows_what_other_accelerators_say(monkeypatch):
     assert resolve_precision("auto", torch.device("xpu")) == "bf16"
 
 
-def test_a_cpu_may_be_asked_for(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: CUDA)
-    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert training_device() == CUDA
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    assert training_device() == CPU
+@pytest.mark.parametrize(
+    ("available", "asked", "expected"), [(True, "false", CUDA), (True, "true", CPU), (False, "false", CPU)]
+)
+def test_the_device_is_accelerates(monkeypatch, available, asked, expected):
+    monkeypatch.setattr(precision, "PartialState", lambda cpu: SimpleNamespace(device=CPU if cpu else CUDA))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", asked)
+    assert training_device() == expected
 
 
-@pytest.mark.skipif(training_device().type != "cpu", reason="trains on an accelerator")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="trains on an accelerator")
 def test_records_hold_what_auto_came_to(few_digits, tiny_recipe, tmp_path):
     values = tiny_recipe(max_steps=1)
     assert values.mixed_precision == "auto"
@@ -63,8 +66,8 @@ def test_records_hold_what_auto_came_to(few_digits, tiny_recipe, tmp_path):
     assert record["mixed_precision"] == report["recipe_values"]["mixed_precision"] == "no"
     assert "| mixed_precision | no |" in (tmp_path / "run" / "report.md").read_text()
     # With what was recorded it is the same run, and as well with what was asked for.
-    for precision in ("no", "auto"):
-        train(dataclasses.replace(values, mixed_precision=precision), tmp_path / "run", few_digits, resume=True)
+    for asked in ("no", "auto"):
+        train(dataclasses.replace(values, mixed_precision=asked), tmp_path / "run", few_digits, resume=True)
     # As of a run on another device, where it was something else.
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(record | {"mixed_precision": "bf16"}))
     with pytest.raises(ValueError, match="another recipe: mixed_precision was 'bf16', now 'no'"):
