@@ -27,7 +27,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ascent_vit.training import Recipe
-from ascent_vit.training.train import Run
+from ascent_vit.training.loop import train_epoch
+from ascent_vit.training.setup import set_up
 from ascent_vit.utils.files import write_json
 
 
@@ -90,9 +91,9 @@ def measure(steps: int, batch_size: int, turns: int, memory: int, model: dict[st
     Shares of the steps of some epochs, after one epoch to warm up.
 
     Args:
-        steps: of an epoch.
-        batch_size: images per step.
-        turns: epochs to measure.
+        steps: number of steps of an epoch.
+        batch_size: number of images per step.
+        turns: number of epochs to measure.
         memory: mebibytes for images in memory; 0 decodes them for each step.
         model: fields of the backbone that differ from ViT-Ti at 224 pixels.
     """
@@ -107,7 +108,7 @@ def measure(steps: int, batch_size: int, turns: int, memory: int, model: dict[st
     )
     dataset = make_dataset(steps * batch_size, backbone["image_size"])
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(recipe, Path(folder) / "run", dataset, resume=False)
+        run = set_up(recipe, Path(folder) / "run", dataset, resume=False)
         clock = Clock()
         run.model.forward = clock.around(run.model.forward)
         run.accelerator.backward = clock.around(run.accelerator.backward)
@@ -118,7 +119,7 @@ def measure(steps: int, batch_size: int, turns: int, memory: int, model: dict[st
             for _ in range(turns + 1):
                 clock.seconds = 0.0
                 start = time.perf_counter()
-                run.train_epoch(bar)
+                train_epoch(run, bar)
                 whole = time.perf_counter() - start
                 shares.append(1 - clock.seconds / whole)
                 seconds.append(whole / steps)

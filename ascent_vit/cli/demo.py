@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ascent-vit demo`: trains a model from scratch in minutes, measures, explains and loads it as a user would."""
 
-import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,9 +17,6 @@ import typer
 
 if TYPE_CHECKING:
     from ascent_vit.explanation import Explanation
-    from ascent_vit.training.recipe import Recipe
-
-
 RECIPE = "digits"
 RESULTS = ("model", "explanations.png", "metrics.json")
 EXPLAINED_IMAGES = 6
@@ -114,7 +110,7 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
     from ascent_vit.explanation.render.plot import plot_grid
     from ascent_vit.publishing import ModelCardContent, write_model_card
     from ascent_vit.training import load_recipe, train
-    from ascent_vit.utils.files import write_json
+    from ascent_vit.utils.files import read_json, write_json
 
     started = time.perf_counter()
     recipe = load_recipe(RECIPE)
@@ -145,7 +141,7 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
         command=f"ascent-vit demo --output demo --seed {seed}",
         training_data=TRAINING_DATA.format(page=UCI_PAGE, **{name: len(split) for name, split in dataset.items()}),
         concept_source=CONCEPT_SOURCE,
-        settings=card_settings(recipe),
+        settings=card_settings(read_json(folder / "run" / "recipe.json")),
     )
     write_model_card(model_dir, content)
     facts: dict[str, Any] = {
@@ -161,8 +157,8 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
     return metrics | facts
 
 
-def card_settings(recipe: "Recipe") -> dict[str, Any]:
-    """Settings of the recipe that the card shows, without those that are off."""
+def card_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run's recipe that the card shows, without those that are off."""
     names = (
         "learning_rate",
         "weight_decay",
@@ -176,7 +172,6 @@ def card_settings(recipe: "Recipe") -> dict[str, Any]:
         "ema_decay",
         "metric_for_best_model",
     )
-    values = dataclasses.asdict(recipe)
     return {name: values[name] for name in names if values[name] is not None}
 
 

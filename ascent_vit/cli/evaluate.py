@@ -98,12 +98,12 @@ def processes(accelerator: "Accelerator") -> dict[str, Any]:
 
 def print_table(values: dict[str, Any], title: str) -> None:
     """Prints the metrics, and which way is better."""
-    from ascent_vit.evaluation import GREATER_IS_BETTER
+    from ascent_vit.utils.metrics import METRICS
 
-    shown = [name for name in GREATER_IS_BETTER if name in values]
+    shown = {name: metric for name, metric in METRICS.items() if name in values}
     width = max(map(len, shown))
     print(f"{'metric':{width}}  better  {title}")
-    for name in shown:
-        print(f"{name:{width}}  {'higher' if GREATER_IS_BETTER[name] else 'lower':6}  {values[name]:.4g}")
+    for name, metric in shown.items():
+        print(f"{name:{width}}  {'higher' if metric.greater_is_better else 'lower':6}  {values[name]:.4g}")
     for sentence in values["left_out"]:
         print(f"Left out: {sentence}.")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a concept classifier classifies, and how well its concepts say why."""
 
-from .dataset import GREATER_IS_BETTER, evaluate_dataset
+from ascent_vit.utils.metrics import METRICS
+
+from .dataset import evaluate_dataset
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervention import Intervention
@@ -29,10 +31,10 @@ __all__ = [
     "ConceptAUROC",
     "ConceptMAP",
     "Faithfulness",
-    "GREATER_IS_BETTER",
     "GlobalConceptAccuracy",
     "GlobalConceptMetrics",
     "Intervention",
+    "METRICS",
     "NotApplicableError",
     "PermutedTargets",
     "PixelTPR",

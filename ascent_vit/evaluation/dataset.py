@@ -2,7 +2,7 @@
 """Every metric of a model on a split of a concept dataset, as `ascent-vit evaluate` writes them."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -13,7 +13,7 @@ from ascent_vit.data.schema import COLUMNS
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervention import Intervention
-from .probe import NotApplicableError, check_counts, choose_subset
+from .probe import ImageEvaluator, NotApplicableError, check_counts, choose_subset
 from .robustness import Robustness
 from .sanity import Randomisation
 
@@ -22,35 +22,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from datasets import Dataset
 
-logger = logging.getLogger(__name__)
+    from ascent_vit.inference.protocols import ConceptClassifier, ConceptImageProcessor
 
-GREATER_IS_BETTER = {
-    "accuracy": True,
-    "top5_accuracy": True,
-    "macro_f1": True,
-    "ece": False,
-    "concept_map": True,
-    "concept_auroc": True,
-    "global_concept_accuracy": True,
-    "alignment_error": False,
-    "pointing_game": True,
-    "pixel_tpr": True,
-    "relevance_mass": True,
-    "additivity_error": False,
-    "insertion_auc": True,
-    "insertion_auc_random": True,
-    "deletion_auc": False,
-    "deletion_auc_random": False,
-    "intervention_auc": True,
-    "intervention_auc_random": True,
-    "robustness_flip": True,
-    "robustness_rotation": True,
-    "robustness_scale": True,
-    "robustness_translation": True,
-    "randomisation_head": False,
-    "randomisation_fusion": False,
-    "randomisation_backbone": False,
-}
+logger = logging.getLogger(__name__)
 
 EVALUATORS = ("faithfulness", "intervention", "robustness")
 
@@ -87,8 +61,8 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
 
 
 def evaluate_dataset(
-    model: Any,
-    processor: Any,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
     split: "Dataset",
     images: int = 1000,
     steps: int = 16,
@@ -109,12 +83,13 @@ def evaluate_dataset(
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
-        split (`datasets.Dataset`): Of a concept dataset.
-        images (`int`, *optional*, defaults to 1000): Images of the subset, at most.
-        steps (`int`, *optional*, defaults to 16): Steps of insertion, deletion and intervention curves.
-        seed (`int`, *optional*, defaults to 0): Of the subset, random orders and random weights.
-        batch_size (`int`, *optional*, defaults to 32): Images per forward pass.
-        skip (`Sequence[str]`, *optional*): Of `"faithfulness"`, `"intervention"` and `"robustness"`.
+        split (`datasets.Dataset`): Split of a concept dataset.
+        images (`int`, *optional*, defaults to 1000): Number of images of the subset, at most.
+        steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
+        seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights.
+        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
+        skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"` and
+            `"robustness"`.
         sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
         spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
@@ -141,7 +116,7 @@ def evaluate_dataset(
         return batches if accelerator is None else accelerator.prepare_data_loader(batches)
 
     values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress)
-    evaluators: dict[str, Callable] = {
+    evaluators: dict[str, ImageEvaluator] = {
         "faithfulness": Faithfulness(steps, seed, batch_size),
         "intervention": Intervention(steps, seed),
         "robustness": Robustness(),
@@ -163,4 +138,4 @@ def evaluate_dataset(
     return values | {"num_images": len(split), "left_out": left_out}
 
 
-__all__ = ["GREATER_IS_BETTER", "evaluate_dataset"]
+__all__ = ["evaluate_dataset"]

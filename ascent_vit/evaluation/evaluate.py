@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, Spatial
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ascent_vit.inference.protocols import ConceptClassifier
+
 
 def check_labels(labels: Tensor | None, num_classes: int) -> Tensor | None:
-    """The batch's labels, if they are classes of the model."""
+    """Returns the batch's labels, or None; ValueError for labels that are no classes of the model."""
     if labels is None:
         return None
     if labels.ndim != 1 or labels.is_floating_point():
@@ -36,7 +38,7 @@ def check_labels(labels: Tensor | None, num_classes: int) -> Tensor | None:
 
 
 def fill_targets(name: str, batch: dict[str, Tensor], attention: Tensor | None) -> Tensor | None:
-    """The batch's targets for an attention, all unknown if it has none; None without attention."""
+    """Returns the batch's targets for an attention, all unknown if it has none; None without attention."""
     if attention is None:
         return None
     targets = batch.get(name)
@@ -52,15 +54,22 @@ def fill_targets(name: str, batch: dict[str, Tensor], attention: Tensor | None) 
 
 
 class _Evaluation:
-    """The metrics of one pass: outputs and targets of a batch in, all metrics out."""
+    """
+    Gathers the metrics of one pass: outputs and targets of each batch in, all metrics out.
 
-    def __init__(self, model: Any, accelerator: "Accelerator | None"):
+    Args:
+        model: model to evaluate, as `accelerator` prepared it or bare.
+        accelerator: accelerator that prepared the batches; None for a process of its own.
+    """
+
+    def __init__(self, model: "ConceptClassifier", accelerator: "Accelerator | None"):
         self.model = model
         self.accelerator = accelerator
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-        self.config = config = bare_model.config
-        if config.num_labels < 2:
-            raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {config.num_labels}.")
+        config = bare_model.config
+        self.num_classes = config.num_labels or 0
+        if self.num_classes < 2:
+            raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {self.num_classes}.")
         parameter = next(bare_model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         # Sums are kept in float64, which MPS does not have.
@@ -71,7 +80,7 @@ class _Evaluation:
             self.class_bias = bare_model.class_bias().to(self.precision)
         # Gathered outputs are whole in every process already.
         kwargs = {"sync_on_compute": accelerator is None}
-        self.class_metrics = ClassMetrics(config.num_labels, **kwargs).to(self.metric_device)
+        self.class_metrics = ClassMetrics(self.num_classes, **kwargs).to(self.metric_device)
         self.global_metrics = GlobalConceptMetrics(**kwargs).to(self.metric_device)
         self.spatial_metrics = SpatialConceptMetrics(**kwargs).to(self.metric_device)
         self.alignment_error = AlignmentError(config.none_concept, **kwargs).to(self.metric_device)
@@ -85,7 +94,7 @@ class _Evaluation:
             "additivity_errors": (out.logits.to(self.precision) - explained).abs().amax(-1),
             "global_attention": out.global_concept_attention,
             "spatial_attention": out.spatial_concept_attention,
-            "labels": check_labels(batch.get("labels"), self.config.num_labels),
+            "labels": check_labels(batch.get("labels"), self.num_classes),
             "global_targets": fill_targets("concept_targets", batch, out.global_concept_attention),
             "spatial_targets": fill_targets("spatial_concept_targets", batch, out.spatial_concept_attention),
         }
@@ -129,7 +138,7 @@ class _Evaluation:
 
 
 def evaluate(
-    model: Any,
+    model: "ConceptClassifier",
     dataloader: Iterable[dict[str, Tensor]],
     accelerator: "Accelerator | None" = None,
     progress: bool = False,

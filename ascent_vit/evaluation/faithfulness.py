@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Insertion and deletion: do the patches that contribute most to a prediction also move it most?"""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from .probe import average_over_images, check_counts, check_spatial, descending_ranks, random_ranks
+from .probe import ImageEvaluator, check_counts, descending_ranks, random_ranks
 
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from ascent_vit.inference.protocols import ConceptClassifier
+
+    from .probe import Measure
 
 
 def spread_patches(mask: Tensor, patch_size: Sequence[int], image_size: Sequence[int]) -> Tensor:
-    """A value per patch (B, h, w) at each pixel of the patch, (B, 1, H, W); pixels beyond the grid as its last row."""
+    """Spreads values of patches (B, h, w) over their pixels, (B, 1, H, W); those beyond the grid as its last row."""
     height, width = patch_size
     pixels = mask.repeat_interleave(height, -2).repeat_interleave(width, -1).unsqueeze(1).float()
     rest = (0, image_size[1] - pixels.shape[-1], 0, image_size[0] - pixels.shape[-2])
@@ -29,7 +31,7 @@ def numbers_of_patches(patches: int, steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Faithfulness:
+class Faithfulness(ImageEvaluator):
     """
     Insertion and deletion (Petsiuk, Das and Saenko, "RISE", BMVC 2018) over patches.
 
@@ -43,12 +45,17 @@ class Faithfulness:
     Cost: `4 * (steps + 1) + 2` forward passes per image.
 
     Args:
-        steps (`int`, *optional*, defaults to 16): Steps of a curve.
-        seed (`int`, *optional*, defaults to 0): Of the random orders.
-        batch_size (`int`, *optional*, defaults to 64): Images per forward pass.
+        steps (`int`, *optional*, defaults to 16): Number of steps of a curve.
+        seed (`int`, *optional*, defaults to 0): Random seed of the random orders.
+        batch_size (`int`, *optional*, defaults to 64): Number of images per forward pass.
+
+    Returns:
+        When called, `dict[str, float]`: `insertion_auc`, `insertion_auc_random`, `deletion_auc`, `deletion_auc_random`
+        and `insertion_deletion_images`, the number of images. Only `pixel_values` are used.
 
     Raises:
         ValueError: for numbers below 1.
+        NotApplicableError: when called, for a model without spatial concepts.
 
     Example:
 
@@ -61,39 +68,17 @@ class Faithfulness:
     steps: int = 16
     seed: int = 0
     batch_size: int = 64
+    description: ClassVar[str] = "Insertion and deletion"
+    count_name: ClassVar[str] = "insertion_deletion_images"
     primary_metric: ClassVar[str] = "insertion_auc"
-    greater_is_better: ClassVar[bool] = True
 
     def __post_init__(self):
         check_counts(steps=self.steps, batch_size=self.batch_size)
 
-    def __call__(
-        self,
-        model: Any,
-        dataloader: Iterable[dict[str, Tensor]],
-        accelerator: "Accelerator | None" = None,
-        progress: bool = False,
-    ) -> dict[str, float]:
-        """
-        Args:
-            model, dataloader, accelerator, progress: as of [`evaluate`]; only `pixel_values` are used.
+    def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
+        return ("insertion_auc", "insertion_auc_random", "deletion_auc", "deletion_auc_random"), self.areas
 
-        Returns:
-            `dict[str, float]`: `insertion_auc`, `insertion_auc_random`, `deletion_auc`, `deletion_auc_random` and
-            `insertion_deletion_images`, the number of images. The same in every process.
-
-        Raises:
-            NotApplicableError: for a model without spatial concepts.
-        """
-        bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-        check_spatial(bare_model.config, "Insertion and deletion")
-        names = ("insertion_auc", "insertion_auc_random", "deletion_auc", "deletion_auc_random")
-        means, counts = average_over_images(
-            model, dataloader, self.areas, len(names), accelerator, progress, "Insertion and deletion"
-        )
-        return dict(zip(names, means, strict=True)) | {"insertion_deletion_images": counts[0]}
-
-    def areas(self, model: Any, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def areas(self, model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The four areas of each image, (B, 4)."""
         pixel_values = pixels.to(next(model.parameters()).dtype)
         classes = model(pixel_values).logits.argmax(-1)
@@ -109,16 +94,18 @@ class Faithfulness:
         shown = numbers_of_patches(grid.numel(), self.steps).double() / grid.numel()
         return torch.trapezoid(torch.stack(areas, dim=1).cpu().double(), shown)
 
-    def curve(self, model: Any, pixel_values: Tensor, classes: Tensor, ranks: Tensor, delete: bool) -> Tensor:
+    def curve(
+        self, model: "ConceptClassifier", pixel_values: Tensor, classes: Tensor, ranks: Tensor, delete: bool
+    ) -> Tensor:
         """
         Probabilities of the classes as patches are shown, or hidden, by rank.
 
         Args:
-            model: in evaluation mode.
-            pixel_values: (B, C, H, W).
-            classes: (B,).
-            ranks: (B, h, w), 0 for the first patch.
-            delete: whether to hide instead of to show.
+            model: model in evaluation mode.
+            pixel_values: images, (B, C, H, W).
+            classes: one class of each image, (B,).
+            ranks: rank of each patch, (B, h, w), 0 for the first.
+            delete: whether to hide patches instead of showing them.
 
         Returns:
             (B, points), from no patch to all patches.

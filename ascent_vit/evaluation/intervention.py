@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intervention curves: does the prediction get better as a person corrects the concepts?"""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from .evaluate import check_labels, fill_targets
 from .metrics import known_rows
-from .probe import NotApplicableError, average_over_images, check_counts, descending_ranks, random_ranks
+from .probe import ImageEvaluator, NotApplicableError, check_counts, descending_ranks, random_ranks
 
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from ascent_vit.inference.protocols import ConceptClassifier
+
+    from .probe import Measure
 
 # Of each stream that can be corrected: the model's output, its targets in a batch, its override.
 STREAMS = (
@@ -25,10 +27,10 @@ STREAMS = (
 
 def true_attention(targets: Tensor, none_concept: bool) -> Tensor:
     """
-    What a person who knows the targets sets the attention to.
+    Gives what a person who knows the targets sets the attention to.
 
     Args:
-        targets: (B, T, C), NaN for unknown.
+        targets: targets of T tokens and C concepts, (B, T, C), NaN for unknown.
         none_concept: whether a row of zeros means "none of these".
 
     Returns:
@@ -53,7 +55,7 @@ def uncertainty(attention: Tensor, truth: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Intervention:
+class Intervention(ImageEvaluator):
     """
     Accuracy as more and more concepts of an image are corrected to their ground truth at test time (Koh et al.,
     "Concept Bottleneck Models", ICML 2020).
@@ -73,46 +75,37 @@ class Intervention:
     Cost: `2 * steps + 2` forward passes per image.
 
     Args:
-        steps (`int`, *optional*, defaults to 16): Steps of a curve.
-        seed (`int`, *optional*, defaults to 0): Of the random orders.
+        steps (`int`, *optional*, defaults to 16): Number of steps of a curve.
+        seed (`int`, *optional*, defaults to 0): Random seed of the random orders.
+
+    Returns:
+        When called, `dict`: `intervention_auc` and `intervention_auc_random`; `intervention_curve` and
+        `intervention_curve_random`, lists of `steps` + 1 accuracies; and `intervention_images`, the number of images,
+        those with a label and an annotated row.
 
     Raises:
         ValueError: for fewer than one step.
+        NotApplicableError: when called, without such images.
     """
 
     steps: int = 16
     seed: int = 0
+    description: ClassVar[str] = "Intervention"
+    count_name: ClassVar[str] = "intervention_images"
+    needs_maps: ClassVar[bool] = False
     primary_metric: ClassVar[str] = "intervention_auc"
-    greater_is_better: ClassVar[bool] = True
 
     def __post_init__(self):
         check_counts(steps=self.steps)
 
-    def __call__(
-        self,
-        model: Any,
-        dataloader: Iterable[dict[str, Tensor]],
-        accelerator: "Accelerator | None" = None,
-        progress: bool = False,
-    ) -> dict[str, Any]:
-        """
-        Args:
-            model, dataloader, accelerator, progress: as of [`evaluate`].
+    def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
+        points = range(self.steps + 1)
+        return [f"{order} {point}" for order in ("by uncertainty", "at random") for point in points], self.correct
 
-        Returns:
-            `dict`: `intervention_auc` and `intervention_auc_random`; `intervention_curve` and
-            `intervention_curve_random`, lists of `steps` + 1 accuracies; and `intervention_images`, the number of
-            images, those with a label and an annotated row. The same in every process.
-
-        Raises:
-            NotApplicableError: without such images.
-        """
-        points = self.steps + 1
-        means, counts = average_over_images(
-            model, dataloader, self.correct, 2 * points, accelerator, progress, "Intervention"
-        )
+    def results(self, names: Sequence[str], means: list[float], counts: list[int]) -> dict[str, Any]:
         if counts[0] == 0:
             raise NotApplicableError("Intervention needs images with labels and annotated concepts of the model")
+        points = self.steps + 1
         curve, curve_at_random = means[:points], means[points:]
         shares = torch.linspace(0, 1, points, dtype=torch.float64)
         return {
@@ -120,10 +113,10 @@ class Intervention:
             "intervention_auc_random": torch.trapezoid(shares.new_tensor(curve_at_random), shares).item(),
             "intervention_curve": curve,
             "intervention_curve_random": curve_at_random,
-            "intervention_images": counts[0],
+            self.count_name: counts[0],
         }
 
-    def correct(self, model: Any, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def correct(self, model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Whether each image is classified right at each point of both curves, (B, 2 * points)."""
         config = model.config
         pixel_values = pixels.to(next(model.parameters()).dtype)
@@ -140,7 +133,7 @@ class Intervention:
             truths[override] = truth
             scores.append(uncertainty(attention.float().reshape(rows), truth))
             correctable.append(known_rows(truth).any(-1, keepdim=True).expand(-1, attention.shape[-1]))
-        labels = check_labels(batch.get("labels"), config.num_labels)
+        labels = check_labels(batch.get("labels"), out.logits.shape[-1])
         if labels is None or not truths:
             return torch.full((len(pixels), 2 * points), torch.nan)
         labels, can_correct, score = labels.to(pixels.device), torch.cat(correctable, -1), torch.cat(scores, -1)

@@ -17,18 +17,20 @@ from .probe import average_over_images, check_counts
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ascent_vit.inference.protocols import ConceptClassifier
+
 TARGETS = ("concept_targets", "spatial_concept_targets")
 
 
 class PermutedTargets(Dataset):
     """
-    Rows whose concept targets, global and spatial together, are those of another row; pixels and labels stay.
+    Dataset whose rows have the concept targets, global and spatial together, of another row; pixels and labels stay.
 
     The rows are one random cycle, so that no row keeps its own targets, and each one's targets are used once.
 
     Args:
-        dataset (`Dataset`): Of rows with `pixel_values`, `labels` and targets, with a length of 2 or more.
-        seed (`int`): Of the permutation.
+        dataset (`Dataset`): Rows with `pixel_values`, `labels` and targets, 2 or more of them.
+        seed (`int`): Random seed of the permutation.
 
     Raises:
         ValueError: for fewer than two rows.
@@ -51,7 +53,7 @@ class PermutedTargets(Dataset):
 
 
 def collate(rows: Any) -> dict[str, Tensor]:
-    """Rows as a batch; a [`CachedConceptDataset`] gives whole batches already."""
+    """Puts rows together as a batch; a [`CachedConceptDataset`] gives whole batches already."""
     return rows if isinstance(rows, dict) else default_collate(rows)
 
 
@@ -62,13 +64,14 @@ class ShortTraining:
     dataset of rows as [`leakage`] takes them, it gives the trained model.
 
     Args:
-        build_model (`Callable`): Gives a model to train, with random weights or a pretrained backbone.
-        steps (`int`, *optional*, defaults to 500): Optimiser steps.
-        batch_size (`int`, *optional*, defaults to 32): Images per step.
-        learning_rate (`float`, *optional*, defaults to 1e-3): The first one.
-        weight_decay (`float`, *optional*, defaults to 0.05): Of AdamW.
-        seed (`int`, *optional*, defaults to 0): Of the weights that are not pretrained, and of the order of images.
-        device (`str`, *optional*, defaults to `"cpu"`): Where to train.
+        build_model (`Callable`): Function that gives a model to train, with random weights or a pretrained backbone.
+        steps (`int`, *optional*, defaults to 500): Number of optimiser steps.
+        batch_size (`int`, *optional*, defaults to 32): Number of images per step.
+        learning_rate (`float`, *optional*, defaults to 1e-3): Learning rate of the first step.
+        weight_decay (`float`, *optional*, defaults to 0.05): Weight decay of AdamW.
+        seed (`int`, *optional*, defaults to 0): Random seed of the weights that are not pretrained, and of the order
+            of images.
+        device (`str`, *optional*, defaults to `"cpu"`): Device to train on.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
     Raises:
@@ -112,28 +115,32 @@ class ShortTraining:
 
 
 def accuracy_and_majority(
-    model: Any, dataloader: Iterable[dict[str, Tensor]], accelerator: "Accelerator | None", progress: bool
+    model: "ConceptClassifier",
+    dataloader: Iterable[dict[str, Tensor]],
+    accelerator: "Accelerator | None",
+    progress: bool,
 ) -> tuple[float, float, int]:
     """Share of images that a model classifies right, share of the most frequent class, number of images."""
+    bare_model = model if accelerator is None else accelerator.unwrap_model(model)
+    num_classes = bare_model.config.num_labels or 0
 
-    def measure(model: Any, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        labels = check_labels(batch.get("labels"), model.config.num_labels)
+    def measure(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        labels = check_labels(batch.get("labels"), num_classes)
         if labels is None:
             raise ValueError("Leakage needs labels: give batches with labels.")
         labels = labels.to(pixels.device)
         predicted = model(pixels.to(next(model.parameters()).dtype)).logits.argmax(-1)
-        classes = torch.nn.functional.one_hot(labels, model.config.num_labels)
+        classes = torch.nn.functional.one_hot(labels, num_classes)
         return torch.cat([(predicted == labels)[:, None], classes], dim=1).float()
 
-    columns = 1 + model.config.num_labels
     (accuracy, *classes), counts = average_over_images(
-        model, dataloader, measure, columns, accelerator, progress, "Evaluating"
+        model, dataloader, measure, 1 + num_classes, accelerator, progress, "Evaluating"
     )
     return accuracy, max(classes), counts[0]
 
 
 def leakage(
-    train_model: Callable[[Dataset], Any],
+    train_model: "Callable[[Dataset], ConceptClassifier]",
     dataset: Dataset,
     dataloader: Iterable[dict[str, Tensor]],
     accelerator: "Accelerator | None" = None,
@@ -141,7 +148,7 @@ def leakage(
     progress: bool = False,
 ) -> dict[str, float]:
     r"""
-    How much of what a model achieves does not need concepts that mean what their targets say.
+    Measures how much of what a model achieves does not need concepts that mean what their targets say.
 
     A concept layer may carry more about the class than its concepts (Mahinpei et al., "Promises and Pitfalls of
     Black-Box Concept Learning Models", 2021; Margeloiu et al., "Do Concept Bottleneck Models Learn as Intended?",
@@ -163,14 +170,14 @@ def leakage(
 
     Args:
         train_model (`Callable`):
-            Trains a new model on a dataset of rows, always from the same start and for the same time, for example a
-            [`ShortTraining`].
+            Function that trains a new model on a dataset of rows, always from the same start and for the same time,
+            for example a [`ShortTraining`].
         dataset (`Dataset`):
             Rows of `pixel_values` (C, H, W), `labels` and `concept_targets` (G,) or `spatial_concept_targets` (N, S)
             or both, for example a [`CachedConceptDataset`].
         dataloader (`Iterable[dict]`): Held-out batches, as of [`evaluate`].
-        accelerator (`Accelerator`, *optional*): The one that prepared `dataloader`; see [`evaluate`].
-        seed (`int`, *optional*, defaults to 0): Of the permutation.
+        accelerator (`Accelerator`, *optional*): Accelerator that prepared `dataloader`; see [`evaluate`].
+        seed (`int`, *optional*, defaults to 0): Random seed of the permutation.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
 
     Returns:

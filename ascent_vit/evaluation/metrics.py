@@ -26,7 +26,7 @@ def share_of_strongest(scores: Tensor, annotated: Tensor) -> Tensor:
 
 
 def known_rows(target: Tensor) -> Tensor:
-    """(..., n) targets -> (...) bool: rows without any NaN."""
+    """Marks the rows of targets (..., n) without any NaN: (...) bool."""
     return ~target.isnan().any(-1)
 
 
@@ -59,7 +59,7 @@ class GlobalConceptAccuracy(MeanOverAnnotated):
     """
 
     def update(self, attention: Tensor, target: Tensor):
-        """attention (B, G), target (B, G)."""
+        """Adds a batch: attention (B, G), target (B, G)."""
         annotated = target > 0
         judged = known_rows(target) & (annotated.sum(-1) == 1)
         self.add(share_of_strongest(attention[judged], annotated[judged]))
@@ -74,7 +74,7 @@ class PointingGame(MeanOverAnnotated):
     """
 
     def update(self, attention: Tensor, target: Tensor):
-        """attention (B, N, S), target (B, N, S)."""
+        """Adds a batch: attention (B, N, S), target (B, N, S)."""
         maps, annotated = attention.transpose(1, 2), (target > 0).transpose(1, 2)
         judged = annotated.any(-1)
         self.add(share_of_strongest(maps[judged], annotated[judged]))
@@ -84,7 +84,7 @@ class PixelTPR(MeanOverAnnotated):
     """Share of annotated patches whose most attended spatial concept is an annotated one."""
 
     def update(self, attention: Tensor, target: Tensor):
-        """attention (B, N, S), target (B, N, S)."""
+        """Adds a batch: attention (B, N, S), target (B, N, S)."""
         annotated = target > 0
         judged = known_rows(target) & annotated.any(-1)
         self.add(share_of_strongest(attention[judged], annotated[judged]))
@@ -98,7 +98,7 @@ class RelevanceMass(MeanOverAnnotated):
     """
 
     def update(self, attention: Tensor, target: Tensor):
-        """attention (B, N, S), target (B, N, S)."""
+        """Adds a batch: attention (B, N, S), target (B, N, S)."""
         maps, annotated = attention.transpose(1, 2), (target > 0).transpose(1, 2)
         judged = annotated.any(-1)
         maps, annotated = maps[judged], annotated[judged]
@@ -131,7 +131,7 @@ class AlignmentError(Metric):
         self.add_state("tokens", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, *streams: tuple[Tensor, Tensor]):
-        """Attention (B, T, C) and target (B, T, C) of each stream that the model has, T tokens and C concepts each."""
+        """Adds a batch: attention and target (B, T, C) of each stream of the model, T tokens and C concepts each."""
         for attention, target in streams:
             self._add_stream(attention, target)
         self.images += len(streams[0][0])
@@ -170,7 +170,7 @@ class MeanOverConcepts(Metric):
         self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, attention: Tensor, target: Tensor):
-        """attention (B, G), target (B, G)."""
+        """Adds a batch: attention (B, G), target (B, G)."""
         # torchmetrics applies a sigmoid to scores above 1, which a rounded softmax can be.
         self.attentions.append(attention.clamp(0, 1))
         self.targets.append(torch.where(target.isnan(), -1, target > 0))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the evaluators share that look at a model through changed images, overrides or weights, image by image."""
+"""What evaluators share that look at a model image by image, through changed images, overrides or weights."""
 
 import zlib
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,19 +17,25 @@ from ascent_vit.inference.mode import evaluation_mode
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ascent_vit.inference.protocols import ConceptClassifier
+
+    # Values of each image of a batch, (B, columns), NaN where an image cannot be judged: of the bare model, the pixels
+    # as the dataloader gave them, and the batch.
+    Measure = Callable[[ConceptClassifier, Tensor, dict[str, Tensor]], Tensor]
+
 
 class NotApplicableError(ValueError):
     """An evaluator cannot judge this model on this data; the message says why."""
 
 
 def choose_subset(number: int, images: int, seed: int) -> list[int]:
-    """Indices of at most `images` of `number` images, drawn by the seed, ascending: the same in every process."""
+    """Draws the indices of at most `images` of `number` images by a seed, ascending: the same in every process."""
     return np.sort(np.random.default_rng(seed).permutation(number)[:images]).tolist()
 
 
 def random_ranks(pixel_values: Tensor, number: int, seed: int) -> Tensor:
     """
-    A random order of `number` things for each image, `(B, number)`: the rank of each, 0 first.
+    Draws a random order of `number` things for each image, `(B, number)`: the rank of each, 0 first.
 
     It is drawn from the seed and the image's pixels, so that it depends neither on the batch nor on the process.
     """
@@ -40,7 +47,7 @@ def random_ranks(pixel_values: Tensor, number: int, seed: int) -> Tensor:
 
 
 def descending_ranks(scores: Tensor, ties: Tensor) -> Tensor:
-    """The rank of each of the scores `(B, n)`, 0 for the greatest; equal ones in the order of the ranks `ties`."""
+    """Ranks scores `(B, n)`, 0 for the greatest; equal ones in the order of the ranks `ties`."""
     order = ties.argsort(-1)
     order = order.gather(-1, scores.gather(-1, order).argsort(dim=-1, descending=True, stable=True))
     return order.argsort(-1)
@@ -60,7 +67,7 @@ class MeanOverImages(Metric):
         self.add_state("count", torch.zeros(columns, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, values: Tensor):
-        """values (B, columns)."""
+        """Adds values (B, columns), a row per image."""
         self.total += values.nansum(0, dtype=torch.float64)
         self.count += (~values.isnan()).sum(0)
 
@@ -70,9 +77,9 @@ class MeanOverImages(Metric):
 
 
 def average_over_images(
-    model: Any,
+    model: "ConceptClassifier",
     dataloader: Iterable[dict[str, Tensor]],
-    measure: Callable[[Any, Tensor, dict[str, Tensor]], Tensor],
+    measure: "Measure",
     columns: int,
     accelerator: "Accelerator | None",
     progress: bool,
@@ -82,14 +89,13 @@ def average_over_images(
     Measures every image of a dataloader, in as many processes as there are.
 
     Args:
-        model: put into evaluation mode for the time.
-        dataloader: of batches as [`evaluate`] takes them.
-        measure: gets the bare model, the pixels as the dataloader gave them and the batch; gives `(B, columns)`, NaN
-            where an image cannot be judged.
-        columns: number of columns.
-        accelerator: the one that prepared `dataloader`; see [`evaluate`].
+        model: model to measure, put into evaluation mode for the time.
+        dataloader: batches as [`evaluate`] takes them.
+        measure: function that gives a batch's values.
+        columns: number of columns of its values.
+        accelerator: accelerator that prepared `dataloader`; see [`evaluate`].
         progress: whether to show a progress bar.
-        description: of the progress bar.
+        description: text of the progress bar.
 
     Returns:
         The mean of each column, NaN without images, and the number of images in it.
@@ -115,17 +121,66 @@ def average_over_images(
     return values.tolist(), counts.tolist()
 
 
-def check_spatial(config: Any, what: str) -> None:
-    """[`NotApplicableError`] for a model without spatial concepts."""
-    if not config.num_spatial_concepts:
-        raise NotApplicableError(f"{what} needs maps, and the model has no spatial concepts")
-
-
 def check_counts(**values: int) -> None:
-    """ValueError for one of the values that is below 1."""
+    """Checks that all values are 1 or more; ValueError naming the first that is not."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more; got {value}.")
 
 
-__all__ = ["NotApplicableError", "average_over_images", "choose_subset"]
+class ImageEvaluator(ABC):
+    """
+    Evaluates a model image by image, through changed images, overrides or weights. Base of the evaluators.
+
+    Attributes:
+        description: name of the evaluator, in progress bars and sentences.
+        count_name: name of the number of images among the results.
+        needs_maps: whether it judges maps of spatial concepts, and so only models that have some.
+        primary_metric: name of the result that stands for all.
+        greater_is_better: whether a greater value of it is better.
+    """
+
+    description: ClassVar[str]
+    count_name: ClassVar[str]
+    needs_maps: ClassVar[bool] = True
+    primary_metric: ClassVar[str]
+    greater_is_better: ClassVar[bool] = True
+
+    @abstractmethod
+    def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
+        """Says what to measure of an image with a bare model: names of the columns and a function that gives them."""
+
+    def results(self, names: Sequence[str], means: list[float], counts: list[int]) -> dict[str, Any]:
+        """Names the results, from the mean of each column and the number of images in it."""
+        return dict(zip(names, means, strict=True)) | {self.count_name: counts[0]}
+
+    def __call__(
+        self,
+        model: "ConceptClassifier",
+        dataloader: Iterable[dict[str, Tensor]],
+        accelerator: "Accelerator | None" = None,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """
+        Evaluates a model.
+
+        Args:
+            model, dataloader, accelerator, progress: arguments of [`evaluate`].
+
+        Returns:
+            `dict`: the results by name, the same in every process.
+
+        Raises:
+            NotApplicableError: for a model or images that cannot be judged.
+        """
+        bare_model = model if accelerator is None else accelerator.unwrap_model(model)
+        if self.needs_maps and not bare_model.config.num_spatial_concepts:
+            raise NotApplicableError(f"{self.description} needs maps, and the model has no spatial concepts")
+        names, measure = self.measurement(bare_model)
+        means, counts = average_over_images(
+            model, dataloader, measure, len(names), accelerator, progress, self.description
+        )
+        return self.results(names, means, counts)
+
+
+__all__ = ["ImageEvaluator", "NotApplicableError", "average_over_images", "choose_subset"]

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Robustness of concept maps: does the map move with the image?"""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .probe import average_over_images, check_spatial
+from .probe import ImageEvaluator
 
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from ascent_vit.inference.protocols import ConceptClassifier
+
+    from .probe import Measure
 
 ROTATION_DEGREES = 15.0
 SCALE = 1.25
@@ -30,9 +32,9 @@ class Motion:
 
     Args:
         mirror: whether to swap left and right.
-        angle: degrees, clockwise.
-        scale: above 1 enlarges.
-        shift: patches to the right and down.
+        angle: angle of the rotation in degrees, clockwise.
+        scale: factor of the size; above 1 enlarges.
+        shift: numbers of patches to shift to the right and down.
     """
 
     mirror: bool = False
@@ -45,7 +47,7 @@ class Motion:
         return Motion(self.mirror, -self.angle, 1 / self.scale, (-self.shift[0], -self.shift[1]))
 
     def apply(self, planes: Tensor, patch_size: tuple[int, int] = (1, 1)) -> Tensor:
-        """Planes (..., H, W) of which a patch spans `patch_size`, bilinear; 0 where there was nothing."""
+        """Moves planes (..., H, W) of which a patch spans `patch_size`, bilinearly; 0 where there was nothing."""
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional
 
@@ -68,9 +70,6 @@ def motions(grid: tuple[int, int]) -> dict[str, list[Motion]]:
     }
 
 
-METRICS = tuple(motions((1, 1)))
-
-
 def agreement(maps: Tensor, others: Tensor, inside: Tensor) -> Tensor:
     """Cosine similarity of maps (B, S, h, w) over all concepts and the patches `inside` (h, w); NaN without any."""
     if not inside.any():
@@ -79,7 +78,7 @@ def agreement(maps: Tensor, others: Tensor, inside: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Robustness:
+class Robustness(ImageEvaluator):
     """
     Agreement of the attention maps of an image with those of the moved image, moved back: the explanation
     equivariance of Crabbé and van der Schaar ("Evaluating the Robustness of Interpretability Methods through
@@ -98,41 +97,30 @@ class Robustness:
     - `robustness_translation`: shifted along both axes by an eighth of the side, in whole patches, either way.
 
     Cost: 8 forward passes per image.
+
+    Returns:
+        When called, `dict[str, float]`: the four metrics, without one whose motion leaves no patch to compare, and
+        `robustness_images`, the number of images. Only `pixel_values` are used.
+
+    Raises:
+        NotApplicableError: when called, for a model without spatial concepts.
     """
 
+    description: ClassVar[str] = "Robustness"
+    count_name: ClassVar[str] = "robustness_images"
     primary_metric: ClassVar[str] = "robustness_translation"
-    greater_is_better: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        model: Any,
-        dataloader: Iterable[dict[str, Tensor]],
-        accelerator: "Accelerator | None" = None,
-        progress: bool = False,
-    ) -> dict[str, float]:
-        """
-        Args:
-            model, dataloader, accelerator, progress: as of [`evaluate`]; only `pixel_values` are used.
+    def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
+        return tuple(motions((1, 1))), self.agreements
 
-        Returns:
-            `dict[str, float]`: the four metrics, without one whose motion leaves no patch to compare, and
-            `robustness_images`, the number of images. The same in every process.
-
-        Raises:
-            NotApplicableError: for a model without spatial concepts.
-        """
-        bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-        check_spatial(bare_model.config, "Robustness")
-        means, counts = average_over_images(
-            model, dataloader, self.agreements, len(METRICS), accelerator, progress, "Robustness"
-        )
-        values = {name: mean for name, mean, count in zip(METRICS, means, counts, strict=True) if count}
-        return values | {"robustness_images": max(counts)}
+    def results(self, names: Sequence[str], means: list[float], counts: list[int]) -> dict[str, Any]:
+        values = {name: mean for name, mean, count in zip(names, means, counts, strict=True) if count}
+        return values | {self.count_name: max(counts)}
 
     @staticmethod
-    def agreements(model: Any, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def agreements(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The four agreements of each image, (B, 4)."""
-        patch_size = tuple(model.config.patch_size)
+        height, width = patch_size = model.config.patch_size
         dtype = next(model.parameters()).dtype
         out = model(pixels.to(dtype))
         grid = tuple(out.patch_grid[0].tolist())
@@ -152,7 +140,7 @@ class Robustness:
                 ones = motion.inverse.apply(motion.apply(torch.ones(1, *grid, device=pixels.device)))
                 values.append(agreement(maps, back, ones[0] > INSIDE))
             column = torch.stack(values).mean(0)
-            if name == "robustness_rotation" and patch_size[0] != patch_size[1]:
+            if name == "robustness_rotation" and height != width:
                 column = torch.full_like(column, torch.nan)
             columns.append(column)
         return torch.stack(columns, dim=1)

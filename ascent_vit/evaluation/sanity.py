@@ -2,19 +2,21 @@
 """Sanity check of explanations: they must depend on what the model has learned."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
-from .probe import average_over_images, check_spatial
+from .probe import ImageEvaluator
 
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from ascent_vit.inference.protocols import ConceptClassifier
+
+    from .probe import Measure
 
 # From the class scores down to the pixels, as the cascade goes.
 STAGES = ("head", "fusion", "backbone")
@@ -27,10 +29,10 @@ def stage_of(name: str) -> str:
     return "fusion" if name.startswith("ascent_vit.") else "head"
 
 
-def randomised_models(model: torch.nn.Module, seed: int) -> dict[str, torch.nn.Module]:
+def randomised_models(model: "ConceptClassifier", seed: int) -> "dict[str, ConceptClassifier]":
     """
-    Copies of a model with weights as before any training: those of its concept head, of head and pyramid with fusion,
-    and of everything. Stages that the model does not have are left out. The model itself and the random state stay.
+    Copies a model with weights as before any training: those of its concept head, of head and pyramid with fusion, and
+    of everything. Stages that the model does not have are left out. The model itself and the random state stay.
     """
     config = copy.deepcopy(model.config)
     with torch.random.fork_rng(devices=[]):
@@ -61,7 +63,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Randomisation:
+class Randomisation(ImageEvaluator):
     """
     Cascading randomisation (Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018): similarity of the maps
     to those of the same model with random weights in its concept head (`randomisation_head`), in head and pyramid with
@@ -76,36 +78,26 @@ class Randomisation:
     Cost: 5 forward passes per image and memory for three further models.
 
     Args:
-        seed (`int`, *optional*, defaults to 0): Of the random weights.
+        seed (`int`, *optional*, defaults to 0): Random seed of the random weights.
+
+    Returns:
+        When called, `dict[str, float]`: the metrics, and `randomisation_images`, the number of images. Only
+        `pixel_values` are used.
+
+    Raises:
+        NotApplicableError: when called, for a model without spatial concepts.
     """
 
     seed: int = 0
+    description: ClassVar[str] = "Randomisation"
+    count_name: ClassVar[str] = "randomisation_images"
     primary_metric: ClassVar[str] = "randomisation_backbone"
     greater_is_better: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        model: Any,
-        dataloader: Iterable[dict[str, Tensor]],
-        accelerator: "Accelerator | None" = None,
-        progress: bool = False,
-    ) -> dict[str, float]:
-        """
-        Args:
-            model, dataloader, accelerator, progress: as of [`evaluate`]; only `pixel_values` are used.
+    def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
+        models = randomised_models(model, self.seed)
 
-        Returns:
-            `dict[str, float]`: the metrics, and `randomisation_images`, the number of images. The same in every
-            process.
-
-        Raises:
-            NotApplicableError: for a model without spatial concepts.
-        """
-        bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-        check_spatial(bare_model.config, "Randomisation")
-        models = randomised_models(bare_model, self.seed)
-
-        def similarities(model: Any, pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        def similarities(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
             pixel_values = pixels.to(next(model.parameters()).dtype)
             classes = model(pixel_values).logits.argmax(-1)[:, None]
             maps, *others = (
@@ -113,11 +105,7 @@ class Randomisation:
             )
             return torch.stack([rank_correlation(maps, other) for other in others], dim=1)
 
-        means, counts = average_over_images(
-            model, dataloader, similarities, len(models), accelerator, progress, "Randomisation"
-        )
-        values = {f"randomisation_{stage}": mean for stage, mean in zip(models, means, strict=True)}
-        return values | {"randomisation_images": counts[0]}
+        return [f"randomisation_{stage}" for stage in models], similarities
 
 
 __all__ = ["Randomisation", "randomised_models"]

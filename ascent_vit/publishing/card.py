@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ascent_vit.utils.files import read_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
+from ascent_vit.utils.metrics import METRICS
 
 
 if TYPE_CHECKING:
@@ -22,34 +23,6 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("card_template.md")
 
 TAGS = ["ascent-vit", "explainability", "interpretability", "concept-based-models", "vision-transformer"]
-
-METRIC_MEANINGS = {
-    "accuracy": "share of images whose class is right",
-    "top5_accuracy": "share of images whose class is among the five most probable",
-    "macro_f1": "F1 score of the classes, averaged over classes",
-    "ece": "expected calibration error of the class probability, 15 bins; 0 is best",
-    "concept_map": "mean average precision of the attention to concepts of the whole image",
-    "concept_auroc": "area under the ROC curve of the attention to concepts of the whole image",
-    "global_concept_accuracy": "of images with one annotated concept, share where it is the most attended",
-    "alignment_error": "squared distance of attention from annotation; 0 is best",
-    "pointing_game": "share of annotated concepts whose attention map has its maximum on the annotation",
-    "pixel_tpr": "share of annotated patches whose most attended concept is an annotated one",
-    "relevance_mass": "share of an attention map that lies inside the annotation",
-    "insertion_auc": "class probability as patches are shown in the order of their contribution",
-    "insertion_auc_random": "the same in random order",
-    "deletion_auc": "class probability as patches are hidden in the order of their contribution; low is good",
-    "deletion_auc_random": "the same in random order",
-    "intervention_auc": "accuracy as concepts are corrected in the order of their uncertainty",
-    "intervention_auc_random": "the same in random order",
-    "randomisation_head": "agreement of maps with those of a model whose concept head is random; low is good",
-    "randomisation_fusion": "the same with a random fusion and pyramid too",
-    "randomisation_backbone": "the same with everything random",
-    "robustness_flip": "agreement of maps of an image and its mirror image, mapped back",
-    "robustness_rotation": "agreement of maps of an image and its rotation, mapped back",
-    "robustness_scale": "agreement of maps of an image and its rescaling, mapped back",
-    "robustness_translation": "agreement of maps of an image and its translation, mapped back",
-    "additivity_error": "largest difference between a logit and the sum of its contributions and bias",
-}
 
 # The Hub's names of metrics that are called otherwise here.
 HUB_METRICS = {"macro_f1": "f1"}
@@ -237,8 +210,8 @@ def model_card(content: ModelCardContent) -> "ModelCard":
     if not (content.global_concepts or content.spatial_concepts or content.num_unsupervised_concepts):
         raise ValueError("A model card needs the model's concepts; got none.")
     for name, value in content.metrics.items():
-        if name not in METRIC_MEANINGS:
-            raise ValueError(f"Unknown metric {name!r} in a model card; it may have {', '.join(METRIC_MEANINGS)}.")
+        if name not in METRICS:
+            raise ValueError(f"Unknown metric {name!r} in a model card; it may have {', '.join(METRICS)}.")
         if not math.isfinite(value):
             raise ValueError(f"Metric {name} must be a finite number in a model card; got {value}. Leave it out.")
     if content.license not in LICENSES:
@@ -251,9 +224,9 @@ def model_card(content: ModelCardContent) -> "ModelCard":
             "name": f"`{name}`",
             "value": format_value(content.metrics[name]),
             "spread": format_spread([run.get(name) for run in runs]),
-            "meaning": meaning,
+            "meaning": metric.meaning,
         }
-        for name, meaning in METRIC_MEANINGS.items()
+        for name, metric in METRICS.items()
         if name in content.metrics
     ]
     return ModelCard.from_template(

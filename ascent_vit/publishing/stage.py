@@ -13,8 +13,9 @@ from typing import Any
 from ascent_vit.inference.load import load_processor, load_whole
 from ascent_vit.utils.files import check_extent, read_json, write_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
+from ascent_vit.utils.metrics import METRICS
 
-from .card import METRIC_MEANINGS, ModelCardContent, check_card, model_card, pin_examples
+from .card import ModelCardContent, check_card, model_card, pin_examples
 from .privacy import check_secrets, strip_paths, strip_values
 
 
@@ -213,7 +214,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Picks the figures of a metrics file that a card can show."""
     return {
         name: float(metrics[name])
-        for name in METRIC_MEANINGS
+        for name in METRICS
         if isinstance(metrics.get(name), int | float) and math.isfinite(metrics[name])
     }
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training by recipe: a YAML file says what to train and on what, and one loop does it."""
 
-from .recipe import Recipe, load_recipe
-from .train import TrainingError, TrainingResult, train
+from .errors import TrainingError
+from .reading import load_recipe
+from .recipe import Recipe
+from .result import TrainingResult
+from .train import train
 from .trainer import ConceptMetrics
 
 

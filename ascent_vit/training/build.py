@@ -17,7 +17,8 @@ from ascent_vit.data.augmentation import (
 from ascent_vit.data.checks import check_groups
 from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
 
-from .recipe import Recipe, augmentation_of, model_fields, processor_fields
+from .reading import model_fields, processor_fields
+from .recipe import Recipe, augmentation_of
 from .stream import ShuffledStream, StreamLoader
 
 
@@ -35,7 +36,7 @@ VALIDATION_SHARE = 0.1
 def config_fields(
     recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
 ) -> dict[str, Any]:
-    """Fields of [`AscentViTConfig`] for a recipe and a dataset's names. A stream that the recipe names stays so."""
+    """Gives the fields of [`AscentViTConfig`] for a recipe and a dataset's names; the recipe's own prevail."""
     fields = model_fields(recipe)
     for stream, names in (("global_concepts", global_concepts), ("spatial_concepts", spatial_concepts)):
         if fields.get(stream) is None:
@@ -47,7 +48,7 @@ def build_config(
     recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
 ) -> "AscentViTConfig":
     """
-    The model's configuration for a recipe without pretrained backbone and the names of a dataset.
+    Builds the model's configuration for a recipe without pretrained backbone and the names of a dataset.
 
     Raises:
         ValueError: for fields of a wrong type, or that do not go together.
@@ -64,10 +65,10 @@ def build_model(
     recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
 ) -> tuple["AscentViTForImageClassification", "AscentViTImageProcessorPil"]:
     """
-    The model to train, in training mode, and its image processor.
+    Builds the model to train, in training mode, and its image processor.
 
     Args:
-        recipe: gives backbone, options and the processor's parameters.
+        recipe: recipe of the run: backbone, options and the image processor's parameters.
         labels: names of the classes.
         global_concepts: names of the dataset's global concepts.
         spatial_concepts: names of the dataset's spatial concepts.
@@ -92,7 +93,7 @@ def build_model(
 
 
 def _cut_by_group(train: "Dataset", seed: int) -> tuple["Dataset", "Dataset | None"]:
-    """Train without a share of its groups, and those; rows without a group are one each."""
+    """Cuts a share of its groups from a train split and gives both; rows without a group are a group each."""
     from sklearn.model_selection import GroupShuffleSplit
 
     names = train[GROUP_COLUMN][:]
@@ -112,7 +113,7 @@ def _cut_by_group(train: "Dataset", seed: int) -> tuple["Dataset", "Dataset | No
 
 def split_dataset(dataset: "DatasetDict", seed: int) -> tuple[Any, Any | None, Any | None]:
     """
-    Train, validation and test of a dataset, None where there is none.
+    Gives train, validation and test of a dataset, None where there is none.
 
     A missing validation split is cut from train by the seed, never from test: by group where the dataset has a
     `group_id`, so that no group is in two splits, else by image, stratified by class where every class has two. There
@@ -150,7 +151,7 @@ def build_augmenter(
     recipe: Recipe, features: "Features", processor: "AscentViTImageProcessorPil"
 ) -> ConceptAugmenter | None:
     """
-    What augments the train split, None for a recipe without augmentation.
+    Builds what augments the train split; None for a recipe without augmentation.
 
     Raises:
         ValueError: for names that the dataset does not have, or crops that the image processor would not resize.
@@ -178,18 +179,18 @@ def make_loader(
     num_processes: int = 1,
 ) -> "DataLoader | StreamLoader":
     """
-    Batches of a split for the model, from memory where the split fits the recipe's `cache_mebibytes`.
+    Makes batches of a split for the model, from memory where the split fits the recipe's `cache_mebibytes`.
 
     Args:
-        split: a split of a concept dataset, or a stream of one.
+        split: split of a concept dataset, or a stream of one.
         processor: the model's image processor.
-        recipe: gives seed, memory, workers and, for training, the augmentation.
-        batch_size: images per batch.
-        num_shuffled: images of an epoch of training, drawn at random; None for all, in their order and as they are. A
-            stream is then shuffled and never ends.
+        recipe: recipe of the run: seed, memory, workers and, for training, the augmentation.
+        batch_size: number of images per batch.
+        num_shuffled: number of images in an epoch of training, drawn at random, where a stream is shuffled and never
+            ends; None for all images, in their order and as they are.
         progress: whether to show a progress bar while a split is read into memory.
-        process_index: of this process, for a stream to train on, of which each process reads its own share.
-        num_processes: that share it.
+        process_index: index of this process, for a stream to train on, of which each process reads its own share.
+        num_processes: number of processes that share the stream.
     """
     training = num_shuffled is not None
     augmenter = build_augmenter(recipe, split.features, processor) if training else None
@@ -218,7 +219,7 @@ def make_loader(
         collate_fn=collate,
         num_workers=workers,
         drop_last=training,
-        # A generator of its own: an iteration then draws nothing from the one that resuming restores.
+        # A generator of its own, so that reading draws nothing from the global one, which a resumed run restores.
         generator=torch.Generator().manual_seed(recipe.seed),
     )
 

@@ -5,6 +5,9 @@ Checkpoints that are whole or not there, and known to be so.
 A checkpoint is written under another name, with the checksum of each of its files, brought to the disk and then
 renamed; older ones are removed after that. One that has since been damaged is set aside, and the one before it used.
 Nothing in a checkpoint can run code when it is read.
+
+A run's checkpoint has Accelerate's part of its state, the moving average, how far the run has come and, for a stream,
+where each process is in it.
 """
 
 import hashlib
@@ -17,13 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from accelerate.utils import broadcast_object_list, load
+from safetensors.torch import load_file, save_file
+
 from ascent_vit.utils.files import write_json
 
-from .errors import writing
+from .errors import TrainingError, writing
+from .stream import StreamLoader
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from .run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -31,17 +41,17 @@ CHECKSUMS = "checksums.json"
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Lists the checkpoints of a run, oldest first."""
     return sorted((output / "checkpoints").glob("checkpoint_*"))
 
 
 def checkpoint_path(output: Path, step: int) -> Path:
-    """Where the checkpoint after a number of steps belongs."""
+    """Names the folder of the checkpoint after a number of steps."""
     return output / "checkpoints" / f"checkpoint_{step:08d}"
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What interrupted writing left directly in a folder."""
+    """Lists what interrupted writing left directly in a folder."""
     return [path for pattern in (".*.partial", ".*.old", "partial_*") for path in folder.glob(pattern)]
 
 
@@ -71,7 +81,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, None if they are as they were written."""
+    """Says what is wrong with a checkpoint's files, None if they are as they were written."""
     try:
         expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
         found = _checksums(checkpoint)
@@ -84,7 +94,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def last_whole_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint without damage, None if there is none. Damaged ones are set aside, with a warning."""
+    """Finds the newest whole checkpoint, None if there is none. Damaged ones are set aside, with a warning."""
     for checkpoint in reversed(checkpoints(output)):
         reason = damage(checkpoint)
         if reason is None:
@@ -110,9 +120,9 @@ def new_checkpoint(output: Path, step: int, keep: int | None, accelerator: "Acce
 
     Args:
         output: folder of the run.
-        step: the number of steps made.
-        keep: checkpoints to keep, the newest; None for all.
-        accelerator: of the run.
+        step: number of optimiser steps made.
+        keep: number of checkpoints to keep, the newest; None for all.
+        accelerator: accelerator of the run.
 
     Yields:
         The folder. After an error it is gone, and all checkpoints are as they were.
@@ -147,12 +157,76 @@ def new_checkpoint(output: Path, step: int, keep: int | None, accelerator: "Acce
                 shutil.rmtree(partial, ignore_errors=True)
 
 
+def save_checkpoint(run: "Run") -> None:
+    """Writes a checkpoint of a run, whose weights are checked to be finite first."""
+    accelerator, progress = run.accelerator, run.progress
+    run.guard.check_gradient()
+    with new_checkpoint(run.output, progress.step, run.recipe.save_total_limit, accelerator) as folder:
+        accelerator.save_state(str(folder))
+        if isinstance(run.loader, StreamLoader):
+            write_json(folder / f"stream_{accelerator.process_index}.json", run.loader.state_dict())
+        if accelerator.is_main_process:
+            if run.average is not None:
+                save_file(run.average.state_dict(), folder / "average.safetensors")
+            state = {"num_processes": accelerator.num_processes, "progress": progress.state_dict()}
+            write_json(folder / "progress.json", state)
+
+
+def load_checkpoint(run: "Run", folder: Path) -> None:
+    """
+    Brings a run to the state of a checkpoint.
+
+    Raises:
+        ValueError: for a checkpoint of another number of processes.
+        TrainingError: for random states that cannot be read.
+    """
+    accelerator = run.accelerator
+    saved = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+    if saved["num_processes"] != accelerator.num_processes:
+        raise ValueError(
+            f"The run in {run.output} has {saved['num_processes']} processes and cannot be resumed with "
+            f"{accelerator.num_processes}: start as many."
+        )
+    accelerator.load_state(str(folder))
+    # Accelerate goes on without a word where it cannot read them.
+    random_states = load(folder / f"random_states_{accelerator.process_index}.pkl")
+    if not torch.equal(random_states["torch_manual_seed"], torch.get_rng_state()):
+        raise TrainingError(f"The random states in {folder} cannot be read by the installed packages.")
+    run.progress.load_state_dict(saved["progress"])
+    if run.average is not None:
+        run.average.load_state_dict(load_file(folder / "average.safetensors"))
+    if isinstance(run.loader, StreamLoader):
+        state = folder / f"stream_{accelerator.process_index}.json"
+        run.loader.load_state_dict(json.loads(state.read_text(encoding="utf-8")))
+
+
+def resume_run(run: "Run") -> None:
+    """Brings a run to its newest checkpoint that is whole; leaves it at the start if there is none."""
+    accelerator, progress = run.accelerator, run.progress
+    found: list[Path | None] = [None]
+    if accelerator.is_main_process:
+        remove_leftovers(run.output)
+        found = [last_whole_checkpoint(run.output)]
+    folder = broadcast_object_list(found)[0]
+    if folder is not None:
+        load_checkpoint(run, folder)
+    run.finished = progress.step == run.plan.total_steps and (run.output / "metrics.json").is_file()
+    # What an interruption between a checkpoint and its model left out.
+    if folder is not None and progress.best_step == progress.step and not run.finished:
+        run.save_model()
+    if accelerator.is_main_process:
+        logger.info("Resuming at step %d of %d.", progress.step, run.plan.total_steps)
+
+
 __all__ = [
     "checkpoint_path",
     "checkpoints",
     "damage",
     "last_whole_checkpoint",
     "leftovers",
+    "load_checkpoint",
     "new_checkpoint",
     "remove_leftovers",
+    "resume_run",
+    "save_checkpoint",
 ]

@@ -18,8 +18,8 @@ def writing(what: str, folder: str | os.PathLike) -> Iterator[None]:
     Turns the many errors of a full or broken disk into one sentence.
 
     Args:
-        what: is written, as the sentence's subject.
-        folder: of the run.
+        what: name of what is being written, the subject of the error's sentence.
+        folder: folder of the run.
 
     Raises:
         TrainingError: for an error of the system, of torch's file writer, or of safetensors.

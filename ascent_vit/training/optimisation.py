@@ -1,25 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of an optimisation: how many steps of what, which parameters decay, and their moving average."""
+"""The parts of an optimisation: numbers of steps, optimiser and schedule, frozen weights and their moving average."""
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import get_scheduler
 
-from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
 
 
 @dataclass(frozen=True)
 class StepPlan:
     """
-    Optimiser steps of a run.
+    Numbers of optimiser steps of a run.
 
     Args:
-        steps_per_epoch: steps after which the model is evaluated; an epoch's incomplete last step is left out.
-        total_steps: steps of the run.
-        warmup_steps: first steps in which the learning rate grows.
-        head_only_steps: first steps in which the backbone is frozen.
+        steps_per_epoch: number of steps between evaluations; an epoch's incomplete last step is left out.
+        total_steps: number of steps of the whole run.
+        warmup_steps: number of first steps in which the learning rate grows.
+        head_only_steps: number of first steps in which the backbone is frozen.
     """
 
     steps_per_epoch: int
@@ -28,14 +32,14 @@ class StepPlan:
     head_only_steps: int
 
 
-def plan_steps(recipe: Recipe, num_images: int | None, num_processes: int = 1) -> StepPlan:
+def plan_steps(recipe: "Recipe", num_images: int | None, num_processes: int = 1) -> StepPlan:
     """
     Counts the steps of a recipe.
 
     Args:
-        recipe: of the run.
-        num_images: of the train split; None for a stream, which is one epoch of `max_steps`.
-        num_processes: that share each step.
+        recipe: recipe of the run.
+        num_images: number of images in the train split; None for a stream, which is one epoch of `max_steps`.
+        num_processes: number of processes that share each step.
 
     Raises:
         ValueError: for fewer images than one step takes, or a stream without `max_steps`.
@@ -62,7 +66,7 @@ def plan_steps(recipe: Recipe, num_images: int | None, num_processes: int = 1) -
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """The trainable parameters in two groups: matrices and larger decay, biases, norms and other vectors do not."""
+    """Puts trainable parameters in two groups: matrices and larger decay, biases, norms and other vectors do not."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
@@ -70,8 +74,28 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+def build_optimizer(model: torch.nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
+    """Makes AdamW with a recipe's settings."""
+    return torch.optim.AdamW(
+        parameter_groups(model, recipe.weight_decay),
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+    )
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, recipe: "Recipe", plan: StepPlan) -> Any:
+    """Makes the schedule of the learning rate over the steps of a run."""
+    return get_scheduler(
+        recipe.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=plan.warmup_steps,
+        num_training_steps=plan.total_steps,
+    )
+
+
 def moving_average(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and buffers, so that normalisation statistics belong to the weights."""
+    """Starts an exponential moving average of weights and buffers, so that batch statistics belong to the weights."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return average.requires_grad_(False)
 
@@ -83,10 +107,19 @@ class Freezer:
         self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def freeze(self, frozen: bool) -> None:
+        """Freezes the parameters, or lets them train again."""
         for parameter in self.parameters:
             parameter.requires_grad_(not frozen)
             if frozen:
                 parameter.grad = None
 
 
-__all__ = ["Freezer", "StepPlan", "moving_average", "parameter_groups", "plan_steps"]
+__all__ = [
+    "Freezer",
+    "StepPlan",
+    "build_optimizer",
+    "build_scheduler",
+    "moving_average",
+    "parameter_groups",
+    "plan_steps",
+]

@@ -45,7 +45,7 @@ def plot_curves(report: dict[str, Any]) -> "Figure":
     Draws loss terms, learning rate and the metrics of the validation split over the steps of a run.
 
     Args:
-        report: as in `report.json`; of it `history` and `epochs`.
+        report: report of the run, as in `report.json`, with at least `history`, `epochs`, `recipe` and `dataset`.
 
     Returns:
         The figure; pyplot and its backend are left alone.
@@ -92,17 +92,17 @@ def _cell(value: Any) -> str:
 
 
 def _table(header: tuple[str, ...], rows: list[tuple]) -> list[str]:
-    """Lines of a table, the first cells of whose rows are names of the toolkit, shown as they are."""
+    """Makes the lines of a table; the first cell of each row is a name of the toolkit, shown as it is."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return [*lines, *(f"| {' | '.join((str(name), *map(_cell, values)))} |" for name, *values in rows), ""]
 
 
 def report_text(report: dict[str, Any]) -> str:
     """
-    A run in Markdown: results, curves, every epoch, environment and seeds, and the whole recipe.
+    Writes a run down in Markdown: results, curves, every epoch, environment and seeds, and the whole recipe.
 
     Args:
-        report: as in `report.json`.
+        report: report of the run, as in `report.json`.
     """
     metrics, epochs, recipe = report["metrics"], report["epochs"], report["recipe_values"]
     split = report["split"]

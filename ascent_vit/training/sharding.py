@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .recipe import Recipe
-
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from ascent_vit.inference.protocols import ConceptClassifier
+
+    from .recipe import Recipe
 
 
 def is_sharded(accelerator: "Accelerator") -> bool:
@@ -20,25 +22,25 @@ def is_sharded(accelerator: "Accelerator") -> bool:
     return accelerator.distributed_type == DistributedType.FSDP
 
 
-def check_sharding(recipe: Recipe, accelerator: "Accelerator") -> None:
-    """ValueError for a recipe, or a kind of sharding, that does not go with shared out parameters."""
+def check_sharding(recipe: "Recipe", accelerator: "Accelerator") -> None:
+    """Checks recipe and kind of sharding; ValueError for what does not go with shared out parameters."""
     if not is_sharded(accelerator):
         return
     if not accelerator.is_fsdp2:
         raise ValueError("Sharded training needs FSDP2: start with --fsdp_version 2.")
-    # What they keep of parameters is of the time before these were shared out.
+    # Both hold parameters from before the model is sharded, which are not those that are then trained.
     for key, off in (("ema_decay", "null"), ("head_only_epochs", "0")):
         if getattr(recipe, key):
             raise ValueError(f"{key} does not go with FSDP: set {key}={off}, or start without --use_fsdp.")
 
 
-def whole_model(model_class: type, model: Any) -> Any:
+def whole_model(model_class: type, model: Any) -> "ConceptClassifier":
     """
-    A copy of a sharded model with all of its parameters in every process, to evaluate and to save.
+    Copies a sharded model, with all of its parameters in every process, to evaluate and to save.
 
     Args:
-        model_class: the model's class before it was sharded.
-        model: the sharded model; every process must call this.
+        model_class: class of the model before it was sharded.
+        model: sharded model; every process must call this.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

@@ -31,29 +31,29 @@ ENCODED_COLUMNS = ("image", "mask")
 
 
 def start_of_pass(reader: int, number: int) -> dict[str, Any]:
-    """The state of a reader before a pass."""
+    """Gives the state of a reader before a pass."""
     begin = {"reader": reader, "pass": number, "place": 0, "shard_state": None, "row": 0, "count": 0}
     return begin | {"position": 0}
 
 
 def first_states(process_index: int, num_workers: int) -> list[dict[str, Any]]:
-    """The states of a process's readers before the first pass; without workers it is one itself."""
+    """Gives the states of a process's readers before the first pass; without workers the process is one itself."""
     readers = max(1, num_workers)
     return [start_of_pass(process_index * readers + number, 0) for number in range(readers)]
 
 
 class ShuffledStream(torch.utils.data.IterableDataset):
     """
-    The rows of one process's readers, without end.
+    Gives the rows of one process's readers, without end.
 
     Args:
-        stream: a streamed split of a concept dataset, not shuffled and not split.
-        seed: of the order, and of what `augmenter` draws.
-        augmenter: draws a view of each row, which depends on seed, pass, and the row's shard and number in it alone.
-        process_index: of this process.
-        num_processes: that share the stream.
-        states: of this process's readers, in the order in which their next batches are due; one per worker. None
-            begins the first pass.
+        stream: streamed split of a concept dataset, not shuffled and not split.
+        seed: random seed of the order, and of what `augmenter` draws.
+        augmenter: augmentation of each row, which depends on seed, pass, and the row's shard and number in it alone.
+        process_index: index of this process.
+        num_processes: number of processes that share the stream.
+        states: states of this process's readers, in the order in which their next batches are due; one per worker.
+            None begins the first pass.
 
     Yields:
         Rows with two further keys: `_row`, pass, shard and the row's number in the shard, each from 0; `_state`, a
@@ -94,7 +94,7 @@ class ShuffledStream(torch.utils.data.IterableDataset):
             state = start_of_pass(state["reader"], state["pass"] + 1)
 
     def _read_pass(self, state: dict[str, Any], num_readers: int) -> Iterator[dict[str, Any]]:
-        """What is left of a pass."""
+        """Gives the rows of this reader that are left of a pass."""
         num_shards = self.stream.num_shards
         groups = math.gcd(num_shards, num_readers)
         group, member, members = state["reader"] % groups, state["reader"] // groups, num_readers // groups
@@ -120,7 +120,7 @@ class ShuffledStream(torch.utils.data.IterableDataset):
         yield from self._shuffle(block, begin)
 
     def _shuffle(self, block: list[tuple[dict[str, Any], list[int]]], begin: dict[str, Any]) -> Iterator[dict]:
-        """The rows of a block that are left, drawn at random."""
+        """Gives the rows of a block that are left, drawn at random."""
         seeds = [self.seed, begin["pass"], begin["reader"], begin["count"]]
         order = np.random.default_rng(seeds).permutation(len(block)).tolist()
         for position in range(begin["position"], len(order)):
@@ -137,7 +137,7 @@ class ShuffledStream(torch.utils.data.IterableDataset):
 
 
 class StreamCollator:
-    """Batches of [`ConceptCollator`] from rows of [`ShuffledStream`], with the rows' places and the last state."""
+    """Makes batches by [`ConceptCollator`] from rows of a stream, with the rows' places and the last state."""
 
     def __init__(self, collate: ConceptCollator):
         self.collate = collate
@@ -148,16 +148,17 @@ class StreamCollator:
 
 class StreamLoader:
     """
-    Batches of one process's share of a stream, without end.
+    Gives batches of one process's share of a stream, without end.
 
     Args:
-        stream: to read.
-        batch_size: images per batch.
-        collate: makes a batch of rows.
-        num_workers: processes that read; each gives every `num_workers`-th batch.
+        stream: stream to read.
+        batch_size: number of images per batch.
+        collate: collator that makes a batch of rows.
+        num_workers: number of processes that read; each gives every `num_workers`-th batch.
 
     Attributes:
-        rows: of the batch given last: for each image pass, shard and number in the shard, each from 0.
+        rows: places of the rows of the batch given last: for each image pass, shard and number in the shard, each
+            from 0.
     """
 
     def __init__(self, stream: ShuffledStream, batch_size: int, collate: ConceptCollator, num_workers: int = 0):
@@ -174,7 +175,7 @@ class StreamLoader:
             collate_fn=self.collate,
             num_workers=self.num_workers,
             drop_last=True,
-            # Of its own, so that nothing is drawn from the one that resuming restores.
+            # A generator of its own, so that reading draws nothing from the global one, which a resumed run restores.
             generator=torch.Generator().manual_seed(self.stream.seed),
         )
         for batch, self.rows, state in loader:
@@ -183,7 +184,7 @@ class StreamLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the batch after the last one begins, in plain values."""
+        """Says where the batch after the last one begins, in plain values."""
         return {"states": self.states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

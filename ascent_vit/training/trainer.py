@@ -23,16 +23,16 @@ TARGETS = {
 
 class ConceptMetrics:
     """
-    A `compute_metrics` for `Trainer`: the class metrics of [`~ascent_vit.evaluation.evaluate`], and those of the
-    concepts whose targets `label_names` lists.
+    Computes metrics for `Trainer`, as its `compute_metrics`: the class metrics of
+    [`~ascent_vit.evaluation.evaluate`], and those of the concepts whose targets `label_names` lists.
 
     `Trainer` holds all that it compares in memory: of spatial concepts, `images x patches x concepts` numbers twice.
     Leave them out, or set `batch_eval_metrics=True`, with which each batch is judged at once.
 
     Args:
-        config (`AscentViTConfig`): The model's, also of one loaded as remote code.
+        config (`AscentViTConfig`): Configuration of the model, also of one loaded as remote code.
         label_names (`Sequence[str]`, *optional*, defaults to `("labels",)`):
-            The `label_names` of the `TrainingArguments`: `"labels"`, and `"concept_targets"` and
+            `label_names` of the `TrainingArguments`: `"labels"`, and `"concept_targets"` and
             `"spatial_concept_targets"` to have those concepts judged. Each batch of evaluation must have all of them,
             otherwise `Trainer` evaluates nothing.
 
@@ -76,7 +76,7 @@ class ConceptMetrics:
         self.streams = [stream for stream, (targets, _) in TARGETS.items() if targets in self.label_names]
         judged = {TARGETS[stream][1] for stream in self.streams}
         self.ignore_keys = [name for name in config.keys_to_ignore_at_inference if name not in judged]
-        # What Trainer hands over is that of all processes already.
+        # Trainer has gathered its predictions from all processes: to gather once more would count them again.
         self.class_metrics = ClassMetrics(config.num_labels, sync_on_compute=False)
         self.concept_metrics: dict[str, Any] = {
             "global": GlobalConceptMetrics(sync_on_compute=False),
@@ -87,6 +87,8 @@ class ConceptMetrics:
 
     def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float]:
         """
+        Judges predictions.
+
         Args:
             prediction (`EvalPrediction`): Logits and targets, and the attention to the concepts judged.
             compute_result (`bool`, *optional*, defaults to `True`):
@@ -107,7 +109,7 @@ class ConceptMetrics:
         return self.compute() if compute_result else {}
 
     def read(self, prediction: "EvalPrediction") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Targets and outputs by name; ValueError where they are not those asked for."""
+        """Names targets and outputs; ValueError where they are not those asked for."""
         targets, outputs = (
             [torch.as_tensor(part) for part in (parts if isinstance(parts, tuple | list) else [parts])]
             for parts in (prediction.label_ids, prediction.predictions)
@@ -144,7 +146,7 @@ class ConceptMetrics:
         return dict(zip(self.label_names, targets, strict=True)), dict(zip(names, outputs, strict=True))
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all that came since the last time."""
+        """Computes the metrics of all that came since the last time."""
         judged = [self.class_metrics, *(self.concept_metrics[stream] for stream in self.streams)]
         values: dict[str, Tensor] = {}
         for collection in judged:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watching a run: what goes to a tracker, and when it has to stop."""
+"""Watching a run: what goes to a tracker."""
 
 import importlib.util
-import math
 import os
 from itertools import islice
 from pathlib import Path
@@ -10,54 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import TrainingError
-from .recipe import Recipe
-
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from ascent_vit.inference.protocols import ConceptClassifier, ConceptImageProcessor
+
+    from .recipe import Recipe
+
 # Images of which concept maps are drawn after each epoch.
 WATCHED_IMAGES = 4
 
-# A loss so many times that of the first batch has exploded; one of less than 1 counts as 1.
-EXPLOSION = 1000.0
-
 
 def check_tracker(report_to: str) -> None:
-    """ValueError where the package of a tracker is missing."""
+    """Checks that the package of a tracker is installed; ValueError where it is not."""
     package = {"none": "torch"}.get(report_to, report_to)
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"report_to: {report_to} needs a package that is not installed: pip install {package}.")
-
-
-def broken_term(losses: dict[str, float], first_loss: float) -> str | None:
-    """
-    What is wrong with the loss of a batch, None if nothing is.
-
-    Args:
-        losses: `loss` and its terms.
-        first_loss: of the run's first batch.
-
-    Returns:
-        The term that is not finite, or the largest one of a loss that has exploded, with its value.
-    """
-    terms = {name: value for name, value in losses.items() if name != "loss"} or losses
-    infinite = [name for name, value in (terms | losses).items() if not math.isfinite(value)]
-    if infinite:
-        return f"{infinite[0]} is {losses[infinite[0]]}"
-    if losses["loss"] <= EXPLOSION * max(1.0, first_loss):
-        return None
-    largest = max(terms, key=lambda name: terms[name])
-    return f"{largest} is {losses[largest]:.4g}, after a first loss of {first_loss:.4g}"
-
-
-def diverged(step: int, reason: str, rows: str) -> TrainingError:
-    """The error for a step at which a run has to stop, and the rows that it was taking."""
-    return TrainingError(
-        f"Training diverged at step {step}: {reason}, in the batch of {rows}. Look at these images, lower "
-        "learning_rate or max_grad_norm, lengthen warmup_epochs, or use mixed_precision: no."
-    )
 
 
 class Watcher:
@@ -65,13 +33,13 @@ class Watcher:
     Sends values and pictures to the tracker of a recipe; does nothing without one.
 
     Args:
-        accelerator: of the run.
-        recipe: names tracker and run.
+        accelerator: accelerator of the run.
+        recipe: recipe of the run, which names the tracker and the run.
         output: folder of the run, in which everything is written.
-        split: whose first images are drawn after each epoch; None for none.
+        split: split whose first images are drawn after each epoch; None for none.
     """
 
-    def __init__(self, accelerator: "Accelerator", recipe: Recipe, output: Path, split: Any | None):
+    def __init__(self, accelerator: "Accelerator", recipe: "Recipe", output: Path, split: Any | None):
         self.accelerator, self.recipe, self.output = accelerator, recipe, output
         self.active = recipe.report_to != "none"
         drawn = split if split is not None and self.active and accelerator.is_main_process else ()
@@ -82,12 +50,13 @@ class Watcher:
         Opens the tracker.
 
         Args:
-            values: of the run, kept as its hyper-parameters if they are plain.
-            step: that the run goes on from; what an interrupted run recorded after it is dropped where that can be.
+            values: settings of the run, kept as its hyper-parameters if they are plain.
+            step: step that the run goes on from; what an interrupted run recorded after it is dropped where that can
+                be.
         """
         if not self.active:
             return
-        # Read when trackio is imported.
+        # Set now, as trackio reads it when it is imported.
         os.environ.setdefault("TRACKIO_DIR", str((self.output / "logs" / "trackio").resolve()))
         options: dict[str, dict[str, Any]] = {"tensorboard": {}, "trackio": {}}
         if step:
@@ -101,7 +70,7 @@ class Watcher:
         if self.active:
             self.accelerator.log(values, step=step)
 
-    def log_concepts(self, model: Any, processor: Any, step: int) -> None:
+    def log_concepts(self, model: "ConceptClassifier", processor: "ConceptImageProcessor", step: int) -> None:
         """Records what the model says of the watched images, and where it sees which concepts."""
         if not self.images:
             return
@@ -124,4 +93,4 @@ class Watcher:
                 tracker.log({name: trackio.Image(pixels)}, step=step)
 
 
-__all__ = ["Watcher", "broken_term", "check_tracker", "diverged"]
+__all__ = ["Watcher", "check_tracker"]

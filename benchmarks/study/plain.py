@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageClassification, get_scheduler
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from ascent_vit.data import concepts_from_features
 from ascent_vit.evaluation import ClassMetrics
 from ascent_vit.training.build import make_loader, split_dataset
-from ascent_vit.training.optimisation import parameter_groups, plan_steps
-from ascent_vit.training.recipe import Recipe, processor_fields
+from ascent_vit.training.optimisation import build_optimizer, build_scheduler, plan_steps
+from ascent_vit.training.reading import processor_fields
+from ascent_vit.training.recipe import Recipe
 from modeling_ascent_vit import AscentViTConfig, AscentViTImageProcessor
 
 
@@ -25,7 +26,7 @@ def build_plain(
     """
     The recipe's backbone with transformers' own linear head on its CLS token, and the recipe's image processor.
 
-    The concepts are the dataset's: the processor checks annotation, though nothing here is trained on it.
+    The concepts are the dataset's: the image processor checks annotation, though nothing here is trained on it.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if recipe.backbone is not None:
@@ -66,13 +67,8 @@ def train_plain(recipe: Recipe, dataset: Any) -> tuple[Any, Any, dict[str, Any]]
     batch_size = recipe.per_device_train_batch_size
     loader = make_loader(train, processor, recipe, batch_size, plan.steps_per_epoch * batch_size)
     validation_loader = make_loader(validation, processor, recipe, recipe.per_device_eval_batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay),
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-    )
-    scheduler = get_scheduler(recipe.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
+    optimizer = build_optimizer(model, recipe)
+    scheduler = build_scheduler(optimizer, recipe, plan)
     step, seconds, best, weights = 0, 0.0, None, {}
     with tqdm(total=plan.total_steps, desc="Training", unit="step") as bar:
         while step < plan.total_steps:

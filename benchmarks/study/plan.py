@@ -23,14 +23,14 @@ class StudyRun:
     One training and its evaluation.
 
     Args:
-        table: it belongs to.
-        name: of what is trained, unique in its table.
+        table: name of the table that it belongs to.
+        name: name of what is trained, unique in its table.
         title: the same in words.
-        seed: of weights and order, and of data that are drawn.
+        seed: random seed of weights and order, and of data that are drawn.
         recipe: name of the recipe to start from.
-        overrides: `KEY=VALUE` for it, of the table and then of the run.
+        overrides: changes of that recipe, `KEY=VALUE` each, the table's and then the run's.
         dataset: "digits", or a folder of prepared datasets.
-        minutes: what it may take on one CPU core.
+        minutes: time that it may take on one CPU core.
         head, attention, pretrained, steps, train_images, measures, images, test_images: as `tables.yaml` explains.
     """
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from plan import StudyRun, read_tables, runs_of
 
-from ascent_vit.evaluation import GREATER_IS_BETTER
+from ascent_vit.evaluation import METRICS
 from ascent_vit.utils.files import write_text
 
 
@@ -155,7 +155,7 @@ def verdict(key: str, ours: list[float], other: list[float]) -> str:
     difference = statistics.mean(other) - statistics.mean(ours)
     if abs(difference) <= max(spread(ours), spread(other)):
         return f"no difference ({100 * difference:+.1f})"
-    better = (difference > 0) == GREATER_IS_BETTER[key]
+    better = (difference > 0) == METRICS[key].greater_is_better
     return f"{'better' if better else 'worse'} ({100 * difference:+.1f})"
 
 

@@ -38,7 +38,7 @@ def test_a_share_of_the_loop_itself(training_loop, monkeypatch):
         loader.collate_fn = lambda batch: (time.sleep(0.3), collate(batch))[1]
         return loader
 
-    monkeypatch.setattr(importlib.import_module("ascent_vit.training.train"), "make_loader", slow)
+    monkeypatch.setattr(importlib.import_module("ascent_vit.training.setup"), "make_loader", slow)
     waiting = training_loop.measure(steps=3, batch_size=2, turns=2, memory=64, model=small)
     assert waiting["share"] > fast["share"] and waiting["share"] > 0.5 and waiting["step_ms"] > 300
 

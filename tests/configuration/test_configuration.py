@@ -8,7 +8,8 @@ import torch
 
 from ascent_vit.training import Recipe, load_recipe
 from ascent_vit.training.build import build_config
-from ascent_vit.training.recipe import FIELDS, configuration_files
+from ascent_vit.training.reading import configuration_files
+from ascent_vit.training.recipe import FIELDS
 from modeling_ascent_vit import AscentViTForImageClassification
 
 

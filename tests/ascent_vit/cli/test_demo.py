@@ -18,7 +18,7 @@ import modeling_ascent_vit
 from ascent_vit import explain
 from ascent_vit.cli.app import run
 from ascent_vit.cli.demo import RESULTS, check_pipeline, whole_or_nothing
-from ascent_vit.training.recipe import configuration_files
+from ascent_vit.training.reading import configuration_files
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeded subsets and orders, and means over images."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascent_vit.evaluation.probe import average_over_images, choose_subset, descending_ranks, random_ranks
+from ascent_vit.evaluation.probe import (
+    ImageEvaluator,
+    NotApplicableError,
+    average_over_images,
+    choose_subset,
+    descending_ranks,
+    random_ranks,
+)
 
 
 def test_subset_is_seeded_sorted_and_never_larger_than_asked_for():
@@ -48,3 +57,22 @@ def test_means_leave_out_what_cannot_be_judged():
     assert model.training
     with pytest.raises(ValueError, match="no images"):
         average_over_images(model, [], measure, 2, None, False, "")
+
+
+class Brightness(ImageEvaluator):
+    description = "Brightness"
+    count_name = "brightness_images"
+    primary_metric = "brightness"
+
+    def measurement(self, model):
+        return ["brightness", "darkness"], lambda model, pixels, batch: torch.cat([pixels, -pixels], dim=1)
+
+
+def test_an_evaluator_names_its_columns_and_counts_its_images():
+    model = torch.nn.Linear(1, 1)
+    model.config = SimpleNamespace(num_spatial_concepts=2)
+    batches = [{"pixel_values": torch.tensor([[1.0], [2.0]])}, {"pixel_values": torch.tensor([[6.0]])}]
+    assert Brightness()(model, batches) == {"brightness": 3.0, "darkness": -3.0, "brightness_images": 3}
+    model.config.num_spatial_concepts = 0
+    with pytest.raises(NotApplicableError, match="^Brightness needs maps, and the model has no spatial concepts$"):
+        Brightness()(model, batches)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ascent_vit.publishing import ModelCardContent, PublishOptions, stage, stage_space, write_model_card
-from ascent_vit.training.recipe import load_recipe
+from ascent_vit.training.reading import load_recipe
 
 
 CODE = {

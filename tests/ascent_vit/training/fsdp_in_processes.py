@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains 3 steps by Accelerate's FSDP2 in two processes, and saves the model to FOLDER/model.
 
-Accelerate shards on accelerators alone. What it does there runs on CPU as well, once its state says so.
+Accelerate shards on accelerators alone. What it does there runs on a CPU as well, once its state says so.
 """
 
 import json

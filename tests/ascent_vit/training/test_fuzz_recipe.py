@@ -8,7 +8,8 @@ import yaml
 from hypothesis import strategies as st
 
 from ascent_vit.cli.app import run
-from ascent_vit.training.recipe import FIELDS, Recipe, configuration_files, load_recipe
+from ascent_vit.training.reading import configuration_files, load_recipe
+from ascent_vit.training.recipe import FIELDS, Recipe
 
 
 NAN, INF = float("nan"), float("inf")

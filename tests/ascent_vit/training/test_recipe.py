@@ -8,7 +8,8 @@ import pytest
 
 from ascent_vit.data import Augmentation
 from ascent_vit.training import Recipe, load_recipe
-from ascent_vit.training.recipe import augmentation_of, model_fields
+from ascent_vit.training.reading import model_fields
+from ascent_vit.training.recipe import augmentation_of
 
 
 MODEL = """
@@ -79,7 +80,7 @@ def test_an_override_keeps_the_preset(tmp_path):
         ("adam_beta2: 1", "mine.yaml: adam_beta2 must be below 1; got 1."),
         ("ema_decay: -1", "mine.yaml: ema_decay must be above 0; got -1."),
         ("save_steps: 0", "mine.yaml: save_steps must be at least 1; got 0."),
-        ("mixed_precision: bf61", "mine.yaml: mixed_precision must be no or bf16 or fp16; got 'bf61'."),
+        ("mixed_precision: bf61", "mine.yaml: mixed_precision must be auto or no or bf16 or fp16; got 'bf61'."),
         ("greater_is_better: yes", "mine.yaml: greater_is_better must be true or false or null; got 'yes'."),
         ("metric_for_best_model: acuracy", "metric_for_best_model 'acuracy' is no metric; did you mean 'accuracy'"),
         ("num_train_epochs: 2\nwarmup_epochs: 2", "mine.yaml: warmup_epochs must be below num_train_epochs, 2"),

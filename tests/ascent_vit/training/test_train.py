@@ -22,6 +22,7 @@ from ascent_vit.evaluation import evaluate
 from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import build_model, make_loader, split_dataset
 from ascent_vit.training.checkpoints import checkpoints
+from ascent_vit.training.precision import resolve_precision, training_device
 
 
 BACKBONE = {
@@ -92,7 +93,8 @@ def test_what_a_run_writes(dataset, tmp_path):
     assert metrics["seed"] == 1 and metrics["torch_version"] == importlib.metadata.version("torch")
     assert not any(isinstance(value, dict | list) for value in metrics.values())
     report = read(tmp_path / "run" / "report.json")
-    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), dataset=None)
+    precision = resolve_precision("auto", training_device())
+    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), dataset=None, mixed_precision=precision)
     assert [epoch["step"] for epoch in report["epochs"]] == [4, 8]
     assert len(checkpoints(tmp_path / "run")) == 2
 

@@ -53,7 +53,7 @@ arguments = TrainingArguments(
     **{"save_strategy": "no", **settings},
 )
 if arguments.fsdp:
-    # Accelerate shards on accelerators alone. What it does there runs on CPU as well, once it takes this for one.
+    # Accelerate shards on accelerators alone. What it does there runs on a CPU as well, once it takes this for one.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 trainer = Trainer(model, arguments, train_dataset=rows[:48], eval_dataset=rows[48:], compute_metrics=metrics)
 trainer._get_train_sampler = lambda dataset=None: SequentialSampler(rows[:48])

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device to train on, and the precision that it computes fast in."""
+
+import logging
+from typing import Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from ascent_vit.utils.hardware import is_slow
+
+
+logger = logging.getLogger(__name__)
+
+
+def training_device() -> torch.device:
+    """Asks Accelerate for the device that it trains on: an accelerator where there is one, or the CPU if told so."""
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=on_cpu).device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether an accelerator says that it has units for bfloat16; what it only emulates is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    says = getattr(torch.get_device_module(device), "is_bf16_supported", None)
+    return says is not None and bool(says())
+
+
+def resolve_precision(
+    asked: Literal["auto", "no", "bf16", "fp16"], device: torch.device
+) -> Literal["no", "bf16", "fp16"]:
+    """
+    Decides on the mixed precision to train in.
+
+    Args:
+        asked: `mixed_precision` of the recipe: "auto", "no", "bf16" or "fp16".
+        device: device to train on.
+
+    Returns:
+        "no", "bf16" or "fp16". For "auto", "bf16" on an accelerator that has units for it, else "no": on a CPU
+        always, so that figures do not depend on which one it is.
+    """
+    if asked != "auto":
+        return asked
+    return "bf16" if device.type != "cpu" and has_bfloat16(device) else "no"
+
+
+def warn_of_slow_precision(precision: str, device: torch.device) -> None:
+    """Warns where float32 would be faster than the mixed precision that was asked for."""
+    if precision == "bf16" and is_slow(torch.bfloat16, device):
+        logger.warning("This CPU has no bfloat16 units: training in float32 (mixed_precision: no) is faster.")
+
+
+__all__ = ["resolve_precision", "training_device", "warn_of_slow_precision"]

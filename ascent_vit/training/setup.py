@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the parts of a training run from its recipe."""
+
+import dataclasses
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
+
+from ascent_vit.data import check_concepts, concepts_from_features, load_concept_dataset
+from ascent_vit.utils.files import LOCK, read_json, write_json
+
+from .build import build_model, make_loader, split_dataset
+from .checkpoints import leftovers, resume_run
+from .divergence import DivergenceGuard
+from .errors import writing
+from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
+from .precision import resolve_precision, training_device, warn_of_slow_precision
+from .recipe import FREE_KEYS, Recipe
+from .run import Run, RunData
+from .sharding import check_sharding
+from .stream import StreamLoader
+from .watch import Watcher, check_tracker
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
+
+
+def check_output(output: Path, resume: bool) -> None:
+    """Checks that a folder is free or, to resume, holds a run; ValueError otherwise."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"The output {output} is a file: name a folder.")
+    present = {path for path in output.iterdir() if path.name != LOCK} if output.exists() else set()
+    if not present or (resume and present <= set(leftovers(output))):
+        return
+    if not resume:
+        raise ValueError(f"The output folder {output} is not empty: name another one, or resume the run in it.")
+    if not (output / "recipe.json").is_file():
+        raise ValueError(f"The output folder {output} holds no run to resume: it has no recipe.json.")
+
+
+def check_resumed(output: Path, record: dict[str, Any]) -> None:
+    """Checks that the run in a folder, if any, is the one of `record`; ValueError naming what differs."""
+    if not (output / "recipe.json").is_file():
+        return
+    before = read_json(output / "recipe.json")
+    after = json.loads(json.dumps(record))
+    changed = [key for key in after if key not in FREE_KEYS and before.get(key) != after[key]]
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)!r}, now {after[key]!r}" for key in changed)
+        raise ValueError(f"The run in {output} cannot be resumed with another recipe: {differences}.")
+
+
+def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
+    """Starts the accelerator of a run; ValueError where it does not see the processes that were started."""
+    accelerator = Accelerator(
+        # Accelerate takes processes on CPUs for one group only when it is told that they are on CPUs.
+        cpu=not torch.accelerator.is_available(),
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        mixed_precision=recipe.mixed_precision,
+        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
+        step_scheduler_with_optimizer=False,
+        # While the backbone is frozen, its parameters get no gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=recipe.head_only_epochs > 0)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise ValueError(
+            f"{started} processes were started, but Accelerate has {accelerator.num_processes}: start them with "
+            "torchrun, and with ACCELERATE_USE_CPU=true where they are to share a CPU."
+        )
+    check_sharding(recipe, accelerator)
+    if accelerator.is_main_process:
+        warn_of_slow_precision(recipe.mixed_precision, accelerator.device)
+    return accelerator
+
+
+def load_data(recipe: Recipe, dataset: "DatasetDict | None", accelerator: Accelerator) -> RunData:
+    """Splits a dataset; None loads the recipe's, in the first process before the others."""
+    name = recipe.dataset or "given in Python"
+    if dataset is None:
+        with accelerator.main_process_first():
+            dataset = load_concept_dataset(name, **recipe.dataset_options)
+    train, validation, test = split_dataset(dataset, recipe.seed)
+    names = concepts_from_features(train.features, recipe.dataset_options.get("spatial_concepts"))
+    is_cut = validation is not None and "validation" not in dataset
+    return RunData(name, train, validation, test, names, is_cut)
+
+
+def make_plan(recipe: Recipe, num_images: int | None, accelerator: Accelerator) -> StepPlan:
+    """Counts the steps of a run, and warns of what `max_steps` shortens."""
+    plan = plan_steps(recipe, num_images, accelerator.num_processes)
+    if num_images is None:
+        return plan
+    whole = plan_steps(dataclasses.replace(recipe, max_steps=-1), num_images, accelerator.num_processes)
+    if accelerator.is_main_process and plan.total_steps < whole.total_steps:
+        logger.warning(
+            "max_steps=%d of the %d steps of %g epochs: warm-up shortened in proportion from %d to %d steps, "
+            "head-only training from %d to %d.",
+            *(plan.total_steps, whole.total_steps, recipe.num_train_epochs),
+            *(whole.warmup_steps, plan.warmup_steps, whole.head_only_steps, plan.head_only_steps),
+        )
+    return plan
+
+
+def place_model(model: Any, accelerator: Accelerator) -> Any:
+    """Moves a model to the device of its process; on several GPUs its batch statistics are those of all processes."""
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return model.to(accelerator.device)
+
+
+def train_loader(recipe: Recipe, data: RunData, plan: StepPlan, processor: Any, accelerator: Accelerator) -> Any:
+    """Makes the batches to train on, before the accelerator prepares them."""
+    images_per_micro_step = recipe.per_device_train_batch_size * accelerator.num_processes
+    return make_loader(
+        data.train,
+        processor,
+        recipe,
+        recipe.per_device_train_batch_size,
+        num_shuffled=plan.steps_per_epoch * recipe.gradient_accumulation_steps * images_per_micro_step,
+        progress=accelerator.is_main_process,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def evaluation_loader(recipe: Recipe, split: Any | None, processor: Any, accelerator: Accelerator) -> Any | None:
+    """Makes the batches to evaluate on, prepared by the accelerator; None without a split."""
+    if split is None:
+        return None
+    batch_size = recipe.per_device_eval_batch_size
+    loader = make_loader(split, processor, recipe, batch_size, progress=accelerator.is_main_process)
+    return accelerator.prepare_data_loader(loader)
+
+
+def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunData, plan: StepPlan) -> Run:
+    """Makes the parts of a run that starts at its first step, prepared by the accelerator."""
+    set_seed(recipe.seed)
+    model, processor = build_model(recipe, *data.names)
+    check_concepts(model.config, *data.names[1:])
+    bare_model = place_model(model, accelerator)
+    # Before the accelerator, which gives a sharded model another class.
+    model_class = type(bare_model)
+    num_parameters = sum(parameter.numel() for parameter in bare_model.parameters())
+    freezer = Freezer(bare_model.ascent_vit.backbone)
+    average = moving_average(bare_model, recipe.ema_decay) if recipe.ema_decay is not None else None
+    optimizer = build_optimizer(bare_model, recipe)
+    scheduler = build_scheduler(optimizer, recipe, plan)
+    batches = train_loader(recipe, data, plan, processor, accelerator)
+    prepared, optimizer, scheduler = accelerator.prepare(bare_model, optimizer, scheduler)
+    loader = batches if isinstance(batches, StreamLoader) else accelerator.prepare(batches)
+    return Run(
+        recipe=recipe,
+        output=output,
+        accelerator=accelerator,
+        data=data,
+        plan=plan,
+        processor=processor,
+        model_class=model_class,
+        num_parameters=num_parameters,
+        freezer=freezer,
+        average=average,
+        model=prepared,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        loader=loader,
+        validation_loader=evaluation_loader(recipe, data.validation, processor, accelerator),
+        test_loader=evaluation_loader(recipe, data.test, processor, accelerator),
+        guard=DivergenceGuard(loader, recipe, data.validation_is_cut),
+        watcher=Watcher(accelerator, recipe, output, data.train if data.validation is None else data.validation),
+    )
+
+
+def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: bool) -> Run:
+    """
+    Makes a run that is ready to train, and records its recipe.
+
+    Args:
+        recipe: recipe of the run.
+        output: folder for everything that the run writes.
+        dataset: loaded dataset; None loads the recipe's.
+        resume: whether to go on from the last checkpoint in `output`.
+
+    Raises:
+        ValueError: for a recipe, dataset, folder or group of processes that does not serve.
+    """
+    start = time.perf_counter()
+    check_output(output, resume)
+    check_tracker(recipe.report_to)
+    # From here on the recipe says what the run does on this device, and so do its records.
+    recipe = dataclasses.replace(recipe, mixed_precision=resolve_precision(recipe.mixed_precision, training_device()))
+    accelerator = start_accelerator(recipe, output)
+    data = load_data(recipe, dataset, accelerator)
+    plan = make_plan(recipe, data.num_images, accelerator)
+    record = dataclasses.asdict(recipe) | {"dataset": data.name, "steps": dataclasses.asdict(plan)}
+    check_resumed(output, record)
+    accelerator.wait_for_everyone()
+
+    run = build_run(recipe, output, accelerator, data, plan)
+    # From here on, processes differ in what they draw, for example in dropout.
+    set_seed(recipe.seed, device_specific=True)
+    if resume:
+        resume_run(run)
+    with writing("The recipe", output):
+        if accelerator.is_main_process:
+            write_json(output / "recipe.json", record)
+        run.watcher.start(record, run.progress.step)
+    run.setup_seconds = time.perf_counter() - start
+    return run
+
+
+__all__ = ["check_output", "set_up"]

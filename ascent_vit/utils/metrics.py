@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The figures of an evaluation: names, meanings and directions, in the order in which cards and tables show them.
+
+They are here, apart from the code that measures them, because a model is published without the packages that measure.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """
+    What is known of a metric beside its values.
+
+    Args:
+        meaning: what it measures, as a model card says it.
+        greater_is_better: whether a greater value is better.
+    """
+
+    meaning: str
+    greater_is_better: bool = True
+
+
+# Measured after each epoch of a training too, so that one of them may choose the weights to keep.
+EPOCH_METRICS = {
+    "accuracy": MetricInfo("share of images whose class is right"),
+    "top5_accuracy": MetricInfo("share of images whose class is among the five most probable"),
+    "macro_f1": MetricInfo("F1 score of the classes, averaged over classes"),
+    "ece": MetricInfo(
+        "expected calibration error of the class probability, 15 bins; 0 is best", greater_is_better=False
+    ),
+    "concept_map": MetricInfo("mean average precision of the attention to concepts of the whole image"),
+    "concept_auroc": MetricInfo("area under the ROC curve of the attention to concepts of the whole image"),
+    "global_concept_accuracy": MetricInfo("of images with one annotated concept, share where it is the most attended"),
+    "alignment_error": MetricInfo("squared distance of attention from annotation; 0 is best", greater_is_better=False),
+    "pointing_game": MetricInfo("share of annotated concepts whose attention map has its maximum on the annotation"),
+    "pixel_tpr": MetricInfo("share of annotated patches whose most attended concept is an annotated one"),
+    "relevance_mass": MetricInfo("share of an attention map that lies inside the annotation"),
+}
+
+METRICS = EPOCH_METRICS | {
+    "insertion_auc": MetricInfo("class probability as patches are shown in the order of their contribution"),
+    "insertion_auc_random": MetricInfo("the same in random order"),
+    "deletion_auc": MetricInfo(
+        "class probability as patches are hidden in the order of their contribution; low is good",
+        greater_is_better=False,
+    ),
+    "deletion_auc_random": MetricInfo("the same in random order", greater_is_better=False),
+    "intervention_auc": MetricInfo("accuracy as concepts are corrected in the order of their uncertainty"),
+    "intervention_auc_random": MetricInfo("the same in random order"),
+    "randomisation_head": MetricInfo(
+        "agreement of maps with those of a model whose concept head is random; low is good", greater_is_better=False
+    ),
+    "randomisation_fusion": MetricInfo("the same with a random fusion and pyramid too", greater_is_better=False),
+    "randomisation_backbone": MetricInfo("the same with everything random", greater_is_better=False),
+    "robustness_flip": MetricInfo("agreement of maps of an image and its mirror image, mapped back"),
+    "robustness_rotation": MetricInfo("agreement of maps of an image and its rotation, mapped back"),
+    "robustness_scale": MetricInfo("agreement of maps of an image and its rescaling, mapped back"),
+    "robustness_translation": MetricInfo("agreement of maps of an image and its translation, mapped back"),
+    "additivity_error": MetricInfo(
+        "largest difference between a logit and the sum of its contributions and bias", greater_is_better=False
+    ),
+}
+
+
+__all__ = ["EPOCH_METRICS", "METRICS", "MetricInfo"]
