@@ -25,7 +25,8 @@ def neighbour_weights(distances: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     """
     Weights of two neighbouring cells in linear interpolation, 0 from a distance of one cell on.
 
-    At whole cells, where sampling starts, interpolation has a kink: the slope is that of one side, inside of a level ahead.
+    At whole cells, where sampling starts, interpolation has a kink, and the slope is that of one side: inside of a level, of
+    the side ahead.
 
     Args:
         distances (`torch.Tensor`): how far the place lies behind the first cell, in cells; any number.

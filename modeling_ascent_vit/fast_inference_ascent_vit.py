@@ -107,20 +107,19 @@ def stem_in_parts(stem: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """The stem (`AscentViTPyramidStem`) on a few images at a time, whose features stay in the cache."""
     values_per_pixel = stem[0].out_channels / stem[0].stride ** 2
     parts = split_images(pixel_values, int(STEM_BYTES_AT_ONCE / (values_per_pixel * pixel_values.dtype.itemsize)))
+    if len(parts) == 1:
+        return nn.Sequential.forward(stem, pixel_values)
     *layers, last = stem
-    places: tuple[torch.Tensor | None, ...] = (None,)
-    if len(parts) > 1:
-        batch_size, _, height, width = pixel_values.shape
-        shape = (batch_size, last.out_channels, -(-height // 4), -(-width // 4))
-        features = torch.empty(
-            shape, dtype=pixel_values.dtype, device=pixel_values.device, memory_format=torch.channels_last
-        )
-        places = features.split(len(parts[0]))
-    for part, place in zip(parts, places, strict=True):
+    batch_size, _, height, width = pixel_values.shape
+    shape = (batch_size, last.out_channels, -(-height // 4), -(-width // 4))
+    features = torch.empty(
+        shape, dtype=pixel_values.dtype, device=pixel_values.device, memory_format=torch.channels_last
+    )
+    for part, place in zip(parts, features.split(len(parts[0])), strict=True):
         for layer in layers:
             part = layer(part)
-        part = last(part, out=place)
-    return part if len(parts) == 1 else features
+        last(part, out=place)
+    return features
 
 
 def add_in_place(levels: list[torch.Tensor], embeddings: torch.Tensor) -> torch.Tensor:

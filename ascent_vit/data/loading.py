@@ -29,7 +29,7 @@ KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
 SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
-def _rename_keys_of(dataset: Any, column: str, keys: dict[str, str]) -> Any:
+def _rename_keys_within(dataset: Any, column: str, keys: dict[str, str]) -> Any:
     """Renames the keys within a column of dicts of a dataset or stream, `keys` being {new: old}."""
     from datasets import Dataset, concatenate_datasets
 
@@ -283,7 +283,7 @@ def _rename_keys(dataset: Any, columns: Mapping[str, str]) -> Any:
         for name, split in dataset.items():
             if column not in split.features:
                 raise ValueError(f"columns maps keys of {column}, but the split {name} has no such column.")
-            dataset[name] = _rename_keys_of(split, column, names)
+            dataset[name] = _rename_keys_within(split, column, names)
     return dataset
 
 

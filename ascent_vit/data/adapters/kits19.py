@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -67,12 +67,23 @@ class SliceOptions:
         width: width of the window in HU, above 0, from black to white.
         every: step between the slices of a patient that are read, 1 or more.
         only_annotated: whether slices without kidney and tumour are left out.
+
+    Raises:
+        ValueError: for values out of range.
     """
 
     centre: float
     width: float
     every: int
     only_annotated: bool
+
+    def __post_init__(self):
+        if not (math.isfinite(self.centre) and 0 < self.width < math.inf):
+            raise ValueError(
+                f"centre and width must be numbers of HU, width above 0; got {self.centre} and {self.width}."
+            )
+        if self.every < 1:
+            raise ValueError(f"every must be 1 or more; got {self.every}.")
 
     def grey(self, density: np.ndarray) -> np.ndarray:
         """Turns densities in HU into greys 0 to 255 (uint8)."""
@@ -407,14 +418,10 @@ def prepare(
         raise ValueError(f'layout must be "auto", "volumes" or "slices"; got {layout!r}.')
     if kidney_colour not in COLOURS:
         raise ValueError(f"kidney_colour must be {' or '.join(COLOURS)}; got {kidney_colour!r}.")
-    if not (math.isfinite(centre) and 0 < width < math.inf):
-        raise ValueError(f"centre and width must be numbers of HU, width above 0; got {centre} and {width}.")
-    if every < 1:
-        raise ValueError(f"every must be 1 or more; got {every}.")
+    options = SliceOptions(centre, width, every, only_annotated)
     check_shares(validation_share, test_share)
     found, root = _find(source, layout)
     skipped: Counter = Counter()
-    options = SliceOptions(centre, width, every, only_annotated)
     readers, notes = _readers(source, root, found, options, kidney_colour, skipped)
     splits = split_patients(list(readers), validation_share, test_share, seed)
     if len(readers) == 1:
@@ -433,11 +440,10 @@ def prepare(
         raise ValueError(
             f"No slice in {root} is left: none has kidney or tumour. Use only_annotated=false or every=1."
         )
-    made = (
-        f"Axial slices of the volumes, with a window of {width:g} HU around {centre:g} HU as 8-bit grey."
-        if found == "volumes"
-        else f"Slices as they are; in coloured masks, {kidney_colour} is kidney."
-    )
+    if found == "volumes":
+        made = f"Axial slices of the volumes, with a window of {width:g} HU around {centre:g} HU as 8-bit grey."
+    else:
+        made = f"Slices as they are; in coloured masks, {kidney_colour} is kidney."
     if every > 1:
         made += f" Every slice whose place is a multiple of {every}."
     if only_annotated:
@@ -449,10 +455,7 @@ def prepare(
         description=_description(sizes_in_words(dataset), len(readers), seen, made, notes, seed),
         settings={
             "layout": found,
-            "centre": centre,
-            "width": width,
-            "every": every,
-            "only_annotated": only_annotated,
+            **asdict(options),
             "kidney_colour": kidney_colour,
             "validation_share": validation_share,
             "test_share": test_share,

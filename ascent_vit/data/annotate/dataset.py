@@ -196,10 +196,9 @@ def annotate_dataset(
     dataset = load_concept_dataset(name_or_path, **(dataset_options or {}))
     dataset = _without_spatial(dataset, name_or_path, replace)
     pipeline = load_detector(detector, concepts)
-    images = {name: len(split) for name, split in dataset.items()}
     settings = {
         "dataset": _shown_name(name_or_path),
-        "images": images,
+        "images": {name: len(split) for name, split in dataset.items()},
         "concepts": [asdict(concept) for concept in concepts],
         "detector": _shown_name(detector),
         "detector_version": detector_version(detector, pipeline),
@@ -210,7 +209,7 @@ def annotate_dataset(
     open_work(work, settings, resume)
     annotated = {}
     detect = partial(detect_concepts, pipeline, concepts=concepts, iou=iou, batch_size=batch_size)
-    with tqdm(total=sum(images.values()), desc="Detecting", unit="image") as bar:
+    with tqdm(total=sum(map(len, dataset.values())), desc="Detecting", unit="image") as bar:
         for name, split in dataset.items():
             objects = detect_split(split, name, detect, work, rows_per_shard, bar)
             annotated[name] = _with_objects(split, objects, concepts)
