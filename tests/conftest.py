@@ -83,6 +83,17 @@ def fuzz():
     return sys.modules["fuzzing"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Gives slow and nightly tests a longer limit."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            # transformers marks some of its tests as slow, also where they run over a nightly backbone.
+            item.own_markers = [marker for marker in item.own_markers if marker.name != "slow"]
+        if item.get_closest_marker("slow") or item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 # Fuzzed cases by what they fuzz, of all processes of the run.
 CASES: Counter[str] = Counter()
 

@@ -165,7 +165,7 @@ print(json.dumps(seen))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_training_explaining_evaluating_and_publishing_in_one_folder(tmp_path, capsys):
     """The run ends with the weights of one that was alone; the readers find a whole model each time."""
     recipe, images = write_recipe(tmp_path, 12), write_images(tmp_path / "images", 2)
@@ -209,7 +209,7 @@ def test_training_explaining_evaluating_and_publishing_in_one_folder(tmp_path, c
     assert not [path.name for path in output.rglob("*") if path.name.startswith((".", "partial_", "damaged_"))]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_of_two_that_write_one_folder_one_is_refused(make_config, write_cub, tmp_path):
     """Both are started at once; the folder is then what the one that was not refused writes alone."""
     write_model(tmp_path / "model", make_config, 1.0)

@@ -67,7 +67,7 @@ def test_time_that_products_take_at_the_peak(speed):
     assert speed.products_ms(lambda: torch.nn.functional.conv2d(image, weight)) == pytest.approx(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_figure_in_a_process_that_gives_memory_back(speed, monkeypatch):
     for name, value in speed.KEEP_MEMORY.items():
         monkeypatch.setenv(name, value)
@@ -75,7 +75,7 @@ def test_figure_in_a_process_that_gives_memory_back(speed, monkeypatch):
     assert speed.measure_as_it_is("ViT-Ti", 1, 3)["ratio"] > 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_grows_with_the_batch(speed):
     small, large = (speed.measure_memory("ViT-Ti", batch_size)["peer_mib"] for batch_size in (2, 16))
     assert 0 <= small < large

@@ -13,7 +13,7 @@ from modeling_ascent_vit import AscentViTImageProcessorPil
 
 HEIGHT, WIDTH, PATCH, GLOBAL, SPATIAL = 24, 32, 8, 3, 4
 IMAGE = Image.new("RGB", (WIDTH, HEIGHT))
-EXAMPLES = [300, pytest.param(3000, marks=pytest.mark.slow)]
+EXAMPLES = [300, pytest.param(3000, marks=pytest.mark.nightly)]
 NAN, INF = float("nan"), float("inf")
 
 IDS = st.one_of(

@@ -10,7 +10,7 @@ from modeling_ascent_vit import AscentViTForImageClassification
 
 
 BATCH, GLOBAL, SPATIAL, PATCHES, CLASSES = 2, 3, 4, 36, 5
-EXAMPLES = [120, pytest.param(1000, marks=pytest.mark.slow)]
+EXAMPLES = [120, pytest.param(1000, marks=pytest.mark.nightly)]
 NAN, INF = float("nan"), float("inf")
 SHAPES = {
     "concept_targets": (BATCH, GLOBAL),

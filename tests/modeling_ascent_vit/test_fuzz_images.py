@@ -11,7 +11,7 @@ from PIL import Image
 
 
 SIZE = {"height": 48, "width": 40}
-EXAMPLES = [60, pytest.param(500, marks=pytest.mark.slow)]
+EXAMPLES = [60, pytest.param(500, marks=pytest.mark.nightly)]
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def test_without_this_package(folder, tmp_path):
     check_elsewhere(sys.executable, folder, tmp_path, is_torchvision_available())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_in_a_fresh_environment_without_torchvision(folder, tmp_path):
     """Set ASCENT_VIT_BARE_PYTHON to a Python with torch, transformers and pillow alone, to save installing them."""
     python = os.environ.get("ASCENT_VIT_BARE_PYTHON")

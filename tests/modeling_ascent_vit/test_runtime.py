@@ -198,7 +198,7 @@ def test_attention_implementation_per_part(model, tmp_path):
     torch.testing.assert_close(outputs.logits, logits(model, pixels), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "backbone_config",
     [

@@ -245,7 +245,7 @@ class ImageProcessorTest(MixinTest, image_processing_common.ImageProcessingTestM
 
 
 def classes_of_tests():
-    """One class of tests for each backbone and subject; all but ViT's are slow."""
+    """One class of tests for each backbone and subject; all but ViT's are nightly."""
     for backbone in NUM_PREFIX_TOKENS:
         for name, bases, attributes in (
             ("Model", (ModelTest, ModelTesterMixin), {"all_model_classes": (AscentViTModel,)}),
@@ -259,7 +259,7 @@ def classes_of_tests():
         ):
             for model_class in attributes.get("all_model_classes", ()):
                 attributes["subject"] = model_class.__name__
-            marks = [] if backbone == "vit" else [pytest.mark.slow]
+            marks = [] if backbone == "vit" else [pytest.mark.nightly]
             attributes |= {"backbone": backbone, "pytestmark": marks, "__test__": True, "__module__": __name__}
             name = f"{backbone.title().replace('_', '')}{name}Test"
             yield type(name, bases, attributes)

@@ -246,5 +246,5 @@ def find_row(test: str, subject: str, backbone: str) -> Row | None:
 
 ROWS = read_rows()
 # The versions that the table is for; of others, tests are skipped as their mixins say.
-DOCUMENTED = re.search(r"table is for transformers (.+?)[.]\s", DOCUMENT.read_text())[1].split(" and ")
+DOCUMENTED = re.search(r"table is for\s+transformers (.+?)[.]\s", DOCUMENT.read_text())[1].split(" and ")
 IS_DOCUMENTED = VERSION in DOCUMENTED

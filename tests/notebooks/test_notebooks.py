@@ -133,8 +133,10 @@ CHECKS = dict(
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if i < 2 else pytest.mark.nightly) for i, name in enumerate(NAMES)],
+)
 def test_a_notebook_runs_whole(name, tmp_path, monkeypatch):
     shutil.copytree(FOLDER, tmp_path / "notebooks", ignore=shutil.ignore_patterns("output", "CUB_200_2011"))
     for folder in ("hub", "docs", "configuration"):

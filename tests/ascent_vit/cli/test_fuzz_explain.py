@@ -32,7 +32,7 @@ def no_such_number(name):
     pytest.fail(f"{name} is no JSON")
 
 
-@pytest.mark.parametrize("examples", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(12, marks=pytest.mark.nightly)])
 def test_a_folder_of_odd_files(fuzz, model_folder, tmp_path, capsys, examples):
     def check(files):
         number = sum(1 for _ in tmp_path.iterdir())

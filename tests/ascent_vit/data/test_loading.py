@@ -219,7 +219,7 @@ class TestLoading:
             load_concept_dataset(str(tmp_path / "notes"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("form", ["imagefolder", "parquet"])
 def test_memory_stays_flat_while_streaming(tmp_path, make_config, form):
     """Noise does not compress: 2,500 images of 48 KiB, streamed three times, are 350 MiB, decoded even more."""

@@ -14,7 +14,7 @@ from transformers import pipeline
 from ascent_vit import explain
 
 
-EXAMPLES = [15, pytest.param(100, marks=pytest.mark.slow)]
+EXAMPLES = [15, pytest.param(100, marks=pytest.mark.nightly)]
 KINDS = ["pil_images", "image_files", "damaged_images", "integer_arrays", "float_arrays"]
 
 # Of transformers' own pipeline, which opens files before the image processor sees them.

@@ -353,8 +353,13 @@ def test_processors_without_fixed_size_are_refused(model):
 FORMATS = [("onnx", "int8"), ("torch-export", "none"), ("torch-export", "bf16"), ("openvino", "none")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("to, quantize", [*FORMATS, ("aotinductor", "bf16")])
+@pytest.mark.parametrize(
+    "to, quantize",
+    [
+        *(pytest.param(*choice, marks=pytest.mark.slow) for choice in FORMATS),
+        pytest.param("aotinductor", "bf16", marks=pytest.mark.nightly),
+    ],
+)
 def test_other_formats(model, tmp_path, to, quantize):
     batches = DataLoader([{"pixel_values": torch.randn(SHAPE), "labels": i} for i in range(5)], batch_size=3)
     report = export_model(model, make_processor(model), tmp_path / "out", to, quantize, batches=batches)
@@ -378,7 +383,7 @@ def test_int8_weights_that_several_nodes_read(tmp_path):
     assert report["max_differences"]["additivity_error"] < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backbone", ["deit", "dinov2", "dinov2_with_registers", "siglip_vision_model"])
 def test_other_backbones_as_onnx(tmp_path, backbone):
     model = make_model(backbone, backbone_kwargs={"image_size": 48}, **STREAMS)

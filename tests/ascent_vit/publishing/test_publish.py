@@ -135,7 +135,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_faults_leave_the_repository_as_it_was(hub, client, run_folder, tmp_path):
     target = staged(run_folder, tmp_path)
     answer(client(COMMIT, target, "v1", *FAULTS))

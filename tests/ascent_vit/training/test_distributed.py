@@ -18,7 +18,8 @@ from ascent_vit.data import load_digits_dataset
 from modeling_ascent_vit import AscentViTForImageClassification
 
 
-pytestmark = pytest.mark.slow
+# One backbone or layout in every run; the others, which go the same way, by night.
+SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
 
 HERE = Path(__file__).parent
 
@@ -66,7 +67,9 @@ def metrics(result: dict) -> dict[str, float]:
     return {name: value for name, value in result["metrics"].items() if name != "eval_loss"}
 
 
-@pytest.mark.parametrize("backbone", ["vit", "siglip_vision_model"])
+@pytest.mark.parametrize(
+    "backbone", [pytest.param("vit", marks=SLOW), pytest.param("siglip_vision_model", marks=NIGHTLY)]
+)
 def test_trainer_in_two_processes_and_in_parts_equals_one(tmp_path, backbone):
     settings = {"config": config(backbone), "ddp_find_unused_parameters": False}
     script = "trainer_in_processes.py"
@@ -84,6 +87,7 @@ def test_trainer_in_two_processes_and_in_parts_equals_one(tmp_path, backbone):
     assert len(set(one["losses"])) == 3
 
 
+@NIGHTLY
 def test_trainer_shards_the_model_and_resumes(tmp_path):
     script, sharded = "trainer_in_processes.py", {"fsdp": True, "per_device_train_batch_size": 8}
     one, expected = run(script, tmp_path / "one", 1, per_device_train_batch_size=16)
@@ -101,11 +105,11 @@ def test_trainer_shards_the_model_and_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "fields", "activation_checkpointing"),
     [
-        ("vit", {"num_spatial_concepts": 4}, False),
-        ("vit", {"num_spatial_concepts": 4, "fusion_levels": 0}, False),
-        ("deit", {"num_spatial_concepts": 4}, True),
-        ("dinov2", {"num_spatial_concepts": 4, "none_concept": True}, False),
-        ("siglip_vision_model", {"num_spatial_concepts": 4}, False),
+        pytest.param("vit", {"num_spatial_concepts": 4}, False, marks=SLOW),
+        pytest.param("vit", {"num_spatial_concepts": 4, "fusion_levels": 0}, False, marks=NIGHTLY),
+        pytest.param("deit", {"num_spatial_concepts": 4}, True, marks=NIGHTLY),
+        pytest.param("dinov2", {"num_spatial_concepts": 4, "none_concept": True}, False, marks=NIGHTLY),
+        pytest.param("siglip_vision_model", {"num_spatial_concepts": 4}, False, marks=NIGHTLY),
     ],
 )
 def test_accelerate_shards_the_model(tmp_path, backbone, fields, activation_checkpointing):
@@ -154,6 +158,7 @@ def results(folder: Path) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     return report["metrics"] | losses, model.state_dict()
 
 
+@SLOW
 def test_training_by_recipe_in_parts_in_two_processes_and_sharded(tmp_path, digits):
     script, fsdp = HERE / "train_in_processes.py", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     fsdp["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
@@ -184,6 +189,7 @@ def test_training_by_recipe_in_parts_in_two_processes_and_sharded(tmp_path, digi
     check_equal(results(tmp_path / "resumed")[1], weights)
 
 
+@SLOW
 def test_what_does_not_go_with_sharding(tmp_path, digits):
     script, fsdp = HERE / "train_in_processes.py", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     recipe = write_recipe(tmp_path / "recipe.yaml", ema_decay=0.9)

@@ -68,7 +68,7 @@ def test_files_that_are_no_recipes(fuzz, tmp_path, text):
         assert isinstance(fuzz.outcome(lambda: flat(lambda: load_recipe(path))), fuzz.Refused)
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(700, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [100, pytest.param(700, marks=pytest.mark.nightly)])
 def test_any_text(fuzz, tmp_path, good, examples):
     path, text = tmp_path / "recipe.yaml", yaml.dump(good)
 

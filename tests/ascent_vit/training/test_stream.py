@@ -220,7 +220,7 @@ print(*memory)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_stays_flat_over_100000_samples(tmp_path):
     """Noise does not compress: 10,000 images of 12 KiB, ten times, are 1.2 GiB."""
     folder = tmp_path / "data"

@@ -97,7 +97,7 @@ def assert_equal_results(whole: Path, cut: Path) -> None:
         assert metrics[0][key] == metrics[1][key]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_at_20_random_points_a_run_ends_as_if_undisturbed(folder):
     rng = random.Random(0)
     whole, cut = folder / "whole", folder / "cut"
@@ -146,7 +146,7 @@ train(load_recipe(sys.argv[1] + "/recipe.yaml"), sys.argv[2], load_from_disk(sys
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dead_process_among_several_ends_the_run_which_goes_on(folder):
     (folder / "run.py").write_text(TWO_PROCESSES)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]

@@ -413,8 +413,13 @@ def test_a_streamed_dataset(dataset, tmp_path, augmentation):
     assert all(torch.equal(cut[name], value) for name, value in whole.items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"ema_decay": 0.5, "mixed_precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"mixed_precision": "bf16"}, marks=pytest.mark.nightly),
+        pytest.param({"ema_decay": 0.5, "mixed_precision": "bf16"}, marks=pytest.mark.slow),
+    ],
+)
 def test_mixed_precision_keeps_weights_in_float32(dataset, tmp_path, changes):
     # Accelerate holds to the first precision of a process.
     program = (
@@ -468,8 +473,10 @@ train(load_recipe(sys.argv[1]), sys.argv[2], load_from_disk(sys.argv[3]))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("augmentation", [{}, AUGMENTATION])
+@pytest.mark.parametrize(
+    "augmentation",
+    [pytest.param({}, marks=pytest.mark.nightly), pytest.param(AUGMENTATION, marks=pytest.mark.slow)],
+)
 def test_two_processes_equal_one(dataset, tmp_path, augmentation):
     dataset.save_to_disk(tmp_path / "data")
     (tmp_path / "run.py").write_text(TWO_PROCESSES)

@@ -79,7 +79,7 @@ def test_the_real_test_file_has_6355_objects(shared_folder):
     assert objects == read_objects(path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_object_of_the_real_test_file_becomes_a_row(shared_folder, tmp_path):
     path = shared_folder / "data" / "apy" / "apascal_test.txt"
     if not path.is_file():

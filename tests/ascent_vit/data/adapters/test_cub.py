@@ -263,7 +263,7 @@ def test_image_attributes_must_exist_where_they_are_asked_for(write_cub, tmp_pat
         prepare(write_cub(tmp_path), attributes="image")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_is_killed_is_not_in_the_way_of_the_next(shared_folder, tmp_path):
     output = tmp_path / "out" / "cub"
     command = [sys.executable, "-m", "ascent_vit.cli", "prepare", "cub", "--output", str(output)]

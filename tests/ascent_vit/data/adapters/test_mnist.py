@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     return write_mnist(tmp_path_factory.mktemp("mnist"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_real_files(shared_folder):
     prepared = prepare(shared_folder / "data" / "mnist")
     dataset = prepared.dataset
