@@ -195,7 +195,7 @@ def peak_products(dtype: torch.dtype, seconds: float = 2.0) -> float:
 
 def products_ms(call: Callable[[], Any], dtype: torch.dtype = torch.float32) -> float:
     """Milliseconds that a call's products and convolutions would take at the peak; the gathering is not counted."""
-    # The counter does not know the fused attention of processors.
+    # The counter does not know the fused attention of CPUs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops() / 2 / peak_products(dtype) / 1e6

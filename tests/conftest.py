@@ -11,14 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 
-# Before anything of Hugging Face is imported: tests know nothing of the user's Hub, token, cache and switches, and the
-# processes of one run share a cache that goes with it.
+# Before anything of Hugging Face is imported: tests know nothing of the user's Hub, token, caches and switches, and
+# the processes of one run share caches that go with it. (Code that was compiled for another CPU crashes on this one.)
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if not IS_WORKER:
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "TRANSFORMERS_"))]:
         del os.environ[name]
-    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ascent-vit-tests-")
-    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+    caches = tempfile.mkdtemp(prefix="ascent-vit-tests-")
+    os.environ |= {"HF_HOME": f"{caches}/huggingface", "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor"}
+    atexit.register(shutil.rmtree, caches, ignore_errors=True)
 
 # The models here are so small that a second thread costs more than it gives; for processes that tests start too.
 os.environ["OMP_NUM_THREADS"] = "1"

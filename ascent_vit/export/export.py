@@ -196,7 +196,7 @@ def export_model(
     interpolate = image_shape[1:] != tuple(model.config.image_size)
     module = ExportableModel(model, interpolate).eval()
     if quantize == "bf16":
-        warn_if_slow(torch.bfloat16, "the exported model")
+        warn_if_slow(torch.bfloat16, "the exported model in float32")
     bar = tqdm(total=2 + (batches is not None), desc="Tracing and writing", unit="step", disable=not progress)
     with new_folder(output) as folder, bar:
         written = ExportableModel(in_bfloat16(model), interpolate).eval() if quantize == "bf16" else module

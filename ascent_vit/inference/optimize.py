@@ -48,7 +48,7 @@ def optimize_for_inference(model: "PreTrainedModel", dtype: torch.dtype | None =
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point, for example torch.bfloat16; got {dtype}.")
     if dtype is not None:
-        warn_if_slow(dtype, "inference")
+        warn_if_slow(dtype, "inference in float32")
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

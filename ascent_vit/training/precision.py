@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device to train on, and the precision that it computes fast in."""
 
-import logging
 from typing import Literal
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-
-from ascent_vit.utils.hardware import is_slow
-
-
-logger = logging.getLogger(__name__)
 
 
 def training_device() -> torch.device:
@@ -47,10 +41,4 @@ def resolve_precision(
     return "bf16" if device.type != "cpu" and has_bfloat16(device) else "no"
 
 
-def warn_of_slow_precision(precision: str, device: torch.device) -> None:
-    """Warns where float32 would be faster than the mixed precision that was asked for."""
-    if precision == "bf16" and is_slow(torch.bfloat16, device):
-        logger.warning("This CPU has no bfloat16 units: training in float32 (mixed_precision: no) is faster.")
-
-
-__all__ = ["resolve_precision", "training_device", "warn_of_slow_precision"]
+__all__ = ["resolve_precision", "training_device"]

@@ -20,13 +20,14 @@ from accelerate.utils import (
 
 from ascent_vit.data import check_concepts, concepts_from_features, load_concept_dataset
 from ascent_vit.utils.files import LOCK, read_json, write_json
+from ascent_vit.utils.hardware import warn_if_slow
 
 from .build import build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
-from .precision import resolve_precision, training_device, warn_of_slow_precision
+from .precision import resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe
 from .run import Run, RunData
 from .sharding import check_sharding
@@ -86,8 +87,8 @@ def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
             "torchrun, and with ACCELERATE_USE_CPU=true where they are to share a CPU."
         )
     check_sharding(recipe, accelerator)
-    if accelerator.is_main_process:
-        warn_of_slow_precision(recipe.mixed_precision, accelerator.device)
+    if accelerator.is_main_process and recipe.mixed_precision == "bf16":
+        warn_if_slow(torch.bfloat16, "training in float32 (mixed_precision: no)", accelerator.device)
     return accelerator
 
 

@@ -39,17 +39,17 @@ def is_slow(dtype: torch.dtype, device: str | torch.device = "cpu") -> bool:
     return torch.device(device).type == "cpu" and slowdown(dtype) > TOLERATED_SLOWDOWN
 
 
-def warn_if_slow(dtype: torch.dtype, what: str, device: str | torch.device = "cpu") -> None:
+def warn_if_slow(dtype: torch.dtype, instead: str, device: str | torch.device = "cpu") -> None:
     """
     Warns in one sentence where float32 is faster.
 
     Args:
         dtype: dtype that was asked for.
-        what: what is computed in it, as in "training".
+        instead: faster alternative, as in "training in float32".
         device: where it is computed.
     """
     if is_slow(dtype, device):
-        logger.warning("This CPU has no %s units: %s in float32 is faster.", str(dtype).removeprefix("torch."), what)
+        logger.warning("This CPU has no %s units: %s is faster.", str(dtype).removeprefix("torch."), instead)
 
 
 __all__ = ["is_slow", "slowdown", "warn_if_slow"]

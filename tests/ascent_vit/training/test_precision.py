@@ -97,7 +97,7 @@ def test_a_cpu_without_units_for_bfloat16_is_said_to_be_slow(few_digits, tiny_re
     )
     warnings = [line for line in process.stderr.splitlines() if "bfloat16" in line]
     assert warnings == [
-        "WARNING ascent_vit.training.precision: This CPU has no bfloat16 units: training in float32 "
+        "WARNING ascent_vit.utils.hardware: This CPU has no bfloat16 units: training in float32 "
         "(mixed_precision: no) is faster."
     ]
     assert process.stdout.split() == ["1"]

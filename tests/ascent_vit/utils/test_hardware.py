@@ -21,8 +21,8 @@ def test_a_cpu_without_units_for_bfloat16_is_slow():
     code = """
 import torch
 from ascent_vit.utils.hardware import is_slow, warn_if_slow
-warn_if_slow(torch.float32, "inference")
-warn_if_slow(torch.bfloat16, "inference")
+warn_if_slow(torch.float32, "inference in float32")
+warn_if_slow(torch.bfloat16, "inference in float32")
 print(is_slow(torch.bfloat16))
 """
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
