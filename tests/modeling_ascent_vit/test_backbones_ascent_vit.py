@@ -2,7 +2,9 @@
 """Every family of backbones: built, run, trained, saved, loaded and explained, at a square and at another size."""
 
 import importlib.util
-import socket
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -283,10 +285,10 @@ def test_timm_models_of_many_kinds(architecture, model_args, tmp_path):
         torch.testing.assert_close(loaded(pixels).logits, model(pixels).logits)
 
 
-def train_in_two_processes(rank: int, port: int, names: list[str]):
+def train_in_two_processes(names: list[str]):
     """Two steps of data-parallel training without a search for unused parameters: it raises where there is one."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     for name in names:
         torch.manual_seed(0)
         model = nn.parallel.DistributedDataParallel(build(name).train(), find_unused_parameters=False)
@@ -297,6 +299,8 @@ def train_in_two_processes(rank: int, port: int, names: list[str]):
         both = [torch.empty_like(gradients) for _ in range(2)]
         torch.distributed.all_gather(both, gradients)
         assert torch.equal(both[0], both[1]), name
+        if rank == 0:
+            print(name)
     torch.distributed.destroy_process_group()
 
 
@@ -304,7 +308,13 @@ def train_in_two_processes(rank: int, port: int, names: list[str]):
 def test_data_parallel_training_finds_no_unused_parameter():
     names = ["vit", "dinov2", "clip_vision_model", "siglip_vision_model", "beit", "swin", "hiera", "pvt_v2"]
     names += ["timm_wrapper"] if importlib.util.find_spec("timm") else []
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(train_in_two_processes, (port, names), nprocs=2, start_method="fork")
+    # This file as a program: a fork of a process that has trained cannot train.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*torchrun, __file__, *names], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == names
+
+
+if __name__ == "__main__":
+    train_in_two_processes(sys.argv[1:])

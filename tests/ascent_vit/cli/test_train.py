@@ -130,7 +130,14 @@ def test_an_interrupted_run_can_be_resumed(recipe, dataset, tmp_path, sent, code
     arguments = [*COMMAND, "train", "--recipe", recipe, "--dataset", dataset, "--set", "max_steps=40"]
     arguments += ["--set", "save_steps=1", "--set", "model.pyramid_norm=group"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = subprocess.Popen([*arguments, "--output", str(cut)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*arguments, "--output", str(cut)],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background does not hear an interruption, nor does what that starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not (cut / "checkpoints" / "checkpoint_00000003").exists():
         assert process.poll() is None and time.monotonic() < deadline
