@@ -239,7 +239,8 @@ def test_memory_stays_flat_over_100000_samples(tmp_path):
     result = subprocess.run([sys.executable, "-c", MEMORY, str(folder)], check=True, capture_output=True, text=True)
     memory = [float(value) for value in result.stdout.split()]
     assert len(memory) == 10
-    assert max(memory[1:]) - memory[1] < 40, memory
+    # It goes up and down by some tens of MiB; what is kept of the samples would be 600 MiB more in the second half.
+    assert max(memory[5:]) - max(memory[1:5]) < 40, memory
 
 
 @pytest.mark.slow
