@@ -30,7 +30,7 @@ class BackboneSizes:
     What the shapes of a vision transformer in timm's layout tell.
 
     Args:
-        source: what stands before its names in the checkpoint.
+        source: prefix of its names in the checkpoint.
         model_type: transformers' name of the architecture.
         hidden_size, depth, mlp_size, num_channels, num_registers: sizes.
         patch_size: height and width in pixels.
@@ -99,7 +99,7 @@ def backbone_rules(sizes: BackboneSizes, target: str = "") -> list[Rule]:
 
     Args:
         sizes: sizes read from the checkpoint.
-        target: what stands before the names in the model, as in `ascent_vit.backbone.`.
+        target: prefix of the names in the model, as in `ascent_vit.backbone.`.
     """
     hidden, mlp, source = sizes.hidden_size, sizes.mlp_size, sizes.source
     rules: list[Rule] = []

@@ -46,7 +46,7 @@ def warn_if_slow(dtype: torch.dtype, instead: str, device: str | torch.device = 
     Args:
         dtype: dtype that was asked for.
         instead: faster alternative, as in "training in float32".
-        device: where it is computed.
+        device: device to compute on.
     """
     if is_slow(dtype, device):
         logger.warning("This CPU has no %s units: %s is faster.", str(dtype).removeprefix("torch."), instead)
