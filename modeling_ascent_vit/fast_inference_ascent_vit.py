@@ -63,9 +63,8 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def folds_norm(convolution: Any, norm: nn.Module, features: torch.Tensor) -> bool:
-    """Whether a normalisation goes into the convolution before it: by known statistics, where that is cheaper."""
-    has_statistics = isinstance(norm, nn.BatchNorm2d) and type(norm.weight) is nn.Parameter and not norm.training
-    if not (has_statistics and is_plain(convolution)):
+    """Whether a batch normalisation goes into the convolution before it: by known statistics, where that is cheaper."""
+    if norm.training or type(norm.weight) is not nn.Parameter or not is_plain(convolution):
         return False
     if torch.compiler.is_compiling():
         return True
@@ -88,6 +87,7 @@ def fast_conv_layer(
     norm: nn.Module,
     pooling: nn.Module,
     features: torch.Tensor,
+    may_fold: bool,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
@@ -96,9 +96,10 @@ def fast_conv_layer(
     Args:
         convolution, norm, pooling (`nn.Module`): parts of a layer of the pyramid.
         features (`torch.Tensor` of shape `(B, C_in, H, W)`): features.
+        may_fold (`bool`): whether the normalisation is a batch normalisation and nothing more.
         out (`torch.Tensor`, *optional*): where the result is put.
     """
-    folds = folds_norm(convolution, norm, features)
+    folds = may_fold and folds_norm(convolution, norm, features)
     features = pooling(folded_norm(convolution, norm, features) if folds else norm(convolution(features)))
     return nn.functional.relu(features, inplace=True) if out is None else torch.clamp_min(features, 0, out=out)
 

@@ -271,7 +271,9 @@ class AscentViTConvLayer(nn.Module):
             out (`torch.Tensor`, *optional*): where the result is put, at inference alone.
         """
         if out is not None or is_inference(self):
-            return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, out)
+            # Of the very class: one that is derived from it, or put in its place, may compute something else.
+            may_fold = type(self.normalization) is AscentViTBatchNorm
+            return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, may_fold, out)
         return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))), inplace=True)
 
 

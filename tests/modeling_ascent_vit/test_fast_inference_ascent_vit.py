@@ -7,7 +7,7 @@ from torch import nn
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, fast_inference_ascent_vit
 from modeling_ascent_vit.fast_inference_ascent_vit import folds_query
-from modeling_ascent_vit.modeling_ascent_vit import AscentViTConceptStream, AscentViTConvLayer
+from modeling_ascent_vit.modeling_ascent_vit import AscentViTBatchNorm, AscentViTConceptStream, AscentViTConvLayer
 
 
 def build(config: AscentViTConfig) -> AscentViTForImageClassification:
@@ -44,6 +44,22 @@ def test_normalisation_is_folded_into_the_convolution(make_config):
         layer.normalization.running_mean += 1
         moved = nn.functional.relu(layer.normalization(layer.convolution(image)))
         torch.testing.assert_close(layer(image), moved)
+
+
+class ShiftedBatchNorm(AscentViTBatchNorm):
+    """A normalisation in place of another, with more to it than its statistics."""
+
+    def forward(self, features):
+        return super().forward(features) + 1
+
+
+def test_another_normalisation_is_not_folded(make_config):
+    layer = AscentViTConvLayer(make_config(), 3, 8, stride=2).eval()
+    layer.normalization = ShiftedBatchNorm(8).eval()
+    image = torch.randn(2, 3, 9, 12)
+    expected = nn.functional.relu(layer.normalization(layer.convolution(image)))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(image), expected.detach())
 
 
 def test_a_layer_that_trains_is_not_folded(make_config):
