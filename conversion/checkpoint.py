@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts a checkpoint of another layout to a model's folder: weights, configuration, image processor and card."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
+from ascent_vit.utils.files import check_new_folder, file_digest, new_folder, write_json, write_text
 
 from .reading import read_settings, read_state_dict
 from .rules import setting
@@ -108,11 +107,6 @@ def _from_timm(
         return _Converted(backbone, usual, dropped, origin)
     note = "The concept head is new and not trained: fine-tune the model before it is used."
     return _Converted(model, usual, dropped, origin, [note], seed)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _normalisation(
@@ -215,7 +209,7 @@ def convert(
     normalisation = _normalisation(settings, converted.usual, getattr(model.config, "num_channels", 3), assumed)
     report = ConversionReport(
         source=source.name,
-        sha256=_sha256(source),
+        sha256=file_digest(source).hex(),
         layout=layout,
         model_type=model.config.model_type,
         dropped=converted.dropped,

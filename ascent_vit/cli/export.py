@@ -57,7 +57,7 @@ def export(
             raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
         check_names(classifier.config, splits[split].features, dataset_options.get("spatial_concepts"))
         chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
-        batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor))  # type: ignore[arg-type]
+        batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor))
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
     report = export_model(
         classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True

@@ -11,6 +11,7 @@ from .schema import GLOBAL_COLUMNS, SPATIAL_COLUMNS, annotation_from_row
 
 
 if TYPE_CHECKING:
+    from ascent_vit.inference.protocols import ConceptImageProcessor
     from modeling_ascent_vit import AscentViTImageProcessorPil
 
 # Stands for NaN among targets held as bytes, beside 0 and 1.
@@ -30,7 +31,7 @@ class ConceptCollator:
         the processor has such concepts, `concept_targets` (B, G) and `spatial_concept_targets` (B, N, S) float32.
     """
 
-    def __init__(self, processor: "AscentViTImageProcessorPil", **kwargs: Any):
+    def __init__(self, processor: "ConceptImageProcessor", **kwargs: Any):
         self.processor = processor
         self.kwargs = kwargs
         self.used = (GLOBAL_COLUMNS if processor.num_global_concepts else ()) + (

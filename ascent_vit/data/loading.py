@@ -332,9 +332,12 @@ def load_concept_dataset(
 
     Raises:
         FileNotFoundError: for a dataset that does not exist.
-        ValueError: for missing columns, or names that cannot be determined.
+        ValueError: for missing columns, names that cannot be determined, or `streaming` that is no boolean.
     """
     name_or_path = os.fspath(name_or_path)
+    if not isinstance(streaming, bool):
+        # As the word `no` of a recipe or an option is, which would count as true.
+        raise ValueError(f"streaming must be true or false; got {streaming!r}.")
     if name_or_path == "digits":
         return _load_digits(streaming, options)
     dataset = _as_splits(_read(name_or_path, streaming, options), name_or_path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ascent_vit.utils.files import file_digest
+
 from .stage import EVAL_RESULTS, PICTURES, RECORDS, PublishOptions, StagedFile, stage
 
 
@@ -66,10 +68,9 @@ def explain_failure(error: BaseException) -> str:
 
 def is_same(path: Path, entry: "RepoFile") -> bool:
     """Whether a file equals the Hub's: of large files the Hub tells the sha256, of others git's id."""
-    with path.open("rb") as file:
-        if entry.lfs is not None:
-            return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
-        data = file.read()
+    if entry.lfs is not None:
+        return file_digest(path).hex() == entry.lfs.sha256
+    data = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == entry.blob_id
 
 

@@ -10,7 +10,6 @@ A run's checkpoint has Accelerate's part of its state, the moving average, how f
 where each process is in it.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import torch
 from accelerate.utils import broadcast_object_list, load
 from safetensors.torch import load_file, save_file
 
-from ascent_vit.utils.files import write_json
+from ascent_vit.utils.files import file_digest, write_json
 
 from .errors import TrainingError, writing
 from .stream import StreamLoader
@@ -75,8 +74,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != CHECKSUMS:
-            with path.open("rb") as file:
-                sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(folder).as_posix()] = file_digest(path).hex()
     return sums
 
 

@@ -201,6 +201,13 @@ class TestLoading:
         with pytest.raises(ValueError, match="Column label holds 2, which has no name among labels"):
             load_concept_dataset(str(tmp_path / "d"), labels=["a", "b"], **options)
 
+    @pytest.mark.parametrize("word", ["no", "false", 0, None])
+    def test_streaming_is_no_word(self, dataset, tmp_path, word):
+        """YAML 1.2's `no` is a word, and any word would count as true."""
+        dataset.save_to_disk(tmp_path)
+        with pytest.raises(ValueError, match=f"streaming must be true or false; got {word!r}"):
+            load_concept_dataset(tmp_path, streaming=word)
+
     def test_digits(self):
         assert len(load_concept_dataset("digits", copies=1)["train"]) == 1257
         with pytest.raises(ValueError, match="seed, copies, canvas, held_out_copies; got sizes"):
