@@ -50,7 +50,7 @@ def contribution_rows(explanations: Sequence[Decomposition], top: int) -> list[C
     """
     concepts = [(name, stream) for stream, names in explanations[0].concept_names.items() for name in names]
     columns = [explanation.select(explanation.contributions) for explanation in explanations]
-    values = np.stack(columns, axis=1, dtype=np.float64)
+    values = np.stack(columns, axis=1).astype(np.float64)
     sizes = np.abs(values).max(axis=1)
     largest_first = np.argsort(-sizes, kind="stable").tolist()
     shown = [i for i in largest_first[:top] if sizes[i] >= LEAST_SHARE * sizes.max()]
