@@ -28,7 +28,7 @@ MAPS = 3
 MAP_OPACITY = 0.75
 ROW_SIZE = (12.0, 3.4)  # inches; higher for more bars than fit
 BAR_HEIGHT = 0.17  # inches
-FEWEST_BARS = 6  # fewer are no thicker
+FEWEST_BARS = 4  # fewer are no thicker
 LEAST_SPAN = 0.02  # of the axis of the bars, so that contributions shown as 0.00 have no bar to speak of
 MAP_SIZE = 2.2  # inches
 SIDE = {"ha": "right", "va": "center"}
@@ -269,12 +269,7 @@ def draw_bars(ax, explanation: Decomposition, rows: list[ContributionRow]):
     ax.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
     ax.set_ylim(max(len(rows), FEWEST_BARS) - 0.4, -0.6)
     ax.axvline(0, color="black", linewidth=0.8)
-    # Numbers stand beyond the ends of the bars; those that are 0.00, to the right of the line.
-    numbers = [signed(value) for value in values]
-    left = [number.startswith("-") for number in numbers]
-    for i, number in enumerate(numbers):
-        end, offset, side = (values[i], -3, "right") if left[i] else (max(values[i], 0), 3, "left")
-        ax.annotate(number, (end, i), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=8)
+    left = number_bars(ax, values, fontsize=8)
     low, high = min([0, *values]), max([0, *values])
     room = 0.45 * max(high - low, LEAST_SPAN)
     ax.set_xlim(low - (room if any(left) else room / 5), high + (room / 5 if all(left) else room))
@@ -289,6 +284,16 @@ def draw_bars(ax, explanation: Decomposition, rows: list[ContributionRow]):
         title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
     ax.set_title(title, fontsize=10, parse_math=False)
     ax.set_xlabel(f"{bias} {signed(explanation.class_bias)}, {logit} {signed(explanation.logit)}", fontsize=8)
+
+
+def number_bars(ax, values: Sequence[float], fontsize: int) -> list[bool]:
+    """Writes the number of each bar beyond its end, 0.00 on the positive side; returns which are on the other one."""
+    numbers = [signed(value) for value in values]
+    left = [number.startswith("-") for number in numbers]
+    for i, number in enumerate(numbers):
+        end, offset, side = (values[i], -3, "right") if left[i] else (max(values[i], 0), 3, "left")
+        ax.annotate(number, (end, i), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=fontsize)
+    return left
 
 
 def shorten(text: str, width: int) -> str:
