@@ -76,10 +76,15 @@ class Explanation(Decomposition):
 
     def plot(self, top: int = 5, truth: str | None = None) -> "Figure":
         """
-        Draws the image, the `top` concepts with what they contributed, and where the top spatial concepts were seen.
+        Draws the image, what the concepts contributed, and where the top spatial concepts were seen.
+
+        The bars and the class bias, written below them, add up to the logit: concepts below 1 % of the largest
+        contribution, and those beyond the `top` ones, are summed in one bar, "others". A global and a spatial concept
+        of one name stand together.
 
         Args:
-            top (`int`, *optional*, defaults to 5): Concepts to show, those of the largest contribution of either sign.
+            top (`int`, *optional*, defaults to 5):
+                Largest number of concepts with a bar of their own, those of the largest contribution of either sign.
             truth (`str`, *optional*): Name of the true class, for the title.
 
         Returns:

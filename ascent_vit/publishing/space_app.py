@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
-from ascent_vit.explanation import ConceptContribution, CorrectedExplanation, Explanation, explain, intervene
+from ascent_vit.explanation import CorrectedExplanation, Explanation, explain, intervene
 from ascent_vit.explanation.explain import check_model_and_processor
 from ascent_vit.explanation.inputs import read_image
 from ascent_vit.explanation.intervene import Concept, Correction
@@ -18,11 +18,13 @@ from ascent_vit.explanation.names import class_names, concept_names
 from ascent_vit.explanation.render.plot import (
     ATTENTION_COLORS,
     CONTRIBUTION_COLORS,
+    LEAST_SPAN,
     add_scale,
     draw_maps,
     top_of,
     wrapped,
 )
+from ascent_vit.explanation.render.rows import contribution_rows, signed
 
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
-# Numbers of concepts with a bar of their own, and of classes with a probability.
+# Largest numbers of concepts with a bar of their own, and of classes with a probability.
 BARS, CLASSES = 10, 5
 MAP_SIZE = 3.2  # inches
 # Stands for a choice that is left to the app: the class to explain or to compare with, the concept to map.
@@ -77,6 +79,7 @@ CSS = """
 .ascent .track { position: relative; height: 1.1rem; }
 .ascent .bar { position: absolute; top: 0; bottom: 0; min-width: 1px; background: #5e3c99; }
 .ascent .bar.negative { background: #e66101; }
+.ascent .others .bar { opacity: .5; }
 .dark .ascent .bar { background: #b2abd2; }
 .dark .ascent .bar.negative { background: #fdb863; }
 .ascent .zero { position: absolute; top: -.2rem; bottom: -.2rem; width: 1px;
@@ -202,7 +205,7 @@ def alert(error: ValueError) -> str:
 
 def bar(value: float, low: float, high: float) -> str:
     """Draws a signed bar on a scale from `low` to `high`, which includes 0, as HTML."""
-    span = (high - low) or 1.0
+    span = max(high - low, LEAST_SPAN)
     zero, start, width = (100 * part / span for part in (-low, min(value, 0) - low, abs(value)))
     sign = "bar negative" if value < 0 else "bar"
     drawn = f'<div class="{sign}" style="left:{start:.2f}%;width:{width:.2f}%"></div>'
@@ -210,11 +213,11 @@ def bar(value: float, low: float, high: float) -> str:
     return f'<div class="track" aria-hidden="true">{drawn}{axis}</div>'
 
 
-def row(name: str, values: Sequence[float], drawn: str = "") -> str:
-    """Writes a row of the table; `name` and `drawn` are HTML."""
-    # Adding 0 turns -0 into 0, so that no "-0.000" is shown.
-    numbers = "".join(f'<td class="number">{round(value, 3) + 0:+.3f}</td>' for value in values)
-    return f'<tr><th scope="row">{name}</th><td class="bars">{drawn}</td>{numbers}</tr>'
+def row(name: str, values: Sequence[float], drawn: str = "", others: bool = False) -> str:
+    """Writes a row of the table, of one concept or of others; `name` and `drawn` are HTML."""
+    numbers = "".join(f'<td class="number">{signed(value)}</td>' for value in values)
+    start = '<tr class="others">' if others else "<tr>"
+    return f'{start}<th scope="row">{name}</th><td class="bars">{drawn}</td>{numbers}</tr>'
 
 
 def contributions_table(before: Explanation, after: Explanation, changed: bool) -> str:
@@ -223,48 +226,32 @@ def contributions_table(before: Explanation, after: Explanation, changed: bool) 
 
     Args:
         before: explanation of the class without corrections.
-        after: explanation of the same class with them, which gives the bars and the order.
+        after: explanation of the same class with them, which gives the bars.
         changed: whether there are corrections, so that the contributions before them are shown too.
     """
-    was = {(concept.stream, concept.index): concept.contribution for concept in before.concepts}
-
-    def size(concept: ConceptContribution) -> float:
-        return max(abs(concept.contribution), abs(was[concept.stream, concept.index]))
-
-    chosen = sorted(after.concepts, key=size, reverse=True)[:BARS]
-    shown = sorted(chosen, key=lambda concept: -concept.contribution)
-    values = [concept.contribution for concept in shown]
+    shown = contribution_rows([after, before], BARS)
+    values = [each.contribution for each in shown]
     low, high = min([0.0, *values]), max([0.0, *values])
 
     def numbers(now: float, then: float) -> list[float]:
         return [now, then] if changed else [now]
 
     rows = []
-    for concept in shown:
-        name = f'{html.escape(concept.name)} <span class="soft">{concept.stream}</span>'
-        then = was[concept.stream, concept.index]
-        rows.append(row(name, numbers(concept.contribution, then), bar(concept.contribution, low, high)))
-    sums = []
-    number = len(after.concepts) - len(shown)
-    if number:
-        keys = {(concept.stream, concept.index) for concept in shown}
-        rest = [
-            sum(c.contribution for c in explanation.concepts if (c.stream, c.index) not in keys)
-            for explanation in (after, before)
-        ]
-        sums.append(row(f"{number} other concept{'s' if number > 1 else ''}", numbers(rest[0], rest[1])))
+    for each in shown:
+        name = html.escape(each.name) + (f' <span class="soft">{each.stream}</span>' if each.stream else "")
+        drawn = bar(each.contribution, low, high)
+        rows.append(row(name, numbers(*each.contributions), drawn, each.stream is None))
     label, *others = (html.escape(after.labels[index]) for index in after.class_ids)
     if others:
         caption, bias, total = f"Why {label} and not {others[0]}", "difference of biases", "= difference of logits"
     else:
         caption, bias, total = f"What speaks for {label}", "bias of the class", "= logit of the class"
-    sums.append(row(bias, numbers(after.class_bias, before.class_bias)))
-    sums.append(row(total, numbers(after.logit, before.logit)))
+    sums = row(bias, numbers(after.class_bias, before.class_bias)) + row(total, numbers(after.logit, before.logit))
     heads = ["contribution", "before"] if changed else ["contribution"]
     head = "".join(f'<th scope="col" class="number">{name}</th>' for name in heads)
     return (
         f'<table><caption>{caption}</caption><thead><tr><th scope="col">concept</th><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody><tfoot>{''.join(sums)}</tfoot></table>"
+        f"<tbody>{''.join(rows)}</tbody><tfoot>{sums}</tfoot></table>"
     )
 
 

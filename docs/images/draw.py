@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit import Explanation, intervene
-from ascent_vit.explanation.render.plot import ATTENTION_COLORS, NEGATIVE, POSITIVE
+from ascent_vit.explanation.render.plot import ATTENTION_COLORS, NEGATIVE, OTHERS_OPACITY, POSITIVE, number_bars
+from ascent_vit.explanation.render.rows import contribution_rows, signed
 
 
 MODEL = Path(__file__).parents[2] / "hub" / "concept-mnist"
@@ -36,21 +37,21 @@ def scan(number: int) -> Image.Image:
 
 
 def draw_bars(ax, explanation: Explanation):
-    """Draws the concepts that moved the score most, and the rest of the sum."""
-    concepts = explanation.top(BARS)
-    values = [concept.contribution for concept in concepts]
-    bars = ax.barh(range(BARS), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
-    ax.bar_label(bars, [f"{value:+.2f}" for value in values], padding=4, fontsize=9)
-    places = {"global": "in the image", "spatial": "in its place"}
-    ax.set_yticks(range(BARS), [f"{c.name} {places[c.stream]}" for c in concepts], fontsize=9)
+    """Draws the concepts that moved the score most, and the sum of the others."""
+    rows = contribution_rows([explanation], BARS)
+    values = [row.contribution for row in rows]
+    bars = ax.barh(range(len(rows)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
+    bars[-1].set_alpha(OTHERS_OPACITY)
+    number_bars(ax, values, fontsize=9)
+    places = {"global": " in the image", "spatial": " in its place", None: ""}
+    ax.set_yticks(range(len(rows)), [row.name + places[row.stream] for row in rows], fontsize=9)
     ax.invert_yaxis()
     ax.axvline(0, color=GREY, linewidth=0.8)
     ax.set_xlim(-0.85, 1.3)
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    rest = round(explanation.logit - explanation.class_bias - sum(values), 2) + 0.0  # no -0.00
-    sums = f"others {rest:+.2f}, bias {explanation.class_bias:+.2f}, sum = score {explanation.logit:+.2f}"
+    sums = f"bias {signed(explanation.class_bias)}, sum = score {signed(explanation.logit)}"
     ax.set_xlabel(sums, fontsize=9, color=GREY, loc="right")
     ax.set_title(f"what each concept added to “{explanation.label}”", fontsize=9, color=GREY, loc="right")
 

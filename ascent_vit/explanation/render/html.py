@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ..decomposition import Decomposition
-from .plot import ATTENTION_COLORS, CONTRIBUTION_COLORS
+from .plot import ATTENTION_COLORS, CONTRIBUTION_COLORS, LEAST_SPAN
+from .rows import LEAST_SHARE
 
 
 HERE = Path(__file__).parent
@@ -33,8 +34,9 @@ def explanation_to_html(
     """
     Writes one self-contained HTML page that explains a prediction and loads nothing from elsewhere.
 
-    It shows the image, the sum that makes the logit, and the ranked concepts. Pointing at a concept, by mouse, touch
-    or keyboard, draws its contribution or attention over the image, interpolated as in
+    It shows the image, the sum that makes the logit, and the concepts in the rows of
+    [`~ascent_vit.explanation.Explanation.plot`]. Pointing at a concept, by mouse, touch or keyboard, draws its
+    contribution or attention over the image, interpolated as in
     [`~ascent_vit.explanation.Explanation.contribution_maps`]. Another class can be chosen, and a second one to compare
     with; for a [`~ascent_vit.explanation.Contrast`] the page opens with its two classes.
 
@@ -44,8 +46,8 @@ def explanation_to_html(
             Number of classes to choose from, those of the highest scores. The predicted and the explained classes
             are always among them.
         top (`int`, *optional*, defaults to 12):
-            Number of concepts to list at first, those of the largest contribution of either sign; a button shows the
-            others.
+            Largest number of concepts with a row of their own at first, those of the largest contribution of either
+            sign; a button shows all.
         truth (`str`, *optional*): Name of the true class, for the header.
 
     Returns:
@@ -128,6 +130,8 @@ def page_data(explanation: Decomposition, classes: list[int], top: int) -> dict[
         "tables": encode(explanation.contribution_table[..., classes]),
         "palettes": {kind: colormaps[name](places, bytes=True)[:, :3].tolist() for kind, name in palettes.items()},
         "top": top,
+        "least_share": LEAST_SHARE,
+        "least_span": LEAST_SPAN,
     }
 
 

@@ -34,14 +34,15 @@ function contribution(concept) {
   return relative(contributions, concept * numClasses);
 }
 
-/** Decimals that give the largest of some numbers this many digits. */
-function decimals(values, digits) {
-  const largest = Math.max(...values.map(Math.abs).filter(Number.isFinite), 1e-12);
-  return Math.max(digits - 1 - Math.floor(Math.log10(largest)), 0);
+/** Decimals that give a number three digits. */
+function decimals(value) {
+  return Math.max(2 - Math.floor(Math.log10(value)), 0);
 }
 
-function signed(value, digits) {
-  return (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(digits);
+/** A number with its sign, if it is not 0 as it is written. */
+function signed(value, digits = 2) {
+  const text = Math.abs(value).toFixed(digits);
+  return (Number(text) === 0 ? "" : value < 0 ? "\u2212" : "+") + text;
 }
 
 function percent(share) {
@@ -65,7 +66,7 @@ function patchMap(index) {
 /** Both ends of the colour scale are this far from 0, or one of them for attention. */
 function scaleLimit(values) {
   const maps = state.own ? [values] : Array.from({ length: spatial }, (_, index) => patchMap(index));
-  return Math.max(1e-12, ...maps.map((map) => map.reduce((most, value) => Math.max(most, Math.abs(value)), 0)));
+  return Math.max(0, ...maps.map((map) => map.reduce((most, value) => Math.max(most, Math.abs(value)), 0))) || 1;
 }
 
 /** Sets pixel i to the colour of a value from -1 to 1; the smaller the value, the more of the image shows through. */
@@ -121,7 +122,7 @@ function drawLegend(limit) {
     paint(picture.data, i, lowest + ((1 - lowest) * (i % bar.width)) / (bar.width - 1));
   }
   bar.getContext("2d").putImageData(picture, 0, 0);
-  const digits = decimals([limit], 3);
+  const digits = decimals(limit);
   const isAttention = state.kind === "attention";
   element("low").textContent = isAttention ? "0" : signed(-limit, digits);
   element("middle").textContent = isAttention ? (limit / 2).toFixed(digits) : "0";
@@ -146,7 +147,7 @@ function showMap() {
     const limit = scaleLimit(values);
     drawMap(values, limit);
     drawLegend(limit);
-    const digits = decimals([limit], 3);
+    const digits = decimals(limit);
     const isAttention = state.kind === "attention";
     const [least, most] = [Math.min(...values), Math.max(...values)].map((value) => (isAttention ? value.toFixed(digits) : signed(value, digits)));
     const subject = isAttention ? "attention" : `contribution to ${question(" rather than ")}`;
@@ -177,8 +178,24 @@ function breakable(name) {
   return made;
 }
 
-/** A row of the list: name, bar from the zero line, number. */
-function conceptRow(column, low, high, digits) {
+/** What a row of the list holds: name, bar from the zero line, number. */
+function fillRow(row, label, value, low, high) {
+  const track = span("track", "");
+  const zero = span("zero", "");
+  const bar = span(value < 0 ? "bar negative" : "bar", "");
+  const width = Math.max(high - low, data.least_span);
+  zero.style.left = `${(-100 * low) / width}%`;
+  bar.style.left = `${(100 * (Math.min(value, 0) - low)) / width}%`;
+  bar.style.width = `${(100 * Math.abs(value)) / width}%`;
+  track.append(bar, zero);
+  row.append(label, track, span("value", signed(value)));
+  const item = document.createElement("li");
+  item.append(row);
+  return item;
+}
+
+/** The row of a concept, to be pointed at. */
+function conceptRow(column, low, high) {
   const concept = data.concepts[column];
   const value = contribution(column);
   const button = document.createElement("button");
@@ -186,30 +203,18 @@ function conceptRow(column, low, high, digits) {
   button.className = "concept";
   button.dataset.column = column;
   button.title = concept.name;
-  const attended = `attention ${attention[column].toPrecision(3)}`;
-  button.setAttribute("aria-label", `${concept.name}, ${concept.stream} concept, contribution ${signed(value, digits)}, ${attended}`);
+  const attended = `attention ${attention[column].toFixed(2)}`;
+  button.setAttribute("aria-label", `${concept.name}, ${concept.stream} concept, contribution ${signed(value)}, ${attended}`);
   button.setAttribute("aria-pressed", state.pinned === column);
 
   const label = span("label", "");
   label.append(breakable(concept.name), span("stream", `${concept.stream}, ${attended}`));
-  const track = span("track", "");
-  const zero = span("zero", "");
-  const bar = span(value < 0 ? "bar negative" : "bar", "");
-  const width = high - low || 1;
-  zero.style.left = `${(-100 * low) / width}%`;
-  bar.style.left = `${(100 * (Math.min(value, 0) - low)) / width}%`;
-  bar.style.width = `${(100 * Math.abs(value)) / width}%`;
-  track.append(bar, zero);
-  button.append(label, track, span("value", signed(value, digits)));
-
   button.addEventListener("pointerenter", () => point(column));
   button.addEventListener("pointerleave", () => point(null));
   button.addEventListener("focus", () => point(column));
   button.addEventListener("blur", () => point(null));
   button.addEventListener("click", () => pin(column));
-  const item = document.createElement("li");
-  item.append(button);
-  return item;
+  return fillRow(button, label, value, low, high);
 }
 
 function point(column) {
@@ -225,35 +230,48 @@ function pin(column) {
   showMap();
 }
 
-/** Columns of the concepts of the largest contribution of either sign, the largest contribution first. */
-function ranked() {
-  const order = data.concepts.map((_, column) => column);
-  order.sort((one, two) => Math.abs(contribution(two)) - Math.abs(contribution(one)));
-  return (state.all ? order : order.slice(0, data.top)).sort((one, two) => contribution(two) - contribution(one));
+/** Columns of the concepts with a row of their own, and of the others, as contribution_rows chooses them in Python. */
+function chooseRows() {
+  const size = (column) => Math.abs(contribution(column));
+  const order = data.concepts.map((_, column) => column).sort((one, two) => size(two) - size(one));
+  const least = data.least_share * size(order[0]);
+  const shown = state.all ? order : order.slice(0, data.top).filter((column) => size(column) >= least);
+  const groups = new Map();
+  for (const column of shown) {
+    const { name } = data.concepts[column];
+    groups.set(name, [...(groups.get(name) ?? []), column]);
+  }
+  const weight = (group) => Math.abs(sum(group));
+  const listed = [...groups.values()].sort((one, two) => weight(two) - weight(one)).flat();
+  return [listed, order.slice(shown.length)];
+}
+
+function sum(columns) {
+  return columns.reduce((total, column) => total + contribution(column), 0);
 }
 
 function showConcepts() {
-  const listed = ranked();
-  const values = listed.map(contribution);
-  const total = data.concepts.reduce((sum, _, column) => sum + contribution(column), 0);
-  const bias = relative(biases);
-  const logit = relative(logits);
-  const digits = decimals(values, 4);
-  const sumDigits = decimals([total, bias, logit], 5);
+  const [listed, others] = chooseRows();
+  const values = [...listed.map(contribution), sum(others)];
   const low = Math.min(0, ...values);
   const high = Math.max(0, ...values);
-  element("list").replaceChildren(...listed.map((column) => conceptRow(column, low, high, digits)));
+  const items = listed.map((column) => conceptRow(column, low, high));
+  if (others.length > 0) {
+    const label = span("label", `${others.length} other${others.length === 1 ? "" : "s"}`);
+    items.push(fillRow(span("others", ""), label, sum(others), low, high));
+  }
+  element("list").replaceChildren(...items);
 
-  const parts = [total, bias, logit].map((value) => signed(value, sumDigits));
+  const bias = relative(biases);
+  const added = signed(sum([...data.concepts.keys()]));
+  const logit = signed(relative(logits));
+  const plus = `${bias < 0 ? "\u2212" : "+"} ${Math.abs(bias).toFixed(2)}`;
   element("sum").textContent =
     state.other < 0
-      ? `${parts[0]} (contributions) ${parts[1]} (bias) = ${parts[2]} (logit of ${data.classes[state.shown]}, probability ${percent(scores[state.shown])})`
-      : `${parts[0]} (differences of contributions) ${parts[1]} (difference of biases) = ${parts[2]} (logit of ${data.classes[state.shown]} less that of ${data.classes[state.other]})`;
-  const others = data.concepts.length - listed.length;
-  element("rest").hidden = others === 0;
-  element("rest").textContent = `${others} other ${others === 1 ? "concept" : "concepts"}: ${signed(total - values.reduce((sum, value) => sum + value, 0), digits)}`;
-  element("more").hidden = data.concepts.length <= data.top;
-  element("more").textContent = state.all ? `Show the first ${data.top}` : `Show all ${data.concepts.length} concepts`;
+      ? `${added} (contributions) ${plus} (bias) = ${logit} (logit of ${data.classes[state.shown]}, probability ${percent(scores[state.shown])})`
+      : `${added} (differences of contributions) ${plus} (difference of biases) = ${logit} (logit of ${data.classes[state.shown]} less that of ${data.classes[state.other]})`;
+  element("more").hidden = !state.all && others.length === 0;
+  element("more").textContent = state.all ? "Show fewer concepts" : `Show all ${data.concepts.length} concepts`;
 }
 
 function update() {
@@ -313,7 +331,7 @@ Object.assign(element("seen").style, {
   left: `${100 * horizontal[0]}%`,
   width: `${100 * (horizontal[1] - horizontal[0])}%`,
 });
-state.pinned = ranked().reduce((most, column) => {
+state.pinned = chooseRows()[0].reduce((most, column) => {
   if (data.concepts[column].stream !== "spatial") return most;
   return most === null || Math.abs(contribution(column)) > Math.abs(contribution(most)) ? column : most;
 }, null);

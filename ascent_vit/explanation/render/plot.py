@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..decomposition import ConceptContribution, Decomposition
+from .rows import ContributionRow, contribution_rows, signed
 
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 ATTENTION_COLORS = "cividis"
 CONTRIBUTION_COLORS = "PuOr"
 POSITIVE, NEGATIVE = "#5e3c99", "#e66101"
+OTHERS_OPACITY = 0.5
 
 MAPS = 3
 MAP_OPACITY = 0.75
-ROW_SIZE = (12.0, 3.4)  # inches
+ROW_SIZE = (12.0, 3.4)  # inches; higher for more bars than fit
+BAR_HEIGHT = 0.17  # inches
+FEWEST_BARS = 4  # fewer are no thicker
+LEAST_SPAN = 0.02  # of the axis of the bars, so that contributions shown as 0.00 have no bar to speak of
 MAP_SIZE = 2.2  # inches
 SIDE = {"ha": "right", "va": "center"}
 # Largest ratio of the sides of a drawn image: a longer one is stretched, as nothing could be seen in it.
@@ -46,14 +51,15 @@ def plot_grid(
     dpi: int = 110,
 ) -> None:
     """
-    Writes one PNG with a row per explanation: image, top concepts with their contributions, maps on a common scale.
+    Writes one PNG with a row per explanation: image, contributions as in
+    [`~ascent_vit.explanation.Explanation.plot`], maps on a common scale.
 
     Args:
         explanations (`Sequence[Explanation]`): Explanations to draw, one or more.
         path (`str` or `os.PathLike`): File to write, whole or not at all.
         truths (`Sequence[str]`, *optional*): Names of the true classes.
         top (`int`, *optional*, defaults to 5):
-            Number of concepts to show, those of the largest contribution of either sign.
+            Largest number of concepts with a bar of their own, those of the largest contribution of either sign.
         dpi (`int`, *optional*, defaults to 110): Pixels per inch; a row is 12 inches wide.
 
     Raises:
@@ -146,11 +152,14 @@ def plot_rows(explanations: Sequence[Decomposition], top: int, truths: Sequence[
     attention_limit = largest([e.patch_attention for e in explanations], mapped)
     contribution_limit = largest([e.patch_contributions for e in explanations], mapped)
 
+    bars = [contribution_rows([explanation], top) for explanation in explanations]
     width, height = ROW_SIZE
+    height = max(height, 1 + BAR_HEIGHT * max(map(len, bars)))
     figure = NotebookFigure(figsize=(width, height * len(explanations)), layout="constrained")
     rows = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for i, (row, explanation) in enumerate(zip(rows, explanations, strict=True)):
-        draw_row(row, explanation, top, mapped[i], truths[i] if truths else None, attention_limit, contribution_limit)
+        truth = truths[i] if truths else None
+        draw_row(row, explanation, bars[i], mapped[i], truth, attention_limit, contribution_limit)
     # The layout measures a high title before it shrinks the image below it: only a second pass leaves room enough.
     engine = figure.get_layout_engine()
     if engine is not None and any(ax.get_title().count("\n") > 1 for ax in figure.axes):
@@ -159,8 +168,8 @@ def plot_rows(explanations: Sequence[Decomposition], top: int, truths: Sequence[
 
 
 def top_of(*maps: np.ndarray) -> float:
-    """Largest absolute value in maps; above 0, so that it can be the end of a scale."""
-    return max([*(float(np.abs(values).max()) for values in maps), 1e-12])
+    """Largest absolute value in maps, or 1 if all are 0, so that it can be the end of a scale."""
+    return max((float(np.abs(values).max()) for values in maps), default=0.0) or 1.0
 
 
 def largest(patch_maps: list[np.ndarray], concepts: list[list[ConceptContribution]]) -> float:
@@ -171,16 +180,20 @@ def largest(patch_maps: list[np.ndarray], concepts: list[list[ConceptContributio
 def draw_row(
     figure: "SubFigure",
     explanation: Decomposition,
-    top: int,
+    bars: list[ContributionRow],
     mapped: list[ConceptContribution],
     truth: str | None,
     attention_limit: float,
     contribution_limit: float,
 ):
     columns = len(mapped)
-    grid = figure.add_gridspec(2, 2 + columns, width_ratios=[1.5, 1.9] + [1] * columns)
-    draw_image(figure.add_subplot(grid[:, 0]), explanation, truth)
-    draw_bars(figure.add_subplot(grid[:, 1]), explanation, top)
+    # Beside many bars, image and maps stay at the top, in their own size.
+    spare = figure.bbox.height / figure.dpi / (ROW_SIZE[1] / 2) - 2
+    heights = [1, 1, spare] if spare > 0.1 else [1, 1]
+    widths = [1.5, 1.9] + [1] * columns
+    grid = figure.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
+    draw_image(figure.add_subplot(grid[:2, 0]), explanation, truth)
+    draw_bars(figure.add_subplot(grid[:, 1]), explanation, bars)
     if not mapped:
         return
     attention, contributions = explanation.patch_attention, explanation.patch_contributions
@@ -219,6 +232,7 @@ def add_scale(figure, drawn, axes, unit: str):
     bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
+    bar.ax.yaxis.get_offset_text().set_fontsize(7)
 
 
 def show(ax, picture, **kwargs):
@@ -246,22 +260,22 @@ def draw_image(ax, explanation: Decomposition, truth: str | None):
     ax.set_title("\n".join(wrapped(line, 26) for line in lines), fontsize=9, parse_math=False)
 
 
-def draw_bars(ax, explanation: Decomposition, top: int):
-    concepts = explanation.top(top)
-    values = [concept.contribution for concept in concepts]
-    bars = ax.barh(range(len(concepts)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
-    ax.bar_label(bars, [f"{value:+.3g}" for value in values], padding=3, fontsize=8)
-    names = [f"{shorten(concept.name, 28)} ({concept.stream})" for concept in concepts]
-    ax.set_yticks(range(len(concepts)), names, fontsize=8, parse_math=False)
-    ax.invert_yaxis()
+def draw_bars(ax, explanation: Decomposition, rows: list[ContributionRow]):
+    values = [row.contribution for row in rows]
+    bars = ax.barh(range(len(rows)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
+    if rows[-1].stream is None:
+        bars[-1].set_alpha(OTHERS_OPACITY)
+    names = [f"{shorten(row.name, 28)} ({row.stream})" if row.stream else row.name for row in rows]
+    ax.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
+    ax.set_ylim(max(len(rows), FEWEST_BARS) - 0.4, -0.6)
     ax.axvline(0, color="black", linewidth=0.8)
-    # Room for the numbers beyond the ends of the bars.
+    left = number_bars(ax, values, fontsize=8)
     low, high = min([0, *values]), max([0, *values])
-    room = 0.45 * (high - low or 1)
-    ax.set_xlim(low - (room if low < 0 else room / 5), high + (room if high > 0 or not low else room / 5))
+    room = 0.45 * max(high - low, LEAST_SPAN)
+    ax.set_xlim(low - (room if any(left) else room / 5), high + (room / 5 if all(left) else room))
+    ax.locator_params(axis="x", nbins=5)
     ax.tick_params(axis="x", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
-    rest = sum(concept.contribution for concept in explanation.concepts) - sum(values)
     label, *others = (shorten(explanation.labels[index], 24) for index in explanation.class_ids)
     if others:
         title, bias, logit = f'why "{label}"\nand not "{others[0]}"', "biases", "logits"
@@ -269,8 +283,17 @@ def draw_bars(ax, explanation: Decomposition, top: int):
         # On one line, a long name would run into the maps beside it.
         title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
     ax.set_title(title, fontsize=10, parse_math=False)
-    sums = f"other concepts {rest:+.3g}, {bias} {explanation.class_bias:+.3g}, {logit} {explanation.logit:+.3g}"
-    ax.set_xlabel(sums, fontsize=8, parse_math=False)
+    ax.set_xlabel(f"{bias} {signed(explanation.class_bias)}, {logit} {signed(explanation.logit)}", fontsize=8)
+
+
+def number_bars(ax, values: Sequence[float], fontsize: int) -> list[bool]:
+    """Writes the number of each bar beyond its end, 0.00 on the positive side; returns which are on the other one."""
+    numbers = [signed(value) for value in values]
+    left = [number.startswith("-") for number in numbers]
+    for i, number in enumerate(numbers):
+        end, offset, side = (values[i], -3, "right") if left[i] else (max(values[i], 0), 3, "left")
+        ax.annotate(number, (end, i), (offset, 0), textcoords="offset points", ha=side, va="center", fontsize=fontsize)
+    return left
 
 
 def shorten(text: str, width: int) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ascent_vit.explanation import Explanation
 from ascent_vit.explanation.render.html import axis_shares, explanation_to_html
+from ascent_vit.explanation.render.rows import contribution_rows, signed
 from modeling_ascent_vit import AscentViTImageProcessor
 
 
@@ -234,12 +235,15 @@ def canvas(page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2]))))
 
 
-def rows(page) -> list[tuple[str, float]]:
+def rows(page) -> list[tuple[str, str]]:
     """Names and numbers of the list, from the top."""
-    buttons = page.locator(".concept")
-    names = buttons.locator(".name").all_inner_texts()
-    values = [float(text.replace("−", "-")) for text in buttons.locator(".value").all_inner_texts()]
+    names = page.locator("#list .concept .name, #list .others .label").all_inner_texts()
+    values = [text.replace("−", "-") for text in page.locator("#list .value").all_inner_texts()]
     return list(zip(names, values, strict=True))
+
+
+def python_rows(explanation, top: int = 12) -> list[tuple[str, str]]:
+    return [(row.name, signed(row.contribution)) for row in contribution_rows([explanation], top)]
 
 
 def row(page, name: str):
@@ -247,7 +251,7 @@ def row(page, name: str):
 
 
 def numbers(text: str) -> list[float]:
-    return [float(number.replace("−", "-")) for number in re.findall(r"[+−]\d+(?:\.\d+)?", text)]
+    return [float(number.replace("−", "-")) for number in re.findall(r"[+−] ?\d+\.\d\d", text.replace("+ ", "+"))]
 
 
 def check_map(drawn: np.ndarray, maps: np.ndarray, index: int, colors: str):
@@ -298,17 +302,20 @@ def test_maps_and_numbers_are_those_of_the_explanation(show):
     assert page.inner_text("#question") == page.title() == "Why class 1?"
 
     def check(reference, contribution_label):
-        assert [name for name, _ in rows(page)] == [concept.name for concept in reference.concepts]
-        expected = [concept.contribution for concept in reference.concepts]
-        np.testing.assert_allclose([value for _, value in rows(page)], expected, atol=6e-4)
+        assert rows(page) == python_rows(reference)
         total, bias, logit = numbers(page.inner_text("#sum"))[:3]
-        assert total + bias == pytest.approx(logit, abs=2e-4)
-        assert [bias, logit] == pytest.approx([reference.class_bias, reference.logit], abs=1e-4)
+        assert total + bias == pytest.approx(logit, abs=0.016)
+        assert [bias, logit] == pytest.approx([reference.class_bias, reference.logit], abs=0.006)
+        folded = page.locator(".others").count()
+        if folded:
+            page.click("#more")
         row(page, "part 2").hover()
         check_map(canvas(page), reference.contribution_maps, 2, "PuOr")
         assert contribution_label in page.inner_text("#caption")
         limit = np.abs(reference.patch_contributions).max()
         assert float(page.inner_text("#high")) == pytest.approx(limit, rel=0.01)
+        if folded:
+            page.click("#more")
 
     check(explanation, "contribution to class 1")
     assert page.inner_text("#unit") == "logit per patch"
@@ -368,15 +375,34 @@ def test_keyboard_touch_and_opacity(show):
 
 @pytest.mark.slow
 def test_many_concepts_open_on_request(show):
-    explanation = make_explanation(spatial=95)
+    names = {"spatial": ["night", "day", *(f"part {i}" for i in range(93))]}
+    explanation = make_explanation(spatial=95, concept_names=names)
     page = show(explanation)
-    expected = [concept.name for concept in explanation.top(12)]
-    assert [name for name, _ in rows(page)] == expected
-    rest = sum(c.contribution for c in explanation.concepts if c.name not in expected)
-    assert page.inner_text("#rest").startswith("85 other concepts")
-    assert numbers(page.inner_text("#rest")) == pytest.approx([rest], abs=1e-3)
+    assert rows(page) == python_rows(explanation)
+    assert rows(page)[-1][0] == "85 others"
+    for shown, other in ((0, 3), (2, 0)):
+        page.select_option("#class", index=shown)
+        page.select_option("#other", index=1 + other)
+        ranked = np.argsort(-explanation.logits).tolist()
+        assert rows(page) == python_rows(explanation.contrast(ranked[shown], ranked[other]))
     page.click("#more")
-    assert [name for name, _ in rows(page)] == [concept.name for concept in explanation.concepts]
+    names = [name for name, _ in rows(page)]
+    assert len(names) == 97 and abs(names.index("day") - (96 - names[::-1].index("day"))) == 1
+    page.click("#more")
+    assert rows(page)[-1][0] == "85 others"
+
+
+@pytest.mark.slow
+def test_small_contributions_are_summed_until_all_are_asked_for(show):
+    contributions = np.array([[3.0], [0.02], [-1e-7], [-2.0], [0.0]], dtype=np.float32)
+    explanation = make_explanation(classes=1, label_id=0, contributions=contributions)
+    page = show(explanation)
+    assert rows(page) == [("day", "+3.00"), ("part 1", "-2.00"), ("3 others", "+0.02")]
+    page.click("#more")
+    assert [number for _, number in rows(page)] == ["+3.00", "-2.00", "+0.02", "0.00", "0.00"]
+    page = show(make_explanation(classes=1, label_id=0, contributions=contributions * 0))
+    assert rows(page) == [(concept, "0.00") for concept in ("day", "night", "part 0", "part 1", "part 2")]
+    assert page.locator("#more").is_hidden()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ascent_vit.explanation import Explanation, FusionMaps
-from ascent_vit.explanation.render.plot import NEGATIVE, POSITIVE, plot_grid, shorten, wrapped
+from ascent_vit.explanation.render.plot import NEGATIVE, OTHERS_OPACITY, POSITIVE, plot_grid, shorten, top_of, wrapped
 from modeling_ascent_vit import AscentViTImageProcessor
 
 
@@ -47,14 +48,39 @@ def axes_with_title(figure, title):
 def test_bars_are_ranked_signed_and_labelled():
     figure = make_explanation().plot(top=4)
     (ax,) = axes_with_title(figure, "contributions to")
-    assert [bar.get_width() for bar in ax.patches] == [2.0, 0.5, 0.25, -1.5]
+    assert [bar.get_width() for bar in ax.patches] == [2.0, -1.5, 0.5, 0.25, 0.0]
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert names == ["striped (global)", "beak (spatial)", "cost $\\frac$ (spatial)", "wing (spatial)"]
+    assert names == ["striped (global)", "wing (spatial)", "beak (spatial)", "cost $\\frac$ (spatial)", "1 other"]
     colors = [bar.get_facecolor() for bar in ax.patches]
-    assert colors[0] == colors[2] != colors[3] and POSITIVE != NEGATIVE
+    assert colors[0] == colors[2] != colors[1] and POSITIVE != NEGATIVE
+    assert [bar.get_alpha() for bar in ax.patches] == [None] * 4 + [OTHERS_OPACITY]
     assert ax.yaxis_inverted()  # the first bar is on top
-    assert [text.get_text() for text in ax.texts] == ["+2", "+0.5", "+0.25", "-1.5"]
-    assert ax.get_xlabel() == "other concepts +0, bias +0, logit +1.25"
+    assert [text.get_text() for text in ax.texts] == ["+2.00", "-1.50", "+0.50", "+0.25", "0.00"]
+    assert ax.get_xlabel() == "bias 0.00, logit +1.25"
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 1e-7, 0.0])
+@pytest.mark.parametrize("concepts", [1, 6, 108])
+def test_names_and_numbers_of_bars_do_not_overlap(scale, concepts):
+    added = scale * np.linspace(1, -0.5, concepts, dtype=np.float32)
+    explanation = make_explanation(
+        contributions=np.stack([added, -added], axis=1),
+        concept_names={"global": [f"part {i}" for i in range(concepts)], "spatial": [], "unsupervised": []},
+        head_attention=np.zeros((1, concepts), dtype=np.float32),
+        patch_attention_heads=np.zeros((1, 0, 2, 2), dtype=np.float32),
+        contribution_table=np.zeros((1, 0, 2), dtype=np.float32),
+    )
+    figure = explanation.plot(top=200)
+    figure.canvas.draw()
+    (ax,) = axes_with_title(figure, "contributions to")
+    names = [label.get_window_extent() for label in ax.get_yticklabels()]
+    numbers = [text.get_window_extent() for text in ax.texts]
+    assert all(above.y0 > below.y1 - 1 for above, below in pairwise(names))
+    zero = ax.transData.transform((0, 0))[0]
+    for bar, text, box in zip(ax.patches, ax.texts, numbers, strict=True):
+        assert ax.bbox.x0 < box.x0 and box.x1 < ax.bbox.x1
+        assert (box.x1 < zero) == (text.get_text().startswith("-")), bar
+        assert bar.get_window_extent().height < 60
 
 
 def test_maps_are_those_of_the_top_spatial_concepts_in_the_images_geometry():
@@ -90,8 +116,9 @@ def test_contrasts_show_differences():
     figure = make_explanation().contrast("Wren").plot(top=2)
     (ax,) = axes_with_title(figure, "why")
     assert ax.get_title() == 'why "Wren"\nand not "Painted Bunting"'
-    assert [bar.get_width() for bar in ax.patches] == [3.0, -4.0]
-    assert ax.get_xlabel() == "other concepts -1.5, biases +0.25, logits -2.25"
+    assert [bar.get_width() for bar in ax.patches] == [-4.0, 3.0, -1.5]
+    assert [label.get_text() for label in ax.get_yticklabels()][-1] == "3 others"
+    assert ax.get_xlabel() == "biases +0.25, logits -2.25"
     (ax,) = axes_with_title(figure, "predicted")
     assert ax.get_title().endswith("explained: Wren, 9.5%\ncompared with: Painted\nBunting, 90.5%")
     drawn = [ax.images[1] for ax in figure.axes if len(ax.images) == 2 and ax.images[1].get_cmap().name == "PuOr"]
@@ -178,6 +205,11 @@ def test_bad_arguments_write_nothing(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         plot_grid(explanations, tmp_path / "grid.png", *rest)
     assert not list(tmp_path.iterdir())
+
+
+def test_scales_of_maps_without_values():
+    assert top_of(np.zeros((2, 2)), np.array([-0.25])) == 0.25
+    assert top_of(np.zeros((2, 2))) == top_of() == 1
 
 
 def test_long_names_and_line_breaks_are_shortened():
