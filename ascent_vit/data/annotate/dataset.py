@@ -115,8 +115,13 @@ def _count(dataset: "DatasetDict", concepts: list[DetectedConcept]) -> Annotatio
     )
 
 
-def describe(annotations: Annotations, dataset: str, detector: str, version: str, iou: float) -> str:
-    """Describes the annotations in Markdown: that a model made them, which one, its thresholds, and what it found."""
+def describe(
+    annotations: Annotations, dataset: str, detector: str, version: str, iou: float, listed: bool = False
+) -> str:
+    """
+    Describes the annotations in Markdown: that a model made them, which one, its thresholds, and what it found, and
+    where the dataset has lists of what an image shows, that it kept to them.
+    """
     lines = [
         f"Images and classes are those of {code_span(dataset)}, whose licence holds for them.",
         "",
@@ -128,7 +133,7 @@ def describe(annotations: Annotations, dataset: str, detector: str, version: str
         "shows boxes of each concept from the lowest kept score to the highest.",
         "",
     ]
-    if "present" in next(iter(annotations.dataset.values())).features:
+    if listed:
         lines += ["It was asked for the concepts alone that an image may show by `present` and `unknown_present`.", ""]
     lines += ["| concept | prompt | threshold | boxes | images |", "|---|---|---|---|---|"]
     for concept in annotations.concepts:
@@ -151,7 +156,8 @@ def _write(annotations: Annotations, output: Path, settings: Mapping[str, Any], 
     """Writes parquet files, card and review sheet, all of them or none."""
     from ascent_vit.utils.figures import write_figure
 
-    facts = (settings[key] for key in ("dataset", "detector", "detector_version", "iou"))
+    names = ("dataset", "detector", "detector_version", "iou")
+    facts = [*(settings[key] for key in names), "lists" in settings]
     prepared = PreparedDataset(
         dataset=annotations.dataset,
         title=f"{settings['dataset']} with {len(annotations.concepts)} concepts found by a detector",

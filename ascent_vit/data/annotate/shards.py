@@ -48,7 +48,9 @@ def _images_digest(cells: Iterable[Mapping[str, Any]]) -> str:
 
 def listed_concepts(row: Mapping[str, Any]) -> list[int] | None:
     """Numbers of the spatial concepts that a row's `present` and `unknown_present` leave possible; None for all."""
-    return None if row.get("present") is None else sorted({*row["present"], *(row.get("unknown_present") or ())})
+    if row.get("present") is None:
+        return None
+    return sorted({*row["present"], *(row.get("unknown_present") or ())} - {None})
 
 
 def _read_images(split: "Dataset", start: int, stop: int, name: str) -> Iterator[tuple["Image", list[int] | None]]:
