@@ -25,6 +25,8 @@ MASK_IGNORE = 255
 
 GLOBAL_KEYS = ("concepts", "unknown_concepts")
 SPATIAL_KEYS = ("objects", "points", "mask")
+PRESENCE_KEYS = ("present", "unknown_present")
+ANNOTATION_KEYS = GLOBAL_KEYS + SPATIAL_KEYS + PRESENCE_KEYS
 
 # Most concepts of a stream, and most classes: beyond, lists of names and tensors fill the memory.
 LARGEST_COUNT = 1_000_000
@@ -287,15 +289,15 @@ def check_annotations(
             continue
         if not isinstance(annotation, Mapping):
             raise ValueError(f"annotations[{i}] must be a dict or None; got {type(annotation).__name__}.")
-        unknown = [key for key in annotation if key not in GLOBAL_KEYS + SPATIAL_KEYS]
+        unknown = [key for key in annotation if key not in ANNOTATION_KEYS]
         if unknown:
             raise ValueError(
-                f"annotations[{i}] may have the keys {', '.join(GLOBAL_KEYS + SPATIAL_KEYS)}; "
+                f"annotations[{i}] may have the keys {', '.join(ANNOTATION_KEYS)}; "
                 f"got {', '.join(map(repr, unknown))}."
             )
         for kind, keys, number in (
             ("global", GLOBAL_KEYS, num_global_concepts),
-            ("spatial", SPATIAL_KEYS, num_spatial_concepts),
+            ("spatial", SPATIAL_KEYS + PRESENCE_KEYS, num_spatial_concepts),
         ):
             given = [key for key in keys if annotation.get(key) is not None]
             if given and not number:
@@ -455,11 +457,60 @@ def spatial_concept_targets(
     return np.ascontiguousarray(targets.reshape(num_concepts, -1).T)
 
 
+def spatial_concept_presence(
+    annotation: Mapping | None, targets: np.ndarray, axes: tuple[PatchAxis, PatchAxis], where: str = "annotation"
+) -> np.ndarray:
+    """
+    Whether each spatial concept is somewhere in one image, at whatever place.
+
+    A crop may have cut a listed concept away: where it is smaller than the image, a listed concept counts as present
+    only if a patch inside the crop is marked with it, and is not known otherwise. Concepts that are absent from the
+    image are absent from each part of it.
+
+    Args:
+        annotation (`dict`, *optional*):
+            `present`, the ids of all concepts that are in the image ([] = none, None = unknown), and `unknown_present`,
+            the ids of those not known, whether listed as present or not. Places tell nothing of what else is there: an
+            image without `present` is unknown.
+        targets (`np.ndarray` of shape `(N, S)`): The image's [`spatial_concept_targets`].
+        axes (`tuple[PatchAxis, PatchAxis]`): Vertical and horizontal geometry, as for the targets.
+        where (`str`): Name of the annotation in errors.
+
+    Returns:
+        `np.ndarray` of shape `(S,)`, float32: 1 somewhere in the image, 0 nowhere, NaN not known.
+
+    Raises:
+        ValueError: for an id that is no integer from 0 to S - 1, or a mark of a concept that the list leaves out.
+    """
+    annotation = annotation or {}
+    listed, unknown = (
+        read_ids([] if annotation.get(key) is None else annotation[key], targets.shape[1], f"{where}.{key}")
+        for key in PRESENCE_KEYS
+    )
+    presence = np.full(targets.shape[1], np.nan, dtype=np.float32)
+    if annotation.get("present") is None:
+        return presence
+    presence[:] = 0
+    presence[listed] = np.nan if any(axis.cropped < axis.resized for axis in axes) else 1
+    presence[unknown] = np.nan
+    marked = (targets == 1).any(axis=0)
+    contradicting = np.flatnonzero(marked & (presence == 0))
+    if contradicting.size:
+        raise ValueError(
+            f"{where} marks a place of spatial concept {contradicting[0]}, but {where}.present says that it is "
+            "nowhere in the image: list it there, or remove the place."
+        )
+    presence[marked] = 1
+    return presence
+
+
 __all__ = [
+    "ANNOTATION_KEYS",
     "LARGEST_COUNT",
     "PatchAxis",
     "check_annotations",
     "global_concept_targets",
     "pair",
+    "spatial_concept_presence",
     "spatial_concept_targets",
 ]

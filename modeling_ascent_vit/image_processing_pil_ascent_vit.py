@@ -37,11 +37,13 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
 from .concept_targets_ascent_vit import (
+    ANNOTATION_KEYS,
     LARGEST_COUNT,
     PatchAxis,
     check_annotations,
     global_concept_targets,
     pair,
+    spatial_concept_presence,
     spatial_concept_targets,
 )
 from .image_inputs_ascent_vit import checked_array, eight_bit, flat_images, load_source
@@ -176,6 +178,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
     """
 
     valid_kwargs = AscentViTImageProcessorKwargs
+    annotation_keys = ANNOTATION_KEYS
 
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_STANDARD_MEAN
@@ -339,6 +342,8 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
                 - `points`: `{"xy": [[x, y], ...], "category": [id, ...]}`, or a list of dicts.
                 - `mask`: PIL image or integer array of the image's height and width: 0 = not annotated,
                   i = spatial concept i - 1, 255 = ignore.
+                - `present`: ids of all spatial concepts that are somewhere in the image; [] = none of them.
+                - `unknown_present`: ids of spatial concepts of which it is not known.
             kwargs: Any parameter of the image processor, for this call.
 
         Returns:
@@ -350,11 +355,14 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
             - `spatial_concept_targets`, with annotations and `num_spatial_concepts` S > 0: `(B, N, S)` float32 over
               the `N = (H // patch height) * (W // patch width)` patches, row-major, 1 marked, 0 not, rows of NaN not
               annotated. What lies outside the crop is dropped.
+            - `spatial_concept_presence`, where an annotation has `present`: `(B, S)` float32, 1 somewhere in the image,
+              0 nowhere, NaN not known. A crop may have cut away what `present` lists: smaller than the image, it makes
+              unknown which of them it holds, but for those marked inside it.
 
         Raises:
             ValueError: for an image that cannot be read, another number of annotations than of images, an unknown key, a concept id out of range, a
-                mask of another size, coordinates that are not finite, a point or a box outside the image, or
-                annotations of a kind that has no concepts.
+                mask of another size, coordinates that are not finite, a point or a box outside the image, a mark of
+                a concept that `present` leaves out, or annotations of a kind that has no concepts.
         """
         if annotations is not None and has_unreadable_source(images):
             raise ValueError(
@@ -397,13 +405,18 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
                 for i, (annotation, pixels) in enumerate(zip(annotations, pixel_values, strict=True))
             ]
         if annotations is not None and num_spatial_concepts:
-            data["spatial_concept_targets"] = []
+            data["spatial_concept_targets"], presence = [], []
             for i, (image, annotation, pixels) in enumerate(zip(prepared, annotations, pixel_values, strict=True)):
                 axes = self._patch_axes(tuple(image.shape[-2:]), tuple(pixels.shape[-2:]), **kwargs)
                 target = spatial_concept_targets(
                     annotation, axes, num_spatial_concepts, annotation_coverage, unannotated, f"annotations[{i}]"
                 )
                 data["spatial_concept_targets"].append(as_pixels(target, pixels))
+                presence.append(
+                    as_pixels(spatial_concept_presence(annotation, target, axes, f"annotations[{i}]"), pixels)
+                )
+            if any(annotation is not None and annotation.get("present") is not None for annotation in annotations):
+                data["spatial_concept_presence"] = presence
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     @staticmethod

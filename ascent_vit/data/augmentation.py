@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask
 from modeling_ascent_vit.image_inputs_ascent_vit import rgb_array
 
-from .schema import COORDINATES, GLOBAL_COLUMNS, placed_concepts
+from .schema import COORDINATES, GLOBAL_COLUMNS, PRESENCE_COLUMNS, placed_concepts
 
 
 # Boxes narrower than this, in pixels, count as empty: rounding leaves slivers along the edges of a crop.
@@ -174,27 +174,31 @@ class ConceptAugmenter:
 
         A point stands for the pixel it lies in and becomes its centre. Points that leave the image are dropped; boxes
         are clipped to it and dropped when nothing is left. Global concepts stay as they are, but for `flip_pairs`.
+        Rotation and crop may cut away what `present` lists: `unknown_present` then names all of it, and the image
+        processor takes for present what a place in the view marks. Concepts that are absent stay absent.
 
         Args:
             row: row with an image, PIL or `(3, height, width)` uint8, and any of the schema's annotation columns.
             rng: random generator of the view.
 
         Returns:
-            The row with image `(3, height, width)` uint8, mask `(height, width)`, and `objects` and `points` as dicts
-            of lists.
+            The row with image `(3, height, width)` uint8, mask `(height, width)`, `objects` and `points` as dicts of
+            lists, and `unknown_present` where a part of the image is cut away.
 
         Raises:
             ValueError: for annotations that the image processor would refuse.
         """
         parts, ids = self._parts(row)
-        parts, flipped = self._move(parts, rng)
+        parts, flipped, cut = self._move(parts, rng)
         height, width = parts["image"].shape[-2:]
         image = self._colour(parts["image"], rng).as_subclass(torch.Tensor).contiguous()
         augmented = dict(row) | {"image": image}
-        for column in GLOBAL_COLUMNS:
-            if flipped and row.get(column) is not None:
-                concepts = read_ids(row[column], len(self.global_swap), column)
-                augmented[column] = self.global_swap[concepts].tolist()
+        if cut and row.get("present") is not None:
+            augmented["unknown_present"] = [*row["present"], *(row.get("unknown_present") or ())]
+        for column in GLOBAL_COLUMNS + PRESENCE_COLUMNS:
+            if flipped and augmented.get(column) is not None:
+                swap = self.global_swap if column in GLOBAL_COLUMNS else self.spatial_swap
+                augmented[column] = swap[read_ids(augmented[column], len(swap), column)].tolist()
         start = 0
         for column, of_column in ids.items():
             moved = parts["boxes"][start : start + len(of_column)].as_subclass(torch.Tensor).numpy()
@@ -231,11 +235,13 @@ class ConceptAugmenter:
             parts["mask"] = tv_tensors.Mask(torch.from_numpy(mask.astype(kind)))
         return parts, {column: ids for column, (_, ids) in placed.items()}
 
-    def _move(self, parts: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], bool]:
-        """Flips, turns and crops the parts at random; tells whether they were flipped."""
+    def _move(self, parts: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], bool, bool]:
+        """Flips, turns and crops the parts at random; tells whether they were flipped, and whether they were cut."""
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         options = self.options
+        # The image keeps its size, so a turned one lacks its corners.
+        cut = bool(options.rotation)
         flipped = rng.random() < options.horizontal_flip
         if flipped:
             parts = {name: functional.horizontal_flip(part) for name, part in parts.items()}
@@ -250,7 +256,8 @@ class ConceptAugmenter:
             height, width = parts["image"].shape[-2:]
             crop = self._draw_crop(height, width, rng)
             parts = {name: functional.crop(part, *crop) for name, part in parts.items()}
-        return parts, flipped
+            cut |= crop[2:] != (height, width)
+        return parts, flipped, cut
 
     @staticmethod
     def _boxes(column: str, values: np.ndarray, height: int, width: int) -> np.ndarray:

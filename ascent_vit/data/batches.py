@@ -28,15 +28,18 @@ class ConceptCollator:
 
     Returns:
         When called with a list of rows, a dict of `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 and, where
-        the processor has such concepts, `concept_targets` (B, G) and `spatial_concept_targets` (B, N, S) float32.
+        the processor has such concepts, `concept_targets` (B, G) and `spatial_concept_targets` (B, N, S) float32; of
+        rows with the column `present` also `spatial_concept_presence` (B, S), NaN where it is null, unless the
+        processor is remote code of a model that does not know it.
     """
 
     def __init__(self, processor: "ConceptImageProcessor", **kwargs: Any):
         self.processor = processor
         self.kwargs = kwargs
-        self.used = (GLOBAL_COLUMNS if processor.num_global_concepts else ()) + (
-            SPATIAL_COLUMNS if processor.num_spatial_concepts else ()
-        )
+        # An image processor that does not know `present`, as older remote code, does not say what it knows.
+        known = getattr(processor, "annotation_keys", GLOBAL_COLUMNS + SPATIAL_COLUMNS)
+        num_global, num_spatial = processor.num_global_concepts, processor.num_spatial_concepts
+        self.used = [name for name in known if (num_global if name in GLOBAL_COLUMNS else num_spatial)]
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [row["image"] for row in rows]
@@ -47,6 +50,10 @@ class ConceptCollator:
                 {name: value for name, value in annotation.items() if name in self.used} for annotation in annotations
             ]
         batch = dict(self.processor(images, return_tensors="pt", **arguments))
+        if "present" in self.used and "present" in rows[0]:
+            unknown = torch.full_like(batch["spatial_concept_targets"][:, 0], torch.nan)
+            # All batches of a dataset have the same keys, also those of rows that all have null.
+            batch.setdefault("spatial_concept_presence", unknown)
         batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch
 

@@ -34,6 +34,8 @@ COLUMN_MEANINGS = {
     "objects": "boxes of concepts that have a place: `bbox` as x, y, width, height in pixels, and `category`",
     "points": "places of concepts: `xy` in pixels, and `category`",
     "mask": "per pixel 0 = not annotated, i = concept i - 1 of those that have a place, 255 = ignore",
+    "present": "all concepts that have a place and are somewhere in the image; null = not known, empty = none",
+    "unknown_present": "concepts that have a place of which it is not known whether they are in the image",
     GROUP_COLUMN: "what rows belong together: those with the same one are never in two splits",
 }
 

@@ -4,7 +4,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from modeling_ascent_vit.concept_targets_ascent_vit import PatchAxis, global_concept_targets, spatial_concept_targets
+from modeling_ascent_vit.concept_targets_ascent_vit import (
+    PatchAxis,
+    global_concept_targets,
+    spatial_concept_presence,
+    spatial_concept_targets,
+)
 
 from .cells import stored_annotation, stored_columns
 from .schema import GROUP_COLUMN, concepts_from_features
@@ -76,7 +81,8 @@ def _check_row(row: Mapping[str, Any], numbers: tuple[int, int, int], where: str
     if num_spatial:
         # With the whole image as one patch, this is the image processor's own check.
         axes = PatchAxis.identity(height, height), PatchAxis.identity(width, width)
-        spatial_concept_targets(annotation, axes, num_spatial, where=where)
+        targets = spatial_concept_targets(annotation, axes, num_spatial, where=where)
+        spatial_concept_presence(annotation, targets, axes, where)
 
 
 def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None = None) -> None:
@@ -90,7 +96,8 @@ def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None 
     Raises:
         ValueError: naming the split, the row, the column, what is wrong and what to do: for splits with different
             features, with rows of the same group or without rows, missing columns, labels and concepts out of range,
-            points and boxes outside their image, and masks of another size or with other values than the concepts'.
+            points and boxes outside their image, masks of another size or with other values than the concepts', and
+            places of concepts that the row's `present` leaves out.
     """
     if not len(dataset):
         raise ValueError("The dataset has no split; expected train, and validation and test where there are such.")

@@ -11,7 +11,7 @@ from .schema import concept_features
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, Features
 
 CLASSES = ["even", "odd"]
 CONCEPTS = [f"digit {digit}" for digit in range(10)]
@@ -37,11 +37,16 @@ def ink_cell(pixels: np.ndarray, digit: int) -> dict[str, Any]:
 
 
 def _build_split(
-    samples: np.ndarray, digits: np.ndarray, targets: np.ndarray, copies: int, canvas: int, rng: np.random.Generator
+    samples: np.ndarray,
+    digits: np.ndarray,
+    targets: np.ndarray,
+    copies: int,
+    canvas: int,
+    rng: np.random.Generator,
+    features: "Features",
 ) -> "Dataset":
-    from datasets import Dataset, Value
+    from datasets import Dataset
 
-    features = concept_features(CLASSES, CONCEPTS, columns=["mask"], extra={"sample": Value("int32")})
     columns: dict[str, list] = {name: [] for name in features}
     for sample in np.repeat(samples, copies):
         digit = int(targets[sample])
@@ -49,12 +54,17 @@ def _build_split(
         columns["image"].append(image_cell(Image.fromarray(placed), compress_level=1))
         columns["label"].append(digit % 2)
         columns["concepts"].append([digit])
-        columns["mask"].append(ink_cell(placed, digit))
+        if "mask" in features:
+            columns["mask"].append(ink_cell(placed, digit))
+        if "present" in features:
+            columns["present"].append([digit])
         columns["sample"].append(int(sample))
     return Dataset.from_dict(columns, features=features)
 
 
-def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_out_copies: int = 1) -> "DatasetDict":
+def load_digits_dataset(
+    seed: int = 0, copies: int = 8, canvas: int = 64, held_out_copies: int = 1, ink: bool = True, present: bool = False
+) -> "DatasetDict":
     """
     Places handwritten digits at a random scale and place on an empty canvas, to be told apart as even or odd.
 
@@ -67,10 +77,13 @@ def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_o
         copies: number of placements of each train scan, each different.
         canvas: height and width of the images in pixels, 16 or more. A digit's side is from a quarter of it to all.
         held_out_copies: number of placements of each validation and test scan.
+        ink: whether to mark where the digit is, in `mask`.
+        present: whether to list the digit as a spatial concept that is somewhere in the image, in `present`.
 
     Returns:
         A `DatasetDict` with train, validation and test, and the columns image (L, white on black), label (even or
-        odd), concepts (the digit), mask (digit + 1 where there is ink, else 0) and sample (the scan's number).
+        odd), concepts (the digit), mask (digit + 1 where there is ink, else 0), present (the digit) and sample (the
+        scan's number).
 
     Raises:
         ValueError: for fewer than one copy or a canvas below 16 pixels.
@@ -83,8 +96,12 @@ def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_o
         from sklearn.model_selection import train_test_split
     except ImportError as error:
         raise ImportError("The digits come with scikit-learn: pip install 'ascent-vit[train]'.") from error
-    from datasets import DatasetDict
+    from datasets import DatasetDict, Value
 
+    columns = ["mask"] * ink + ["present"] * present
+    # Where there is a mask alone, names of its concepts are those of the global ones.
+    spatial_concepts = CONCEPTS if present else None
+    features = concept_features(CLASSES, CONCEPTS, spatial_concepts, columns, {"sample": Value("int32")})
     digits, targets = load_digits(return_X_y=True)
     digits = digits.reshape(-1, 8, 8)
     rest, test = train_test_split(np.arange(len(digits)), test_size=0.2, random_state=seed, stratify=targets)
@@ -92,7 +109,9 @@ def load_digits_dataset(seed: int = 0, copies: int = 8, canvas: int = 64, held_o
     splits = {"train": (train, copies), "validation": (validation, held_out_copies), "test": (test, held_out_copies)}
     return DatasetDict(
         {
-            name: _build_split(np.sort(samples), digits, targets, number, canvas, np.random.default_rng([seed, i]))
+            name: _build_split(
+                np.sort(samples), digits, targets, number, canvas, np.random.default_rng([seed, i]), features
+            )
             for i, (name, (samples, number)) in enumerate(splits.items())
         }
     )

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from modeling_ascent_vit.concept_targets_ascent_vit import (
     PatchAxis,
     global_concept_targets,
+    spatial_concept_presence,
     spatial_concept_targets,
 )
 
@@ -45,8 +46,8 @@ class _Counts:
     def __init__(self, num_global: int, num_spatial: int, grid: int):
         self.grid = grid
         self.shown, self.unknown = np.zeros((2, num_global), dtype=int)
-        self.images, self.patches = np.zeros((2, num_spatial), dtype=int)
-        self.annotated = self.without_concepts = self.without_places = 0
+        self.images, self.patches, self.present = np.zeros((3, num_spatial), dtype=int)
+        self.annotated = self.without_concepts = self.without_places = self.without_lists = 0
 
     def add(self, annotation: Mapping[str, Any], size: tuple[int, int]) -> None:
         """Adds an image of this height and width with its annotation."""
@@ -57,11 +58,15 @@ class _Counts:
             self.without_concepts += bool(np.isnan(target).all())
         if len(self.images):
             rows, columns = (PatchAxis(side, self.grid, 0, self.grid, self.grid, 1) for side in size)
-            marks = spatial_concept_targets(annotation, (rows, columns), len(self.images)) == 1
+            targets = spatial_concept_targets(annotation, (rows, columns), len(self.images))
+            presence = spatial_concept_presence(annotation, targets, (rows, columns))
+            marks = targets == 1
             self.images += marks.any(axis=0)
             self.patches += marks.sum(axis=0)
             self.annotated += int(marks.any(axis=1).sum())
             self.without_places += not marks.any()
+            self.present += presence == 1
+            self.without_lists += annotation.get("present") is None
 
 
 def dataset_table(
@@ -79,11 +84,13 @@ def dataset_table(
         A dict with `grid`; `splits`, by split: images, classes (with images), images_without_concepts (global ones not
         annotated at all), images_without_places (no patch is annotated), annotated_patches (with any spatial concept),
         patches; `concepts`, by stream and name, then by split: images that show it, unknown (global) or patches
-        (spatial); and `missing`: classes and concepts that have no image in a split, by split.
+        (spatial); and `missing`: classes and concepts that have no image in a split, by split. Where the dataset has
+        the column `present`, also images_without_lists and, of spatial concepts, `present`: images known to show it,
+        with or without a place.
     """
-    labels, global_names, spatial_names = concepts_from_features(
-        next(iter(dataset.values())).features, spatial_concepts
-    )
+    features = next(iter(dataset.values())).features
+    labels, global_names, spatial_names = concepts_from_features(features, spatial_concepts)
+    has_lists = "present" in features
     splits: dict[str, dict[str, int]] = {}
     concepts: dict[str, dict[str, dict[str, dict[str, int]]]] = {
         "global": {name: {} for name in global_names},
@@ -103,18 +110,20 @@ def dataset_table(
             "images_without_places": counts.without_places,
             "annotated_patches": counts.annotated,
             "patches": len(split) * grid**2 if spatial_names else 0,
-        }
+        } | ({"images_without_lists": counts.without_lists} if has_lists else {})
         for i, name in enumerate(global_names):
             found = {"images": int(counts.shown[i]), "unknown": int(counts.unknown[i])}
             concepts["global"][name][split_name] = found
         for i, name in enumerate(spatial_names):
             found = {"images": int(counts.images[i]), "patches": int(counts.patches[i])}
+            if has_lists:
+                found["present"] = int(counts.present[i])
             concepts["spatial"][name][split_name] = found
         missing[split_name] = {
             "classes": [name for name, found in zip(labels, present, strict=True) if not found],
             "global_concepts": [name for name, number in zip(global_names, counts.shown, strict=True) if not number],
             "spatial_concepts": [
-                name for name, number in zip(spatial_names, counts.images, strict=True) if not number
+                name for name, number in zip(spatial_names, counts.images + counts.present, strict=True) if not number
             ],
         }
     return {"grid": [grid, grid], "splits": splits, "concepts": concepts, "missing": missing}
@@ -138,15 +147,15 @@ def format_table(table: Mapping[str, Any]) -> str:
     rows = [["", *names]]
     rows += [[key.replace("_", " "), *(f"{table['splits'][name][key]:,}" for name in names)] for key in keys]
     lines = _aligned(rows)
-    for stream, second in (("global", "unknown"), ("spatial", "patches")):
-        concepts = table["concepts"][stream]
+    for stream, concepts in table["concepts"].items():
         if not concepts:
             continue
-        lines += ["", f"{stream} concepts: images / {second}"]
+        counted = list(next(iter(concepts.values()))[names[0]])
+        lines += ["", f"{stream} concepts: {' / '.join(counted)}"]
         lines += _aligned(
             [["", *names]]
             + [
-                [name, *(f"{counts[split]['images']:,} / {counts[split][second]:,}" for split in names)]
+                [name, *(" / ".join(f"{counts[split][key]:,}" for key in counted) for split in names)]
                 for name, counts in concepts.items()
             ]
         )
@@ -296,6 +305,10 @@ def picture_sheet(
                 entries.insert(1, ("", "not known: " + ", ".join(unknown)))
         if spatial_names and not any(colour for colour, _ in entries):
             entries.append(("", "no place is annotated"))
+        for column, text in (("present", "somewhere in the image"), ("unknown_present", "somewhere or not")):
+            if annotation.get(column) is not None:
+                shown = [spatial_names[k] for k in annotation[column]]
+                entries.append(("", f"{text}: {', '.join(shown) or 'none'}"))
         _write_legend(legend, entries)
     return figure
 

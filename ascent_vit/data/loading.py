@@ -14,6 +14,7 @@ from .schema import (
     COORDINATES,
     GLOBAL_COLUMNS,
     GROUP_COLUMN,
+    PRESENCE_COLUMNS,
     category_feature,
     concepts_from_features,
     innermost,
@@ -159,7 +160,7 @@ def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
     for parameter, sources, key in (
         ("labels", ("label",), None),
         ("global_concepts", GLOBAL_COLUMNS, None),
-        ("spatial_concepts", tuple(COORDINATES), "category"),
+        ("spatial_concepts", (*COORDINATES, *PRESENCE_COLUMNS), "category"),
     ):
         names = given[parameter]
         columns = _open_columns(features, sources, names, parameter)
@@ -321,8 +322,8 @@ def load_concept_dataset(
         labels: names of the classes in their order, for labels that are text or numbers. Without them the names are
             those found, sorted; a stream cannot be searched and needs them.
         global_concepts: names of the concepts in `concepts` and `unknown_concepts`, likewise.
-        spatial_concepts: names of the categories of `objects` and `points`, likewise; or of a mask's concepts, see
-            [`concepts_from_features`].
+        spatial_concepts: names of the categories of `objects` and `points` and of the concepts in `present`, likewise;
+            or of a mask's concepts, see [`concepts_from_features`].
         options: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_dir`, ...), or of
             [`load_digits_dataset`].
 

@@ -11,13 +11,18 @@ The schema of concept datasets: its columns, their features and names, and what 
 | `objects` | {bbox: List(List(float32, 4)), category: List(ClassLabel)} | spatial concepts' x, y, width, height |
 | `points` | {xy: List(List(float32, 2)), category: List(ClassLabel)} | spatial concepts' x, y |
 | `mask` | Image | per pixel 0 = not annotated, i = spatial concept i - 1, 255 = ignore |
+| `present` | List(ClassLabel) | all spatial concepts that are somewhere in the image; null = not known, [] = none |
+| `unknown_present` | List(ClassLabel) | spatial concepts that may be somewhere in the image or not |
 | `group_id` | Value | rows that belong together, as a patient's, have the same: never in two splits; null = alone |
 
 Coordinates are pixels of the image as `datasets` decodes it, which is upright.
 
+`present` is for concepts whose place is not known, be it of each image or of all images of a class alike: those listed
+are somewhere in the image, the others nowhere. A row may have places too, of concepts that it lists.
+
 The names of the concepts stand in the features: those of `concepts` are the global ones, those of the `category` of
-`objects` and `points` the spatial ones. An image of class numbers has no place for names; those of a mask are, in this
-order, the names of `objects` or `points`, the names given as `spatial_concepts`, the names of `concepts`.
+`objects` and `points` and of `present` the spatial ones. An image of class numbers has no place for names; those of a
+mask are, in this order, the names of these columns, the names given as `spatial_concepts`, the names of `concepts`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +38,8 @@ if TYPE_CHECKING:
 
 GLOBAL_COLUMNS = ("concepts", "unknown_concepts")
 SPATIAL_COLUMNS = ("objects", "points", "mask")
-ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS
+PRESENCE_COLUMNS = ("present", "unknown_present")
+ANNOTATION_COLUMNS = GLOBAL_COLUMNS + SPATIAL_COLUMNS + PRESENCE_COLUMNS
 COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
 
 # Rows with the same value, such as the slices of a patient, belong together: no two splits may share them.
@@ -67,8 +73,9 @@ def concept_features(
         global_concepts: names of the concepts of whole images, for the column concepts.
         spatial_concepts: names of the concepts with a place. Names of a mask alone cannot be stored in its column:
             they are told to [`load_concept_dataset`], or are those of the global concepts.
-        columns: those of the columns objects, points, mask and unknown_concepts that there are. Without spatial
-            concepts there is no objects and no points; a mask's concepts may be the global ones.
+        columns: those of the columns objects, points, mask, present, unknown_present and unknown_concepts that there
+            are. Without spatial concepts there are only mask, whose concepts may be the global ones, and
+            unknown_concepts.
         extra: further features, such as group_id, by column; for objects and points, a dict of further keys.
 
     Returns:
@@ -87,11 +94,10 @@ def concept_features(
     from datasets import Image as ImageFeature
 
     columns = list(columns)
-    unknown = [column for column in columns if column not in (*SPATIAL_COLUMNS, "unknown_concepts")]
+    known = SPATIAL_COLUMNS + PRESENCE_COLUMNS
+    unknown = [column for column in columns if column not in (*known, "unknown_concepts")]
     if unknown:
-        raise ValueError(
-            f"columns may be {', '.join(SPATIAL_COLUMNS)} and unknown_concepts; got {', '.join(unknown)}."
-        )
+        raise ValueError(f"columns may be {', '.join(known)} and unknown_concepts; got {', '.join(unknown)}.")
     features: dict[str, Any] = {"image": ImageFeature(), "label": ClassLabel(names=_check_names("labels", labels))}
     if global_concepts:
         features["concepts"] = List(ClassLabel(names=_check_names("global_concepts", global_concepts)))
@@ -107,10 +113,12 @@ def concept_features(
             features["points"] = {"xy": List(List(Value("float32"), length=2)), "category": categories}
     if "mask" in columns and (spatial_concepts or global_concepts):
         features["mask"] = ImageFeature()
+    if spatial_concepts:
+        features |= {column: categories for column in PRESENCE_COLUMNS if column in columns}
     for name, feature in (extra or {}).items():
         if name in ("objects", "points") and name in features and isinstance(feature, Mapping):
             features[name] = {**feature, **features[name]}
-        elif name in (*GLOBAL_COLUMNS, *SPATIAL_COLUMNS, "image", "label"):
+        elif name in COLUMNS:
             raise ValueError(f"extra features must have names of their own; {name} is a column of the schema.")
         else:
             features[name] = feature
@@ -144,8 +152,8 @@ def concepts_from_features(
         Names of the labels, of the global and of the spatial concepts, each in the order of their ids.
 
     Raises:
-        ValueError: for a label or concepts that are no ClassLabel, for objects and points with different names, or a
-            mask without names.
+        ValueError: for a label or concepts that are no ClassLabel, for columns of spatial concepts with different
+            names, or a mask without names.
     """
     from datasets import ClassLabel
 
@@ -154,6 +162,7 @@ def concepts_from_features(
     found |= {
         f"{name}.category": category_feature(features[name]) for name in ("objects", "points") if name in features
     }
+    found |= {name: innermost(features[name]) for name in PRESENCE_COLUMNS if name in features}
     names: dict[str, list[str]] = {}
     for column, feature in found.items():
         if not isinstance(feature, ClassLabel):
@@ -163,17 +172,19 @@ def concepts_from_features(
             )
         names[column] = list(feature.names)
     global_concepts = names.get("concepts", [])
-    placed = [names[column] for column in ("objects.category", "points.category") if column in names]
-    if len(placed) == 2 and placed[0] != placed[1]:
-        raise ValueError("The categories of objects and points must have the same names in the same order.")
+    spatial = {column.split(".")[0]: names[column] for column in names if column not in ("label", *GLOBAL_COLUMNS)}
+    first = next(iter(spatial), "")
+    for column, own in spatial.items():
+        if own != spatial[first]:
+            raise ValueError(f"The categories of {first} and {column} must have the same names in the same order.")
     if names.get("unknown_concepts", global_concepts) != global_concepts:
         raise ValueError("concepts and unknown_concepts must have the same names in the same order.")
-    if placed:
-        if spatial_concepts is not None and list(spatial_concepts) != placed[0]:
+    if spatial:
+        if spatial_concepts is not None and list(spatial_concepts) != spatial[first]:
             raise ValueError(
                 "spatial_concepts differ from the names of the categories in the dataset: leave them out."
             )
-        return names["label"], global_concepts, placed[0]
+        return names["label"], global_concepts, spatial[first]
     if "mask" not in features:
         return names["label"], global_concepts, []
     if not (spatial_concepts or global_concepts):
@@ -214,6 +225,7 @@ __all__ = [
     "COORDINATES",
     "GLOBAL_COLUMNS",
     "GROUP_COLUMN",
+    "PRESENCE_COLUMNS",
     "SPATIAL_COLUMNS",
     "annotation_from_row",
     "category_feature",

@@ -17,6 +17,7 @@ from .metrics import (
     GlobalConceptMetrics,
     PixelTPR,
     PointingGame,
+    PresenceMetrics,
     RelevanceMass,
     SpatialConceptMetrics,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PermutedTargets",
     "PixelTPR",
     "PointingGame",
+    "PresenceMetrics",
     "Randomisation",
     "RelevanceMass",
     "Robustness",

@@ -11,7 +11,7 @@ from torchmetrics import MaxMetric
 
 from ascent_vit.inference.mode import evaluation_mode
 
-from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, SpatialConceptMetrics
+from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics
 
 
 if TYPE_CHECKING:
@@ -83,12 +83,14 @@ class _Evaluation:
         self.class_metrics = ClassMetrics(self.num_classes, **kwargs).to(self.metric_device)
         self.global_metrics = GlobalConceptMetrics(**kwargs).to(self.metric_device)
         self.spatial_metrics = SpatialConceptMetrics(**kwargs).to(self.metric_device)
+        self.presence_metrics = PresenceMetrics(**kwargs).to(self.metric_device)
         self.alignment_error = AlignmentError(config.none_concept, **kwargs).to(self.metric_device)
         self.additivity_error = MaxMetric(nan_strategy="error", **kwargs).to(self.metric_device)
 
     def update(self, batch: dict[str, Tensor]):
         out = self.model(batch["pixel_values"].to(self.device, self.dtype), output_contributions=True)
         explained = out.concept_contributions.sum(1, dtype=self.precision) + self.class_bias
+        strongest = None if out.spatial_concept_attention is None else out.spatial_concept_attention.amax(1)
         outputs = {
             "logits": out.logits,
             "additivity_errors": (out.logits.to(self.precision) - explained).abs().amax(-1),
@@ -97,6 +99,7 @@ class _Evaluation:
             "labels": check_labels(batch.get("labels"), self.num_classes),
             "global_targets": fill_targets("concept_targets", batch, out.global_concept_attention),
             "spatial_targets": fill_targets("spatial_concept_targets", batch, out.spatial_concept_attention),
+            "presence": fill_targets("spatial_concept_presence", batch, strongest),
         }
         outputs = {name: tensor.to(self.device) for name, tensor in outputs.items() if tensor is not None}
         if self.accelerator is not None:
@@ -118,6 +121,7 @@ class _Evaluation:
         if "spatial_attention" in outputs:
             attention, targets = outputs["spatial_attention"], outputs["spatial_targets"]
             self.spatial_metrics.update(attention, targets)
+            self.presence_metrics.update(attention.amax(1), outputs["presence"])
             streams.append((attention, targets))
         if streams:
             self.alignment_error.update(*streams)
@@ -126,7 +130,7 @@ class _Evaluation:
         if not self.additivity_error.update_called:
             raise ValueError("The dataloader gave no images: evaluate a split that has some.")
         values: dict[str, Tensor] = {}
-        for collection in (self.class_metrics, self.global_metrics, self.spatial_metrics):
+        for collection in (self.class_metrics, self.global_metrics, self.spatial_metrics, self.presence_metrics):
             metrics = list(collection.values())
             if metrics[0].update_called:
                 values |= collection.compute()
@@ -151,8 +155,8 @@ def evaluate(
             An `AscentViTForImageClassification`, also one loaded as remote code or prepared by `accelerator`. It is
             put into evaluation mode, runs where its parameters are, and gets its own mode back.
         dataloader (`Iterable[dict]`):
-            Batches of `pixel_values` (B, C, H, W) and, where known, `labels` (B,), `concept_targets` (B, G) and
-            `spatial_concept_targets` (B, N, S), NaN where nothing is annotated.
+            Batches of `pixel_values` (B, C, H, W) and, where known, `labels` (B,), `concept_targets` (B, G),
+            `spatial_concept_targets` (B, N, S) and `spatial_concept_presence` (B, S), NaN where nothing is annotated.
         accelerator (`Accelerator`, *optional*):
             The accelerator that prepared `dataloader`. Outputs are gathered from all processes, and the samples that
             it repeats to fill the last batch are counted once; with a dataset without length it cannot tell which they
@@ -163,8 +167,9 @@ def evaluate(
 
     Returns:
         `dict[str, float]`: `accuracy`, `top5_accuracy` (more than 5 classes), `macro_f1`, `ece`, `concept_map`,
-        `concept_auroc`, `global_concept_accuracy`, `alignment_error`, `pointing_game`, `pixel_tpr`, `relevance_mass`
-        and `additivity_error`, without those that the split has no targets for. The same in every process.
+        `concept_auroc`, `global_concept_accuracy`, `alignment_error`, `pointing_game`, `pixel_tpr`, `relevance_mass`,
+        `presence_map`, `presence_auroc` and `additivity_error`, without those that the split has no targets for. The
+        same in every process.
 
     Raises:
         ValueError: no images, labels or targets that do not fit the model, or outputs that are not finite.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ascent_vit.inference.protocols import ConceptClassifier
 
-TARGETS = ("concept_targets", "spatial_concept_targets")
+TARGETS = ("concept_targets", "spatial_concept_targets", "spatial_concept_presence")
 
 
 class PermutedTargets(Dataset):
@@ -173,8 +173,8 @@ def leakage(
             Function that trains a new model on a dataset of rows, always from the same start and for the same time,
             for example a [`ShortTraining`].
         dataset (`Dataset`):
-            Rows of `pixel_values` (C, H, W), `labels` and `concept_targets` (G,) or `spatial_concept_targets` (N, S)
-            or both, for example a [`CachedConceptDataset`].
+            Rows of `pixel_values` (C, H, W), `labels` and any of `concept_targets` (G,), `spatial_concept_targets`
+            (N, S) and `spatial_concept_presence` (S,), for example a [`CachedConceptDataset`].
         dataloader (`Iterable[dict]`): Held-out batches, as of [`evaluate`].
         accelerator (`Accelerator`, *optional*): Accelerator that prepared `dataloader`; see [`evaluate`].
         seed (`int`, *optional*, defaults to 0): Random seed of the permutation.

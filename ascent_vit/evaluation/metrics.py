@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of a concept classifier, one `torchmetrics.Metric` each, and the three collections that an evaluation uses.
+"""Metrics of a concept classifier, one `torchmetrics.Metric` each, and the collections that an evaluation uses.
 
 Shapes: B images, K classes, G global and S spatial concepts, N patches. Targets are floats, above 0 where a concept is
 annotated and NaN where nothing is known. No metric depends on how the data is cut into batches; each is NaN as long as
@@ -152,7 +152,7 @@ class AlignmentError(Metric):
 
 
 class MeanOverConcepts(Metric):
-    """Mean over the global concepts of a ranking score. Base of the classes below.
+    """Mean over concepts of a ranking score. Base of the classes below.
 
     A concept counts if it is known to be present in some images and absent in others; images where it is unknown are
     left out of its score.
@@ -170,7 +170,7 @@ class MeanOverConcepts(Metric):
         self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, attention: Tensor, target: Tensor):
-        """Adds a batch: attention (B, G), target (B, G)."""
+        """Adds a batch: attention (B, C) to each of C concepts in an image, target (B, C)."""
         # torchmetrics applies a sigmoid to scores above 1, which a rounded softmax can be.
         self.attentions.append(attention.clamp(0, 1))
         self.targets.append(torch.where(target.isnan(), -1, target > 0))
@@ -189,14 +189,14 @@ class MeanOverConcepts(Metric):
 
 
 class ConceptMAP(MeanOverConcepts):
-    """Mean average precision of the global attention as a score for "this concept is present"."""
+    """Mean average precision of an image's attention to a concept as a score for "this concept is present"."""
 
     def score(self, attention: Tensor, target: Tensor) -> Tensor:
         return binary_average_precision(attention, target, validate_args=False)
 
 
 class ConceptAUROC(MeanOverConcepts):
-    """Mean area under the ROC curve of the global attention as a score for "this concept is present"."""
+    """Mean area under the ROC curve of an image's attention to a concept as a score for "this concept is present"."""
 
     def score(self, attention: Tensor, target: Tensor) -> Tensor:
         return binary_auroc(attention, target, validate_args=False)
@@ -251,4 +251,18 @@ class SpatialConceptMetrics(MetricCollection):
             "pixel_tpr": PixelTPR(**kwargs),
             "relevance_mass": RelevanceMass(**kwargs),
         }
+        super().__init__(metrics, compute_groups=False)
+
+
+class PresenceMetrics(MetricCollection):
+    """
+    Metrics of spatial concepts that are somewhere in an image: `update(strongest (B, S), presence (B, S))`, the
+    strongest attention that a concept has at any place.
+    """
+
+    primary_metric: ClassVar[str] = "presence_map"
+    greater_is_better: ClassVar[bool] = True
+
+    def __init__(self, **kwargs):
+        metrics = {"presence_map": ConceptMAP(**kwargs), "presence_auroc": ConceptAUROC(**kwargs)}
         super().__init__(metrics, compute_groups=False)

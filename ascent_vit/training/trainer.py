@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ascent_vit.evaluation import AlignmentError, ClassMetrics, GlobalConceptMetrics, SpatialConceptMetrics
+from ascent_vit.evaluation import (
+    AlignmentError,
+    ClassMetrics,
+    GlobalConceptMetrics,
+    PresenceMetrics,
+    SpatialConceptMetrics,
+)
 
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
-# Targets of each stream, and the model's output that they are compared with, in the order of the model's outputs.
+# Targets of each kind, and the model's output that they are compared with, in the order of the model's outputs.
 TARGETS = {
     "global": ("concept_targets", "global_concept_attention"),
     "spatial": ("spatial_concept_targets", "spatial_concept_attention"),
+    "presence": ("spatial_concept_presence", "spatial_concept_attention"),
 }
 
 
@@ -32,9 +39,9 @@ class ConceptMetrics:
     Args:
         config (`AscentViTConfig`): Configuration of the model, also of one loaded as remote code.
         label_names (`Sequence[str]`, *optional*, defaults to `("labels",)`):
-            `label_names` of the `TrainingArguments`: `"labels"`, and `"concept_targets"` and
-            `"spatial_concept_targets"` to have those concepts judged. Each batch of evaluation must have all of them,
-            otherwise `Trainer` evaluates nothing.
+            `label_names` of the `TrainingArguments`: `"labels"`, and `"concept_targets"`,
+            `"spatial_concept_targets"` and `"spatial_concept_presence"` to have those concepts judged. Each batch of
+            evaluation must have all of them, otherwise `Trainer` evaluates nothing.
 
     Attributes:
         ignore_keys (`list[str]`):
@@ -65,25 +72,28 @@ class ConceptMetrics:
         self.label_names = list(label_names)
         if config.num_labels < 2:
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {config.num_labels}.")
-        sizes = {"global": config.num_global_concepts, "spatial": config.num_spatial_concepts}
-        known = ["labels", *(TARGETS[stream][0] for stream, size in sizes.items() if size)]
+        num_global, num_spatial = config.num_global_concepts, config.num_spatial_concepts
+        sizes = {"global": num_global, "spatial": num_spatial, "presence": num_spatial}
+        known = ["labels", *(TARGETS[kind][0] for kind, size in sizes.items() if size)]
         unknown = [name for name in self.label_names if name not in known]
         if unknown or "labels" not in self.label_names or len(set(self.label_names)) < len(self.label_names):
             raise ValueError(
                 f"label_names must list labels, and may list the targets of the model's concepts, each once: "
                 f"{', '.join(known)}; got {', '.join(self.label_names) or 'nothing'}."
             )
-        self.streams = [stream for stream, (targets, _) in TARGETS.items() if targets in self.label_names]
-        judged = {TARGETS[stream][1] for stream in self.streams}
+        self.kinds = [kind for kind, (targets, _) in TARGETS.items() if targets in self.label_names]
+        judged = {TARGETS[kind][1] for kind in self.kinds}
         self.ignore_keys = [name for name in config.keys_to_ignore_at_inference if name not in judged]
         # Trainer has gathered its predictions from all processes: to gather once more would count them again.
         self.class_metrics = ClassMetrics(config.num_labels, sync_on_compute=False)
         self.concept_metrics: dict[str, Any] = {
             "global": GlobalConceptMetrics(sync_on_compute=False),
             "spatial": SpatialConceptMetrics(sync_on_compute=False),
+            "presence": PresenceMetrics(sync_on_compute=False),
         }
         self.alignment_error = AlignmentError(config.none_concept, sync_on_compute=False)
-        self.judges_alignment = bool(self.streams) and len(self.streams) == len(known) - 1
+        streams = {stream for stream in ("global", "spatial") if sizes[stream]}
+        self.judges_alignment = bool(streams) and streams <= set(self.kinds)
 
     def __call__(self, prediction: "EvalPrediction", compute_result: bool = True) -> dict[str, float]:
         """
@@ -100,10 +110,13 @@ class ConceptMetrics:
             raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
         self.class_metrics.update(logits.softmax(-1), targets["labels"])
         pairs = []
-        for stream in self.streams:
-            wanted, attention = (part[name] for part, name in zip((targets, outputs), TARGETS[stream], strict=True))
-            self.concept_metrics[stream].update(attention, wanted)
-            pairs.append((attention, wanted) if stream == "spatial" else (attention[:, None], wanted[:, None]))
+        for kind in self.kinds:
+            wanted, attention = (part[name] for part, name in zip((targets, outputs), TARGETS[kind], strict=True))
+            if kind == "presence":
+                self.concept_metrics[kind].update(attention.amax(1), wanted)
+                continue
+            self.concept_metrics[kind].update(attention, wanted)
+            pairs.append((attention, wanted) if kind == "spatial" else (attention[:, None], wanted[:, None]))
         if self.judges_alignment:
             self.alignment_error.update(*pairs)
         return self.compute() if compute_result else {}
@@ -119,7 +132,7 @@ class ConceptMetrics:
             "labels": (),
             "logits": (config.num_labels,),
             **dict.fromkeys(TARGETS["global"], (config.num_global_concepts,)),
-            **dict.fromkeys(TARGETS["spatial"], (config.num_spatial_concepts,)),
+            **dict.fromkeys(TARGETS["spatial"] + TARGETS["presence"], (config.num_spatial_concepts,)),
         }
         dimensions = {name: 1 + len(end) for name, end in ends.items()}
         dimensions |= dict.fromkeys(TARGETS["spatial"], 3)
@@ -136,7 +149,7 @@ class ConceptMetrics:
                 f"{', '.join(str(tuple(target.shape)) for target in targets)}: pass the same label_names to "
                 "TrainingArguments, and targets made by the model's own image processor."
             )
-        names = ["logits", *(TARGETS[stream][1] for stream in self.streams)]
+        names = list(dict.fromkeys(["logits", *(TARGETS[kind][1] for kind in self.kinds)]))
         if not fits(names, outputs):
             raise ValueError(
                 f"These metrics need {', '.join(names)} of the model, but Trainer handed over outputs of the shapes "
@@ -147,7 +160,7 @@ class ConceptMetrics:
 
     def compute(self) -> dict[str, float]:
         """Computes the metrics of all that came since the last time."""
-        judged = [self.class_metrics, *(self.concept_metrics[stream] for stream in self.streams)]
+        judged = [self.class_metrics, *(self.concept_metrics[kind] for kind in self.kinds)]
         values: dict[str, Tensor] = {}
         for collection in judged:
             values |= collection.compute()

@@ -37,6 +37,8 @@ EPOCH_METRICS = {
     "pointing_game": MetricInfo("share of annotated concepts whose attention map has its maximum on the annotation"),
     "pixel_tpr": MetricInfo("share of annotated patches whose most attended concept is an annotated one"),
     "relevance_mass": MetricInfo("share of an attention map that lies inside the annotation"),
+    "presence_map": MetricInfo("mean average precision of a concept's strongest attention at any place of an image"),
+    "presence_auroc": MetricInfo("area under the ROC curve of the strongest attention to a concept at any place"),
 }
 
 METRICS = EPOCH_METRICS | {

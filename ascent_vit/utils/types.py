@@ -14,6 +14,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, item) for item in typing.get_args(hint))
     if origin is Literal:
         return isinstance(value, str) and value in typing.get_args(hint)
+    if origin is list:
+        return isinstance(value, list) and all(fits(item, typing.get_args(hint)[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if hint is int:
@@ -28,6 +30,8 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(item) for item in typing.get_args(hint))
     if origin is Literal:
         return " or ".join(typing.get_args(hint))
+    if origin is list:
+        return f"a list of {describe(typing.get_args(hint)[0])}"
     words = {float: "a number", int: "a whole number", str: "text", bool: "true or false", dict: "a mapping"}
     return words.get(hint, "null")
 

@@ -14,6 +14,7 @@ from modeling_ascent_vit.concept_targets_ascent_vit import (
     PatchAxis,
     check_annotations,
     global_concept_targets,
+    spatial_concept_presence,
     spatial_concept_targets,
 )
 
@@ -316,6 +317,80 @@ def test_global_concepts():
         np.testing.assert_array_equal(targets, np.float32(expected), err_msg=str(annotation))
 
 
+class TestPresence:
+    WHOLE = PatchAxis.identity(16, 8), PatchAxis.identity(16, 8)
+    # The middle 8 x 8 pixels, one patch.
+    CUT = PatchAxis(16, 16, 4, 8, 8, 8), PatchAxis(16, 16, 4, 8, 8, 8)
+
+    @staticmethod
+    def of(annotation, axes, num_concepts=4):
+        targets = spatial_concept_targets(annotation, axes, num_concepts)
+        return spatial_concept_presence(annotation, targets, axes)
+
+    @pytest.mark.parametrize(
+        "annotation, expected",
+        [
+            (None, [np.nan] * 4),
+            ({"present": None, "unknown_present": [1]}, [np.nan] * 4),
+            ({"present": []}, [0] * 4),
+            ({"present": [2, 0, 2]}, [1, 0, 1, 0]),
+            ({"present": [2, 0], "unknown_present": [0, 3]}, [np.nan, 0, 1, np.nan]),
+            ({"points": {"xy": [[1.0, 1.0]], "category": [1]}}, [np.nan] * 4),
+            ({"points": {"xy": [[1.0, 1.0]], "category": [1]}, "present": [1, 2]}, [0, 1, 1, 0]),
+            # A place says that the concept is there.
+            ({"points": {"xy": [[1, 1]], "category": [1]}, "present": [2], "unknown_present": [1]}, [0, 1, 1, 0]),
+        ],
+    )
+    def test_in_the_whole_image(self, annotation, expected):
+        np.testing.assert_array_equal(self.of(annotation, self.WHOLE), np.float32(expected))
+
+    @pytest.mark.parametrize("key", ["objects", "points", "mask"])
+    def test_a_place_of_a_concept_that_the_list_leaves_out(self, key):
+        mask = np.zeros((16, 16), np.uint8)
+        mask[9, 9] = 4
+        places = {
+            "objects": {"bbox": [[9, 9, 1, 1]], "category": [3]},
+            "points": {"xy": [[9, 9]], "category": [3]},
+            "mask": mask,
+        }
+        annotation = {key: places[key], "present": [0, 1]}
+        message = "annotation marks a place of spatial concept 3, but annotation.present .* list it there"
+        with pytest.raises(ValueError, match=message):
+            self.of(annotation, self.WHOLE)
+        with pytest.raises(ValueError, match=message):
+            self.of(annotation, self.CUT)
+
+    @pytest.mark.parametrize("key", ["present", "unknown_present"])
+    def test_ids(self, key):
+        for ids, message in (([4], "must hold ids from 0 to 3"), ([0.5], "must be a list of concept ids")):
+            with pytest.raises(ValueError, match=f"annotation.{key} {message}"):
+                self.of({"present": [], key: ids}, self.WHOLE)
+
+    @settings(deadline=None)
+    @given(patch_axes(), patch_axes(), st.data())
+    def test_a_crop_leaves_the_absent_and_what_is_marked_in_it(self, y_axis, x_axis, data):
+        present = data.draw(st.sets(st.integers(0, 3)))
+        places = st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
+        points = data.draw(st.lists(places, max_size=3)) if present else []
+        points = [[x * x_axis.original, y * y_axis.original] for x, y in points]
+        points = [[x, y] for x, y in points if x < x_axis.original and y < y_axis.original]
+        ids = [data.draw(st.sampled_from(sorted(present))) for _ in points]
+        got = self.of({"present": sorted(present), "points": {"xy": points, "category": ids}}, (y_axis, x_axis))
+        cut = y_axis.cropped < y_axis.resized or x_axis.cropped < x_axis.resized
+        seen = {
+            concept
+            for (x, y), concept in zip(points, ids, strict=True)
+            if y_axis.patch_of(y) is not None and x_axis.patch_of(x) is not None
+        }
+        for concept in range(4):
+            if concept not in present:
+                assert got[concept] == 0
+            elif cut and concept not in seen:
+                assert np.isnan(got[concept])
+            else:
+                assert got[concept] == 1
+
+
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
@@ -374,10 +449,11 @@ def test_annotations_are_checked_against_images_and_concepts():
         ({}, (2, 2), "expected 2, got 1"),
         ("concepts", (2, 2), "must be a dict or a list of dicts; got str"),
         ([{}, 3], (2, 2), r"annotations\[1\] must be a dict or None; got int"),
-        ([{}, {"boxes": []}], (2, 2), r"annotations\[1\] may have the keys concepts, .*, mask; got 'boxes'"),
+        ([{}, {"boxes": []}], (2, 2), r"annotations\[1\] may have the keys concepts, .*_present; got 'boxes'"),
         ([{}, {}], (0, 0), "num_global_concepts and num_spatial_concepts are both 0"),
         ([{}, {"concepts": []}], (0, 2), r"annotations\[1\] has concepts, but num_global_concepts is 0"),
         ([{"points": {}}, {}], (2, 0), r"annotations\[0\] has points, but num_spatial_concepts is 0"),
+        ([{}, {"present": []}], (2, 0), r"annotations\[1\] has present, but num_spatial_concepts is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             check_annotations(annotations, 2, *counts)

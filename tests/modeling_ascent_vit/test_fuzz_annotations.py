@@ -90,6 +90,8 @@ ANNOTATIONS = st.one_of(
             "objects": placed("bbox", 4),
             "points": placed("xy", 2),
             "mask": st.one_of(st.none(), st.builds(a_mask, st.sampled_from(MASKS), st.integers(0, 9))),
+            "present": st.one_of(st.just([0, 1, 2, 3]), IDS),
+            "unknown_present": IDS,
         },
     ),
     st.sampled_from([None, {"boxes": []}, {1: 2}, 3, "x", [], [[]], {"objects": {"bbox": None, "category": None}}]),
@@ -180,6 +182,15 @@ def test_odd_annotations(fuzz, processor, examples):
         assert np.isin(spatial[~np.isnan(spatial)], (0, 1)).all()
         if is_whole(annotation):
             np.testing.assert_array_equal(spatial, counted_targets(annotation))
+        assert ("spatial_concept_presence" in got) == (annotation.get("present") is not None)
+        if "spatial_concept_presence" in got:
+            expected = np.zeros(SPATIAL)
+            for name, value in (("present", 1), ("unknown_present", np.nan)):
+                if annotation.get(name) is not None:
+                    expected[[int(i) for i in annotation[name]]] = value
+            marked = (spatial == 1).any(axis=0)
+            assert not (marked & (expected == 0)).any()
+            np.testing.assert_array_equal(got["spatial_concept_presence"][0], np.where(marked, 1, expected))
 
     fuzz.run("annotations", examples, ANNOTATIONS, check)
     assert len(taken) > examples / 20

@@ -372,6 +372,39 @@ def test_annotations_outside_the_crop_are_dropped(processor_class):
     assert targets["spatial_concept_targets"][0].argwhere().tolist() == [[0, 0], [3, 1]]
 
 
+def test_presence_of_a_batch(processor_class):
+    processor = processor_class(num_spatial_concepts=3, size={"height": 32, "width": 32})
+    images = [Image.fromarray(noise(64, 64)), Image.fromarray(noise(20, 40)), Image.fromarray(noise(32, 32))]
+    place = {"xy": [[5, 5]], "category": [1]}
+    annotations = [{"present": [1, 2], "unknown_present": [0]}, {"points": place}, {"present": [1], "points": place}]
+    inputs = processor(images, annotations, return_tensors="pt")
+    nan = float("nan")
+    expected = torch.tensor([[nan, 1, 1], [nan, nan, nan], [0, 1, 0]])
+    torch.testing.assert_close(inputs["spatial_concept_presence"], expected, rtol=0, atol=0, equal_nan=True)
+    assert inputs["spatial_concept_targets"][0].isnan().all()
+    without = processor(images, [{"present": None, "unknown_present": [0]}, None, {"points": place}])
+    assert set(without) == {"pixel_values", "spatial_concept_targets"}
+    with pytest.raises(ValueError, match=r"annotations\[2\] marks a place of spatial concept 1, but annotations\[2\]"):
+        processor(images, [None, None, {"present": [0], "points": place}])
+
+
+def test_presence_in_a_crop(processor_class):
+    """What the list names may have been cut away, unless it is marked inside the crop."""
+    image = Image.fromarray(noise(32, 64))
+    places = {"xy": [[15.9, 5], [20, 5]], "category": [0, 1]}
+    annotation = {"present": [0, 1, 2], "points": places}
+    for crop, known in (((32, 32), False), ((32, 64), True), ((48, 80), True)):
+        processor = processor_class(
+            num_spatial_concepts=4,
+            do_resize=False,
+            do_center_crop=True,
+            crop_size={"height": crop[0], "width": crop[1]},
+        )
+        presence = processor(image, annotation, return_tensors="pt")["spatial_concept_presence"][0]
+        assert presence[1] == 1 and presence[3] == 0
+        assert (presence[[0, 2]] == 1).all() if known else presence[[0, 2]].isnan().all()
+
+
 def test_padding_has_no_annotation_where_a_crop_cut_it_off(processor_class):
     processor = processor_class(
         num_spatial_concepts=2,

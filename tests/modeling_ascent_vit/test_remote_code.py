@@ -67,7 +67,8 @@ with torch.no_grad():
     placed = model.contribution_maps(inputs["pixel_values"], [0])
     by_pil = model(**pil(image, return_tensors="pt")).logits
 maps = processor.post_process_concepts(outputs, [(image.height, image.width)])[0]["spatial_concept_maps"]
-annotated = processor(image, {"concepts": [1], "points": {"xy": [[3.0, 4.0]], "category": [0]}}, return_tensors="pt")
+annotation = {"concepts": [1], "points": {"xy": [[3.0, 4.0]], "category": [0]}, "present": [0, 2]}
+annotated = processor(image, annotation, return_tensors="pt")
 classifier = pipeline("image-classification", model=folder, **trust)
 model.save_pretrained(again)
 processor.save_pretrained(again)
@@ -87,6 +88,7 @@ print(json.dumps({
     "placed": placed.sum((-2, -1))[0, 0].tolist(),
     "contributions": outputs.concept_contributions[0, 2:5, 0].tolist(),
     "targets": [list(annotated[name].shape) for name in ("concept_targets", "spatial_concept_targets")],
+    "presence": annotated["spatial_concept_presence"].tolist(),
     "classes": [type(item).__name__ for item in (config, base, model, processor, pil)],
     "modules": sorted({type(item).__module__.split(".")[0] for item in (config, base, model, processor, pil)}),
     "torchvision": torchvision is not None,
@@ -138,6 +140,7 @@ def check_elsewhere(python: str, folder: Path, tmp_path: Path, torchvision: bool
     assert said["hidden"] == [1, 37, 32] and said["maps"] == [3, 50, 70]
     assert said["placed"] == pytest.approx(said["contributions"], abs=1e-5)
     assert said["targets"] == [[1, 2], [1, 36, 3]]
+    assert said["presence"] == [[1, 0, 1]]
     assert {path.name for path in (tmp_path / "again").glob("*.py")} == CODE
     assert all((tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes() for name in CODE)
     for name in ("config.json", "preprocessor_config.json"):

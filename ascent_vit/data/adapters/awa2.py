@@ -225,15 +225,47 @@ def _image_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _rows(split: str, items: list[tuple[int, Path]], predicates: list[list[int]]) -> Iterator[dict[str, Any]]:
+def _rows(split: str, items: list[tuple[int, Path]], lists: dict[str, list[list[int]]]) -> Iterator[dict[str, Any]]:
     for label, path in tqdm(items, desc=f"Reading {split}", unit="image", leave=False):
         yield {
             # Attributes belong to the class, not to a place: an image that its EXIF tag turns is as good as any.
             "image": read_image_file(path, placed=False)[0],
             "label": label,
-            "concepts": predicates[label],
+            **{column: of_class[label] for column, of_class in lists.items()},
             "image_name": _image_name(path),
         }
+
+
+def divide_attributes(
+    names: list[str], predicates: list[list[int]], spatial: list[str]
+) -> tuple[list[str], dict[str, list[list[int]]]]:
+    """
+    Divides the attributes into global and spatial concepts.
+
+    Args:
+        names: names of all attributes.
+        predicates: numbers of the attributes of each class.
+        spatial: names of those that become spatial concepts, in their order.
+
+    Returns:
+        Names of the global concepts, and each class's ids of present concepts by column, which is there if it has any
+        concepts: `concepts` and `present`.
+
+    Raises:
+        ValueError: for names that are no attributes, or repeated.
+    """
+    strange = [name for name in spatial if name not in names]
+    if strange or len(set(spatial)) < len(spatial):
+        raise ValueError(
+            f"spatial must list attributes of predicates.txt, each once, as [horns, stripes]; got {spatial!r}."
+        )
+    others = [name for name in names if name not in spatial]
+    lists = {}
+    for column, chosen in (("concepts", others), ("present", spatial)):
+        ids = {name: i for i, name in enumerate(chosen)}
+        if ids:
+            lists[column] = [sorted(ids[names[i]] for i in held if names[i] in ids) for held in predicates]
+    return others, lists
 
 
 @dataclass(frozen=True)
@@ -329,10 +361,11 @@ def prepare(
     split_folder: str | None = None,
     validation_share: float = 0.1,
     test_share: float = 0.2,
+    spatial: list[str] | None = None,
     seed: int = 0,
 ) -> PreparedDataset:
     """
-    Prepares Animals with Attributes 2 with its 85 attributes as global concepts.
+    Prepares Animals with Attributes 2 with its 85 attributes as global concepts, or some of them as spatial ones.
 
     The attributes describe a class, so every image of a class has the same, whether they are to be seen in it or not.
 
@@ -347,6 +380,8 @@ def prepare(
         validation_share: share of each class's images (of each seen class that are for training, for "proposed") that
             becomes the validation split.
         test_share: share of each class's images that becomes the test split; for "instance" alone.
+        spatial: names of attributes that have a place, such as [horns, stripes]. They become spatial concepts, listed
+            in `present`, as their place is not known.
         seed: random seed of the splits.
 
     Raises:
@@ -376,13 +411,15 @@ def prepare(
             f"{len(different)}, as {different[0]}. {UNPACK}"
         )
     splits = draw_splits(images, classes, zero_shot, shares, seed)
-    features = concept_features(classes, names, columns=(), extra={"image_name": Value("string")})
-    dataset = dataset_from_splits({name: _rows(name, rows, predicates) for name, rows in splits.items()}, features)
+    others, lists = divide_attributes(names, predicates, spatial or [])
+    features = concept_features(classes, others, spatial, lists.keys() & {"present"}, {"image_name": Value("string")})
+    dataset = dataset_from_splits({name: _rows(name, rows, lists) for name, rows in splits.items()}, features)
+    placed = f", but for {', '.join(spatial)}, which are spatial ones (`present`), without a place" if spatial else ""
     description = (
         f"[Animals with Attributes 2](https://cvml.ista.ac.at/AwA2/): {sum(map(len, images))} images "
         f"({sizes_in_words(dataset)}) of {len(classes)} classes.\n\n"
-        f"Concepts: the {len(names)} attributes of the binary predicate matrix, as global concepts. They describe the "
-        "class, so every image of a class has the same, whether they are to be seen in it or not.\n\n"
+        f"Concepts: the {len(names)} attributes of the binary predicate matrix, as global concepts{placed}. They "
+        "describe the class, so every image of a class has the same, whether they are to be seen in it or not.\n\n"
         f"Split: {_split_in_words(zero_shot, validation_share, test_share, seed)}\n\nNothing was left out. Each image "
         f"has its own licence, named in the archive.\n\n{CITATION}"
     )
@@ -391,6 +428,7 @@ def prepare(
         "split_folder": Path(split_folder).name if split_folder else None,
         "validation_share": validation_share,
         "test_share": test_share,
+        "spatial": ", ".join(spatial) if spatial else None,
         "seed": seed,
     }
     title = f"Animals with Attributes 2 with {len(names)} attributes"
@@ -398,6 +436,7 @@ def prepare(
 
 
 __all__ = [
+    "divide_attributes",
     "list_images",
     "prepare",
     "read_mat",

@@ -75,6 +75,11 @@ CBM_112 = (
 )
 # fmt: on
 
+LISTS = """\
+`present` lists the spatial concepts of each image. Not known (`unknown_present`) are those whose parts are all hidden,
+as the bird may show them at another place or not at all, and those that were not known. The others are absent.
+"""
+
 # A location may miss its image by a click's width. More than this share of them outside means other images.
 MAX_OUTSIDE = 0.01
 
@@ -89,7 +94,7 @@ for non-commercial research and education. Images are the archive's own files; t
 Attributes of the whole bird are global concepts. The others are spatial concepts: where an image shows one, each
 visible part that bears it gets a point (`points`), so that a part with several attributes has several points at one
 place. {origin}
-
+{lists}
 `bbox` is the bird's box as x, y, width, height, clipped to the image (it was for {clipped} images), `image_id` the
 number in images.txt. Visible part locations that lie outside their image were left out; there were {outside}. Images
 without a spatial concept at a visible part: {unplaced}. Classes that have images here: {present} of {classes}.
@@ -418,11 +423,15 @@ def _rows(
             "bbox": box,
             "image_id": ids[row],
         }
+        placed = np.isin(np.arange((~whole).sum()), cells["points"]["category"])
+        shown, known = attributes.shown[row, ~whole], attributes.known[row, ~whole]
+        cells["present"] = np.flatnonzero(shown).tolist()
+        cells["unknown_present"] = np.flatnonzero(~known | (shown & ~placed)).tolist()
         yield {name: cells[name] for name in features}
 
 
 def _read_rows(
-    archive: Archive, attributes: Attributes, splits: dict[str, np.ndarray], by_image: bool
+    archive: Archive, attributes: Attributes, splits: dict[str, np.ndarray], by_image: bool, present: bool
 ) -> tuple["DatasetDict", Counter]:
     """Reads the dataset, and counts what its card tells."""
     from datasets import List, Value
@@ -433,7 +442,9 @@ def _read_rows(
         archive.classes,
         global_names,
         spatial_names,
-        columns=["points"] + (["unknown_concepts"] if by_image and global_names else []),
+        columns=["points"]
+        + ["unknown_concepts"] * (by_image and bool(global_names))
+        + ["present", "unknown_present"] * present,
         extra={"bbox": List(Value("float32"), length=4), "image_id": Value("int64")},
     )
     counts: Counter[str] = Counter()
@@ -449,12 +460,15 @@ def _read_rows(
     return dataset, counts
 
 
-def _description(archive: Archive, groups: list[str], counts: Counter, selection: str, origin: str) -> str:
+def _description(
+    archive: Archive, groups: list[str], counts: Counter, selection: str, origin: str, present: bool
+) -> str:
     table = [f"| {', '.join(GLOBAL_ATTRIBUTES)} | whole image |"]
     table += [f"| {group} | {', '.join(parts)} |" for group, parts in ATTRIBUTE_PARTS.items() if group in groups]
     return DESCRIPTION.format(
         selection=selection,
         origin=origin,
+        lists=LISTS if present else "",
         clipped=counts["clipped"],
         outside=counts["outside"],
         unplaced=counts["unplaced"],
@@ -472,6 +486,7 @@ def prepare(
     attributes: Literal["auto", "image", "class"] = "auto",
     min_certainty: int = 3,
     majority: float = 50.0,
+    present: bool = False,
     validation_share: float = 0.1,
     seed: int = 0,
 ) -> PreparedDataset:
@@ -488,6 +503,8 @@ def prepare(
         min_certainty: least certainty of an image's annotation that counts as known: 1 not visible, 2 guessing, 3
             probably, 4 definitely.
         majority: percentage of a class's images that must show an attribute for the class to have it.
+        present: whether to list the spatial concepts of each image too, absent ones being known then; not known is a
+            concept whose parts are all hidden.
         validation_share: share of each class's official train images that becomes the validation split, 0 for none.
         seed: random seed of the validation split.
 
@@ -514,21 +531,23 @@ def prepare(
         find_file([archive.image_attributes.parent], archive.image_attributes.name, f"{HINT} Or set attributes=class.")
     numbers = select_attributes(archive, concepts, min_classes, majority)
     chosen = read_attributes(archive, numbers, by_image, min_certainty, majority)
-    dataset, counts = _read_rows(archive, chosen, split_rows(archive, validation_share, seed), by_image)
+    dataset, counts = _read_rows(archive, chosen, split_rows(archive, validation_share, seed), by_image, present)
     origin = "image" if by_image else "class"
     options = {"majority": majority, "min_classes": min_classes, "min_certainty": min_certainty}
     selection = SELECTIONS[concepts].format(number=len(numbers), **options)
+    origin_text = ORIGINS[origin].format(**options)
     return PreparedDataset(
         dataset=dataset,
         title=f"CUB-200-2011 with {len(numbers)} concepts",
         license="other",
-        description=_description(archive, chosen.groups, counts, selection, ORIGINS[origin].format(**options)),
+        description=_description(archive, chosen.groups, counts, selection, origin_text, present),
         settings={
             "concepts": concepts,
             "min_classes": min_classes if concepts == "threshold" else None,
             "attributes": origin,
             "min_certainty": min_certainty if by_image else None,
             "majority": majority if concepts == "threshold" or not by_image else None,
+            "present": present or None,
             "validation_share": validation_share,
             "seed": seed,
         },

@@ -29,10 +29,11 @@ Transformer (Rigotti, Miksovic, Giurgiu, Gschwind and Scotton, "Attention-based 
 Transformers", ICLR 2022). Images are the dataset's own files. The test split is the official one, of {test} images; of
 the {train} official train images, {validation} are the validation split, stratified by digit.
 
-The digit of an image is a global concept (`concepts`).{ink}
+The digit of an image is a global concept (`concepts`).{ink}{present}
 """
 INK = """ Its ink, the pixels above {threshold} of 255, is the same digit as a spatial
 concept: `mask` holds digit + 1 there and 0 elsewhere, and the names of its concepts are those of `concepts`."""
+PRESENT = " It is also listed as a spatial concept that is somewhere in the image (`present`)."
 
 
 def _shards(source: Path) -> dict[str, list[Path]]:
@@ -86,26 +87,27 @@ def _ink(image: bytes, digit: int, where: str) -> dict[str, Any]:
     return ink_cell(pixels, digit)
 
 
-def _build(images: list[bytes], digits: np.ndarray, rows: np.ndarray, ink: bool, name: str) -> "Dataset":
+def _build(images: list[bytes], digits: np.ndarray, rows: np.ndarray, spatial: list[str], name: str) -> "Dataset":
     from datasets import Dataset, Value
 
-    features = concept_features(
-        CLASSES, CONCEPTS, CONCEPTS if ink else None, ["mask"] if ink else [], {"row": Value("int32")}
-    )
+    features = concept_features(CLASSES, CONCEPTS, CONCEPTS if spatial else None, spatial, {"row": Value("int32")})
     chosen = digits[rows].tolist()
     columns: dict[str, list] = {
         "image": [{"bytes": images[row], "path": None} for row in rows],
         "label": [digit % 2 for digit in chosen],
         "concepts": [[digit] for digit in chosen],
+        "present": [[digit] for digit in chosen],
         "row": rows.tolist(),
     }
-    if ink:
+    if "mask" in spatial:
         pairs = zip(tqdm(rows, desc=f"Masks of {name}", unit="image", leave=False), chosen, strict=True)
         columns["mask"] = [_ink(images[row], digit, f"{name}, row {row}") for row, digit in pairs]
     return Dataset.from_dict({key: columns[key] for key in features}, features=features)
 
 
-def prepare(source: Path, *, validation_size: int = 5000, ink: bool = True, seed: int = 0) -> PreparedDataset:
+def prepare(
+    source: Path, *, validation_size: int = 5000, ink: bool = True, present: bool = False, seed: int = 0
+) -> PreparedDataset:
     """
     Prepares Concept-MNIST: even or odd, the digit as a global concept, its ink as a spatial one.
 
@@ -113,7 +115,8 @@ def prepare(source: Path, *, validation_size: int = 5000, ink: bool = True, seed
         source: folder with train-00000-of-00001.parquet and test-00000-of-00001.parquet, as the Hub has them
             (`ylecun/mnist`), at any depth.
         validation_size: images of the train split that become the validation split, stratified by digit; 0 for none.
-        ink: whether to write `mask`. Without it there are global concepts only.
+        ink: whether to write `mask`.
+        present: whether to list the digit as a spatial concept too. Without it and ink there are global concepts only.
         seed: random seed of the validation split.
 
     Returns:
@@ -143,9 +146,10 @@ def prepare(source: Path, *, validation_size: int = 5000, ink: bool = True, seed
         )
         rows = {"train": np.sort(train), "validation": np.sort(validation)}
     rows["test"] = np.arange(len(read["test"][1]))
+    spatial = ["mask"] * ink + ["present"] * present
     return PreparedDataset(
         dataset=DatasetDict(
-            {name: _build(*read["test" if name == "test" else "train"], rows[name], ink, name) for name in rows}
+            {name: _build(*read["test" if name == "test" else "train"], rows[name], spatial, name) for name in rows}
         ),
         title="Concept-MNIST: even or odd digits",
         license="mit",
@@ -154,8 +158,15 @@ def prepare(source: Path, *, validation_size: int = 5000, ink: bool = True, seed
             train=f"{len(digits):,}",
             validation=f"{validation_size:,}",
             ink=INK.format(threshold=INK_THRESHOLD) if ink else "",
+            present=PRESENT if present else "",
         ),
-        settings={"validation_size": validation_size, "ink": ink, "ink_threshold": INK_THRESHOLD, "seed": seed},
+        settings={
+            "validation_size": validation_size,
+            "ink": ink,
+            "ink_threshold": INK_THRESHOLD,
+            "present": present or None,
+            "seed": seed,
+        },
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A dataset annotated by a detector: its column of boxes, what was found, its card, and the folder written."""
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,11 @@ from ascent_vit.utils.markdown import code_span, escape_markdown
 from ..card import write_dataset
 from ..loading import load_concept_dataset
 from ..prepared import PreparedDataset
-from ..schema import GLOBAL_COLUMNS, SPATIAL_COLUMNS, concept_features
+from ..schema import GLOBAL_COLUMNS, PRESENCE_COLUMNS, SPATIAL_COLUMNS, concept_features, concepts_from_features
 from .concepts import DetectedConcept
 from .detection import detect_concepts, detector_version, load_detector
 from .review import draw_review
-from .shards import detect_split, open_work
+from .shards import detect_split, listed_concepts, open_work
 
 
 if TYPE_CHECKING:
@@ -60,6 +61,30 @@ def _without_spatial(dataset: "DatasetDict", name: str, replace: bool) -> "Datas
     return dataset.remove_columns(present)
 
 
+def _digest_of_lists(dataset: "DatasetDict", name: str, concepts: Sequence[DetectedConcept]) -> str | None:
+    """
+    Gives a digest of the lists of what each image shows; None for a dataset without.
+
+    Raises:
+        ValueError: for lists of other concepts than those to look for.
+    """
+    features = next(iter(dataset.values())).features
+    columns = [column for column in PRESENCE_COLUMNS if column in features]
+    if not columns:
+        return None
+    listed = concepts_from_features(features)[2]
+    if listed != [concept.name for concept in concepts]:
+        raise ValueError(
+            f"{name} lists in {columns[0]} which of the concepts {', '.join(listed)} each image shows: look for the "
+            "same ones in the same order, or leave the column out."
+        )
+    digest = hashlib.sha256()
+    for split in dataset.values():
+        for row in split.select_columns(columns):
+            digest.update(repr(listed_concepts(row)).encode())
+    return digest.hexdigest()
+
+
 def _with_objects(split: "Dataset", objects: list[dict[str, list]], concepts: Sequence[DetectedConcept]) -> "Dataset":
     """Adds the column `objects`, after those of the schema that come before it."""
     from datasets import List, Value
@@ -90,8 +115,13 @@ def _count(dataset: "DatasetDict", concepts: list[DetectedConcept]) -> Annotatio
     )
 
 
-def describe(annotations: Annotations, dataset: str, detector: str, version: str, iou: float) -> str:
-    """Describes the annotations in Markdown: that a model made them, which one, its thresholds, and what it found."""
+def describe(
+    annotations: Annotations, dataset: str, detector: str, version: str, iou: float, listed: bool = False
+) -> str:
+    """
+    Describes the annotations in Markdown: that a model made them, which one, its thresholds, and what it found, and
+    where the dataset has lists of what an image shows, that it kept to them.
+    """
     lines = [
         f"Images and classes are those of {code_span(dataset)}, whose licence holds for them.",
         "",
@@ -102,9 +132,10 @@ def describe(annotations: Annotations, dataset: str, detector: str, version: str
         "the detector's own, and no probability. A concept without a box in an image may still be there. `review.png` "
         "shows boxes of each concept from the lowest kept score to the highest.",
         "",
-        "| concept | prompt | threshold | boxes | images |",
-        "|---|---|---|---|---|",
     ]
+    if listed:
+        lines += ["It was asked for the concepts alone that an image may show by `present` and `unknown_present`.", ""]
+    lines += ["| concept | prompt | threshold | boxes | images |", "|---|---|---|---|---|"]
     for concept in annotations.concepts:
         cells = (escape_markdown(concept.name), escape_markdown(concept.prompt), f"{concept.threshold:g}")
         counts = (str(annotations.boxes[concept.name]), str(annotations.images_with[concept.name]))
@@ -125,13 +156,14 @@ def _write(annotations: Annotations, output: Path, settings: Mapping[str, Any], 
     """Writes parquet files, card and review sheet, all of them or none."""
     from ascent_vit.utils.figures import write_figure
 
-    facts = (settings[key] for key in ("dataset", "detector", "detector_version", "iou"))
+    names = ("dataset", "detector", "detector_version", "iou")
+    facts = [*(settings[key] for key in names), "lists" in settings]
     prepared = PreparedDataset(
         dataset=annotations.dataset,
         title=f"{settings['dataset']} with {len(annotations.concepts)} concepts found by a detector",
         license="other",
         description=describe(annotations, *facts),
-        settings={key: value for key, value in settings.items() if key not in ("images", "concepts")},
+        settings={key: value for key, value in settings.items() if key not in ("images", "concepts", "lists")},
     )
     with replace_folder(output) as folder:
         write_dataset(prepared, folder, command=command)
@@ -158,6 +190,9 @@ def annotate_dataset(
     which a run with the same settings goes on. `output` itself is written at the end, whole or not at all: parquet,
     a card, and `review.png` with boxes of every concept from the lowest kept score to the highest.
 
+    In an image whose `present` is known, the detector is asked for the concepts that it and `unknown_present` list
+    alone: it cannot find what is not there.
+
     Args:
         name_or_path: Hub id or folder of a concept dataset, see [`load_concept_dataset`]; image and label are enough.
         concepts: concepts to look for, see [`read_concepts`].
@@ -180,7 +215,8 @@ def annotate_dataset(
         FileExistsError: for an `output` that is not empty, or an unfinished run without `resume`.
         FileNotFoundError: for a dataset or detector that cannot be read.
         ValueError: for settings or images that differ from those of the unfinished run, a dataset that has spatial
-            annotations without `replace`, an image that cannot be read, or a model of another kind.
+            annotations without `replace`, or lists of other concepts in `present`, an image that cannot be read, or a
+            model of another kind.
     """
     from datasets import DatasetDict
 
@@ -195,6 +231,7 @@ def annotate_dataset(
     check_new_folder(output)
     dataset = load_concept_dataset(name_or_path, **(dataset_options or {}))
     dataset = _without_spatial(dataset, name_or_path, replace)
+    lists = _digest_of_lists(dataset, name_or_path, concepts)
     pipeline = load_detector(detector, concepts)
     settings = {
         "dataset": _shown_name(name_or_path),
@@ -204,7 +241,7 @@ def annotate_dataset(
         "detector_version": detector_version(detector, pipeline),
         "iou": iou,
         "rows_per_shard": rows_per_shard,
-    }
+    } | ({"lists": lists} if lists else {})
     work = output.absolute().with_name(f".{output.absolute().name}.annotate")
     open_work(work, settings, resume)
     annotated = {}

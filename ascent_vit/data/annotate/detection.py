@@ -107,15 +107,13 @@ def _has_one_size(image_processor: Any) -> bool:
 
 def _detections(
     detector: "ZeroShotObjectDetectionPipeline",
-    images: Iterable["Image"],
-    prompts: list[str],
+    inputs: Iterable[dict[str, Any]],
     threshold: float,
     batch_size: int,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Gives the pipeline's detections per image. A batch holds pairs of image and prompt."""
+    """Gives the pipeline's detections per image with its prompts. A batch holds pairs of image and prompt."""
     # A pipeline takes generators too, but its type hints do not say so.
     run: Any = detector
-    inputs = ({"image": image, "candidate_labels": prompts} for image in images)
     if _has_one_size(detector.image_processor):
         yield from run(inputs, threshold=threshold, batch_size=batch_size)
         return
@@ -171,7 +169,7 @@ def keep_boxes(
 
 def detect_concepts(
     detector: "ZeroShotObjectDetectionPipeline",
-    images: Iterable["Image"],
+    images: Iterable[tuple["Image", Sequence[int] | None]],
     concepts: Sequence[DetectedConcept],
     iou: float = 0.5,
     batch_size: int = 8,
@@ -181,22 +179,26 @@ def detect_concepts(
 
     Args:
         detector: pipeline of [`load_detector`].
-        images: RGB images, taken as they are needed.
+        images: RGB images, taken as they are needed, each with the numbers of the concepts to look for in it; None for
+            all.
         concepts: concepts to look for.
         iou: intersection over union above which a box is dropped, see [`keep_boxes`].
         batch_size: pairs of image and concept per forward pass.
     """
     prompts = [_detector_prompt(concept, detector.model.config.model_type) for concept in concepts]
     thresholds = [concept.threshold for concept in concepts]
-    sizes: list[tuple[int, int]] = []
+    seen: list[tuple[tuple[int, int], list[str]]] = []
 
-    def measured() -> Iterator["Image"]:
-        for image in images:
-            sizes.append((image.height, image.width))
-            yield image
+    def inputs() -> Iterator[dict[str, Any]]:
+        for image, chosen in images:
+            asked = prompts if chosen is None else [prompts[i] for i in chosen]
+            seen.append(((image.height, image.width), asked))
+            # The pipeline gives nothing for an image without prompts: it gets one, whose answer is dropped.
+            yield {"image": image, "candidate_labels": asked or prompts[:1]}
 
-    for i, detections in enumerate(_detections(detector, measured(), prompts, min(thresholds), batch_size)):
-        yield keep_boxes(detections, sizes[i], prompts, thresholds, iou)
+    for i, detections in enumerate(_detections(detector, inputs(), min(thresholds), batch_size)):
+        size, asked = seen[i]
+        yield keep_boxes(detections if asked else [], size, prompts, thresholds, iou)
 
 
 __all__ = ["detect_concepts", "detector_version", "keep_boxes", "load_detector"]

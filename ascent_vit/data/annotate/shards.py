@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
 
-    Detect = Callable[[Iterator[Image]], Iterator[dict[str, list]]]
+    Detect = Callable[[Iterator[tuple[Image, list[int] | None]]], Iterator[dict[str, list]]]
 
 
 def open_work(work: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -46,16 +46,24 @@ def _images_digest(cells: Iterable[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def _read_images(split: "Dataset", start: int, stop: int, name: str) -> Iterator["Image"]:
+def listed_concepts(row: Mapping[str, Any]) -> list[int] | None:
+    """Numbers of the spatial concepts that a row's `present` and `unknown_present` leave possible; None for all."""
+    if row.get("present") is None:
+        return None
+    return sorted({*row["present"], *(row.get("unknown_present") or ())} - {None})
+
+
+def _read_images(split: "Dataset", start: int, stop: int, name: str) -> Iterator[tuple["Image", list[int] | None]]:
     for i in range(start, stop):
         try:
-            image = split[i]["image"]
+            row = split[i]
+            image = row["image"]
             if image is None:
                 raise ValueError("there is none.")
             image = image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"The image of row {i} of the split {name} cannot be read: {error}") from error
-        yield image
+        yield image, listed_concepts(row)
 
 
 def _detect_rows(
@@ -77,7 +85,7 @@ def detect_split(
     Args:
         split: split whose images are looked at.
         name: name of the split, for files and errors.
-        detect: function that gives the annotation of each image in turn.
+        detect: function that gives the annotation of each image in turn, from it and its [`listed_concepts`].
         work: folder of finished shards, see [`open_work`].
         rows_per_shard: number of images after which what was found is kept.
         bar: progress bar, counted in images.
@@ -113,4 +121,4 @@ def detect_split(
     return objects
 
 
-__all__ = ["detect_split", "open_work"]
+__all__ = ["detect_split", "listed_concepts", "open_work"]

@@ -156,19 +156,24 @@ def test_options_are_typed_as_the_adapter_declares():
         images: str | None = None,
         level: Literal["low", "high"] = "low",
         size: int | None = None,
+        spatial: list[str] | None = None,
     ):
         pass
 
-    pairs = ["share=5e-1", "ink=false", "images=a/b", "level=high", "size=null"]
+    pairs = ["share=5e-1", "ink=false", "images=a/b", "level=high", "size=null", "spatial=[horns, stripes]"]
     assert read_options("some", adapter, pairs) == {
         "share": 0.5,
         "ink": False,
         "images": "a/b",
         "level": "high",
         "size": None,
+        "spatial": ["horns", "stripes"],
     }
     with pytest.raises(ValueError, match="--option share is given twice"):
         read_options("some", adapter, ["share=1", "share=2"])
+    for value in ("horns", "[1]"):
+        with pytest.raises(ValueError, match="The option spatial of some takes a list of text or null; got"):
+            read_options("some", adapter, [f"spatial={value}"])
     with pytest.raises(ValueError, match="The option ink of some takes true or false; got 'maybe'"):
         read_options("some", adapter, ["ink=maybe"])
     with pytest.raises(ValueError, match="some has no option source"):

@@ -36,8 +36,9 @@ from transformers import (
 )
 
 import ascent_vit
-from ascent_vit.data import ConceptCollator, load_concept_dataset
+from ascent_vit.data import ConceptCollator, load_concept_dataset, validate_dataset
 from ascent_vit.data.annotate import DetectedConcept, annotate_dataset, keep_boxes, read_concepts, shards
+from ascent_vit.data.annotate import detection as detection_module
 from ascent_vit.data.annotate.review import choose_review
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
@@ -412,6 +413,69 @@ def test_spatial_annotations_are_replaced_on_request_only(detectors, tmp_path):
     (split,) = load_concept_dataset(str(tmp_path / "out")).values()
     assert split.column_names == ["image", "label", "concepts", "objects", "photographer"]
     assert split["concepts"][:] == columns["concepts"] and split["photographer"][:] == columns["photographer"]
+
+
+class TestLists:
+    """A dataset that says which concepts each image shows, and not where."""
+
+    PRESENT = [[0, 2], None, [], [1], [2], [0, 1, 2], [0]]
+    UNKNOWN = [None, [0], [1], None, [2, 1], None, []]
+
+    @pytest.fixture
+    def listed(self, dataset, tmp_path) -> str:
+        split = load_dataset(dataset)["train"]
+        names = List(ClassLabel(names=[concept.name for concept in CONCEPTS]))
+        split = split.add_column("present", self.PRESENT, feature=names)
+        split = split.add_column("unknown_present", self.UNKNOWN, feature=names)
+        DatasetDict(train=split).save_to_disk(tmp_path / "listed")
+        return str(tmp_path / "listed")
+
+    @pytest.mark.parametrize("name", ["owl", "dino"])
+    def test_are_all_that_the_detector_is_asked_for(self, name, detectors, dataset, listed, tmp_path, monkeypatch):
+        asked = []
+        detections = detection_module._detections
+
+        def noted(detector, inputs, *arguments):
+            for one in inputs:
+                asked.append(one["candidate_labels"])
+                yield from detections(detector, [one], *arguments)
+
+        monkeypatch.setattr(detection_module, "_detections", noted)
+        annotate_dataset(dataset, CONCEPTS, detectors[name], tmp_path / "all")
+        del asked[:]
+        annotate_dataset(listed, CONCEPTS, detectors[name], tmp_path / "out")
+        allowed = [{0, 2}, {0, 1, 2}, {1}, {1}, {1, 2}, {0, 1, 2}, {0}]
+        assert [len(prompts) for prompts in asked] == [len(ids) for ids in allowed]
+        whole, found = rows_of(tmp_path / "all")["train"], rows_of(tmp_path / "out")["train"]
+        for every, kept, ids in zip(whole, found, allowed, strict=True):
+            places = [i for i, category in enumerate(every["category"]) if category in ids]
+            assert kept["category"] == [every["category"][i] for i in places]
+            assert kept["bbox"] == [every["bbox"][i] for i in places]
+        card = DatasetCard.load(tmp_path / "out" / "README.md").text
+        assert "that an image may show by `present` and `unknown_present`" in card
+        # Places and lists never contradict each other.
+        validate_dataset(load_concept_dataset(str(tmp_path / "out")))
+
+    def test_of_nothing(self, detectors, listed, tmp_path):
+        split = load_concept_dataset(listed)["train"].select([2]).remove_columns("unknown_present")
+        DatasetDict(train=split).save_to_disk(tmp_path / "nothing")
+        annotate_dataset(str(tmp_path / "nothing"), CONCEPTS, detectors["owl"], tmp_path / "out")
+        assert rows_of(tmp_path / "out")["train"] == [{"bbox": [], "category": [], "score": []}]
+
+    def test_must_be_of_the_concepts_to_look_for(self, detectors, listed, tmp_path):
+        message = "lists in present which of the concepts beak, leg, no each image shows: look for the same"
+        with pytest.raises(ValueError, match=message):
+            annotate_dataset(listed, CONCEPTS[::-1], detectors["owl"], tmp_path / "out")
+
+    def test_that_change_do_not_go_on(self, detectors, listed, tmp_path, monkeypatch):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            stop_after(patch, 1)
+            annotate_dataset(listed, CONCEPTS, detectors["owl"], tmp_path / "out", rows_per_shard=3)
+        split = load_concept_dataset(listed)["train"].remove_columns("unknown_present")
+        listed = str(tmp_path / "later" / "listed")
+        DatasetDict(train=split).save_to_disk(listed)
+        with pytest.raises(ValueError, match="had another lists"):
+            annotate_dataset(listed, CONCEPTS, detectors["owl"], tmp_path / "out", rows_per_shard=3, resume=True)
 
 
 def png(pixels: np.ndarray) -> bytes:

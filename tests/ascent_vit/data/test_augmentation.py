@@ -181,10 +181,50 @@ class TestGeometry:
             augment(make_row(40, 40, 3, 3) | change, horizontal_flip=1)
 
 
+class TestPresence:
+    @pytest.mark.parametrize("processor_class", PROCESSORS)
+    @settings(max_examples=100, deadline=None)
+    @given(
+        row=squares(side=1),
+        placed=st.booleans(),
+        flip=flips,
+        crop=crops,
+        rotation=st.sampled_from([0.0, 30.0]),
+        seed=seeds,
+    )
+    def test_a_cut_leaves_the_absent_and_what_is_marked(
+        self, processor_class, row, placed, flip, crop, rotation, seed
+    ):
+        """Three concepts of which two are listed, the square's own one with or without its place."""
+        size = row["image"].size
+        row |= {"points": None, "mask": None, "present": [0, 1], "unknown_present": None}
+        row["objects"] = row["objects"] if placed else None
+        options = {"horizontal_flip": flip, "crop_scale": crop, "rotation": rotation, "flip_pairs": PAIRS}
+        result = augment(row, seed, **options)
+        cut = bool(rotation) or result["image"].shape[:0:-1] != size
+        own = int(flip)  # The pair has changed places.
+        processor = processor_class(size={"height": 48, "width": 48}, patch_size=PATCH, num_spatial_concepts=3)
+        presence = ConceptCollator(processor)([result])["spatial_concept_presence"][0]
+        assert presence[2] == 0
+        seen = placed and bool(result["objects"]["category"])
+        assert presence[own] == 1 if seen or not cut else presence[own].isnan()
+        assert presence[1 - own] == 1 if not cut else presence[1 - own].isnan()
+
+    def test_stays_without_a_cut(self):
+        row = make_row(40, 40, 3, 3) | {"present": [0, 1, 2], "unknown_present": [2]}
+        result = augment(row, horizontal_flip=1, brightness=0.5, crop_scale=[1, 1], crop_ratio=[1, 1])
+        assert (result["present"], result["unknown_present"]) == ([0, 1, 2], [2])
+        assert "unknown_present" not in augment(make_row(40, 40, 3, 3) | {"present": [0, 1, 2]}, horizontal_flip=1)
+        row["present"] = None
+        assert augment(row, crop_scale=[0.5, 0.5])["unknown_present"] == [2]
+
+
 class TestPairs:
-    row = make_row(40, 40, 3, 3) | {"concepts": [0, 1], "unknown_concepts": [2]}
+    row = make_row(40, 40, 3, 3) | {"concepts": [0, 1], "unknown_concepts": [2], "present": [0, 1]}
 
     def test_change_places_in_a_mirror_image(self):
+        row = self.row | {"present": [0, 2], "objects": None, "points": None}
+        assert augment(row, horizontal_flip=1, flip_pairs=PAIRS)["present"] == [1, 2]
         row = self.row | {"mask": np.array([[0, 1, 2, 3, 255]] * 40, dtype=np.uint8).repeat(8, axis=1)}
         result = augment(row, horizontal_flip=1, flip_pairs=PAIRS)
         assert result["objects"]["category"] == [1] and result["points"]["category"] == [0]

@@ -4,9 +4,11 @@
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, List
 
-from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes
+from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes, concepts_from_features
 from modeling_ascent_vit import AscentViTImageProcessor, AscentViTImageProcessorPil
+from modeling_ascent_vit.image_processing_pil_ascent_vit import AscentViTImageProcessorBase
 
 
 GLOBAL, SPATIAL = ["indoors", "outdoors", "night"], ["ear", "tail"]
@@ -29,6 +31,48 @@ def test_targets(make_dataset, config):
     assert spatial[0, 0, 0].tolist() == spatial[0, 0, 1].tolist() == [1, 0]
     assert spatial[1, 0, 0].tolist() == [0, 1] and spatial[1, 3, 2].tolist() == [1, 0]
     assert spatial[0, 1:].isnan().all()
+
+
+class TestPresence:
+    @pytest.fixture
+    def dataset(self, make_dataset):
+        """Five rows with places, three of them with a list too."""
+        dataset = make_dataset(5)
+        lists = {"present": [None, [0, 1], [0], [1], None], "unknown_present": [None, None, [1], None, None]}
+        for name, column in lists.items():
+            dataset = dataset.add_column(name, column, feature=List(ClassLabel(names=SPATIAL)))
+        return dataset
+
+    EXPECTED = torch.tensor([[torch.nan] * 2, [1, 1], [1, torch.nan], [0, 1], [0, 0]])
+
+    @pytest.mark.parametrize("processor_class", [AscentViTImageProcessor, AscentViTImageProcessorPil])
+    def test_of_mixed_rows(self, dataset, config, processor_class):
+        assert len(concepts_from_features(dataset.features)[2]) == 2
+        rows = [dataset[i] for i in range(5)]
+        rows[3] |= {"objects": None}
+        rows[4] |= {"objects": None, "points": None, "present": []}
+        collate = ConceptCollator(processor_class.from_model_config(config))
+        presence = collate(rows)["spatial_concept_presence"]
+        torch.testing.assert_close(presence, self.EXPECTED, rtol=0, atol=0, equal_nan=True)
+        # A batch without any list has the same keys.
+        assert collate(rows[:1])["spatial_concept_presence"].isnan().all()
+        for row in rows:
+            del row["present"]
+        assert "spatial_concept_presence" not in collate(rows)
+
+    def test_in_memory(self, dataset, config):
+        processor = AscentViTImageProcessorPil.from_model_config(config)
+        cached = CachedConceptDataset(dataset, processor, batch_size=1)
+        expected = self.EXPECTED.clone()
+        expected[4] = torch.nan
+        batch = cached.__getitems__(range(5))["spatial_concept_presence"]
+        torch.testing.assert_close(batch, expected, rtol=0, atol=0, equal_nan=True)
+        assert cached_bytes(dataset, processor) == sum(v.numel() for v in cached.columns.values())
+
+    def test_is_left_out_for_code_that_does_not_know_it(self, dataset, config, monkeypatch):
+        monkeypatch.delattr(AscentViTImageProcessorBase, "annotation_keys")
+        batch = ConceptCollator(AscentViTImageProcessorPil.from_model_config(config))(list(dataset))
+        assert set(batch) == {"pixel_values", "labels", "concept_targets", "spatial_concept_targets"}
 
 
 def test_a_stream_without_concepts_gets_no_targets(make_dataset, make_config):

@@ -13,7 +13,10 @@ from modeling_ascent_vit import AscentViTImageProcessorPil
 
 
 FEATURES = concept_features(
-    ["cat", "dog"], ["day", "night"], ["ear", "paw"], ["objects", "points", "mask", "unknown_concepts"]
+    ["cat", "dog"],
+    ["day", "night"],
+    ["ear", "paw"],
+    ["objects", "points", "mask", "present", "unknown_present", "unknown_concepts"],
 )
 
 
@@ -33,6 +36,8 @@ def good_row():
         "objects": {"bbox": [[15.0, 5.0, 10.0, 10.0]], "category": [1]},
         "points": {"xy": [[19.5, 9.5]], "category": [0]},
         "mask": cell(np.full((10, 20), 2)),
+        "present": [0, 1],
+        "unknown_present": [1],
     }
 
 
@@ -74,6 +79,13 @@ def test_coordinates_are_those_of_the_upright_image():
         ),
         ({"points": {"xy": [[20.0, 0.0]], "category": [0]}}, r"train\[1\].points.xy must lie in the image"),
         ({"points": {"xy": [[float("nan"), 0.0]], "category": [0]}}, "must be finite numbers"),
+        ({"present": [None]}, r"train\[1\].present must be a list of concept ids"),
+        ({"unknown_present": [None]}, r"train\[1\].unknown_present must be a list of concept ids"),
+        (
+            {"present": [1]},
+            r"train\[1\] marks a place of spatial concept 0, but train\[1\].present says that it is nowhere in the "
+            "image: list it there, or remove the place",
+        ),
         ({"mask": cell(np.zeros((20, 10)))}, r"mask must have the stored image's size, height 10 and width 20; got"),
         ({"mask": cell(np.full((10, 20), 3))}, "mask must hold 0, 255 or values from 1 to 2"),
         ({"mask": cell(np.zeros((10, 20, 3)))}, "mask must be a single-channel image"),

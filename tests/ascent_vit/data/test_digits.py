@@ -3,10 +3,11 @@
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 from sklearn.datasets import load_digits
 
-from ascent_vit.data import load_digits_dataset
-from ascent_vit.data.digits import INK_THRESHOLD
+from ascent_vit.data import concepts_from_features, load_digits_dataset, validate_dataset
+from ascent_vit.data.digits import CONCEPTS, INK_THRESHOLD
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,21 @@ def test_copies_differ_in_scale_and_place(digits):
     assert min(sides) <= 10 and max(sides) >= 30
     pairs = np.array(sides).reshape(-1, 2)
     assert (pairs[:, 0] != pairs[:, 1]).mean() > 0.8
+
+
+@pytest.mark.parametrize("ink", [True, False])
+def test_the_digit_as_present_somewhere(digits, ink):
+    listed = load_digits_dataset(seed=3, copies=2, canvas=32, ink=ink, present=True)
+    columns = ["image", "label", "concepts", *["mask"] * ink, "present", "sample"]
+    for name, split in listed.items():
+        assert split.column_names == columns
+        assert split["present"][:] == split["concepts"][:]
+        same = digits[name].data.table
+        assert split.data.table.select(same.column_names if ink else ["image", "label", "concepts", "sample"]).equals(
+            same if ink else same.drop_columns(["mask"])
+        )
+    assert concepts_from_features(listed["train"].features)[2] == CONCEPTS
+    validate_dataset(DatasetDict(test=listed["test"]))
 
 
 def test_the_seed_decides_everything(digits):

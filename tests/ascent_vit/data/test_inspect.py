@@ -70,6 +70,29 @@ def test_the_table_counts(dataset):
     assert table["missing"]["test"]["spatial_concepts"] == ["ear_$left$", "paw", "nose"]
 
 
+def test_lists_of_what_is_present(dataset):
+    """Beside places, without them, and null."""
+    names = ["ear_$left$", "paw", "nose"]
+    rows = [dataset["train"][i] for i in (0, 1, 1)]
+    lists = {"present": [[0, 1, 2], [2, 0], None], "unknown_present": [[0], [0], None]}
+    features = concept_features(["cat", "dog"], spatial_concepts=names, columns=["objects", *lists])
+    columns = {name: [row[name] for row in rows] for name in ("image", "label", "objects")} | lists
+    listed = DatasetDict(train=Dataset.from_dict(columns, features=features))
+    table = dataset_table(listed)
+    assert table["splits"]["train"]["images_without_lists"] == 1
+    spatial = {name: counts["train"] for name, counts in table["concepts"]["spatial"].items()}
+    assert spatial["ear_$left$"] == {"images": 0, "patches": 0, "present": 0}
+    assert spatial["paw"] == {"images": 1, "patches": 8, "present": 1}
+    assert spatial["nose"] == {"images": 0, "patches": 0, "present": 2}
+    assert table["missing"]["train"]["spatial_concepts"] == ["ear_$left$"]
+    lines = format_table(table).splitlines()
+    assert "spatial concepts: images / patches / present" in lines
+    assert [line.split()[1:] for line in lines if line.startswith("paw")] == [["1", "/", "8", "/", "1"]]
+    legends = [[text.get_text() for text in axes.texts] for axes in picture_sheet(listed).figure.axes[1::2]]
+    assert "somewhere in the image: nose, ear_$left$" in legends[1] and "somewhere or not: ear_$left$" in legends[1]
+    assert not any("somewhere" in text for text in legends[2])
+
+
 def test_the_table_as_text(dataset):
     lines = format_table(dataset_table(dataset)).splitlines()
     assert lines[0].split() == ["train", "test"]

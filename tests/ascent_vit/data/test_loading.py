@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import psutil
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -186,6 +186,38 @@ class TestLoading:
                 str(foreign_folder), columns={"label": "species"} | columns, cache_dir=str(tmp_path / "cache")
             )
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize("given", [None, ["tail", "ear", "paw"]])
+    def test_lists_of_what_is_present_alone(self, tmp_path, given, streaming):
+        """Of a class, as text, under a name of their own: the dataset has spatial concepts, and no places."""
+        lists = [["ear", "tail"], [], None, ["tail"]]
+        columns = {"image": [make_image(i) for i in range(4)], "label": [0, 1, 0, 1], "shows": lists}
+        columns["maybe"] = [None, ["ear"], None, []]
+        features = Features(
+            {"image": ImageFeature(), "label": ClassLabel(names=LABELS)}
+            | dict.fromkeys(("shows", "maybe"), List(Value("string")))
+        )
+        (tmp_path / "data").mkdir()
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+        options = {"columns": {"present": "shows", "unknown_present": "maybe"}, "streaming": streaming}
+        options |= {"cache_dir": str(tmp_path / "cache"), "spatial_concepts": given}
+        if streaming and given is None:
+            with pytest.raises(ValueError, match="Column present holds text .* {spatial_concepts: "):
+                load_concept_dataset(tmp_path, **options)
+            return
+        split = load_concept_dataset(tmp_path, **options)["train"]
+        names = given or SPATIAL
+        assert concepts_from_features(split.features) == (LABELS, [], names)
+        ids = {name: i for i, name in enumerate(names)}
+        rows = list(split)
+        assert [row["present"] for row in rows] == [row and [ids[name] for name in row] for row in lists]
+        processor = AscentViTImageProcessor(num_spatial_concepts=len(names))
+        presence = ConceptCollator(processor)(rows)["spatial_concept_presence"]
+        assert presence[:, ids["tail"]].nan_to_num(-1).tolist() == [1, 0, -1, 1]
+        assert presence[:, ids["ear"]].nan_to_num(-1).tolist() == [1, -1, -1, 0]
+        with pytest.raises(ValueError, match="holds 'ear', which has no name among spatial_concepts"):
+            list(load_concept_dataset(tmp_path, **options | {"spatial_concepts": ["tail"]})["train"])
+
     def test_columns_are_renamed_and_whole_numbers_become_classes(self, tmp_path):
         columns = {"img": [make_image(i) for i in range(3)], "fine": [0, 2, 1]}
         features = Features({"img": ImageFeature(), "fine": Value("int64")})
@@ -210,7 +242,7 @@ class TestLoading:
 
     def test_digits(self):
         assert len(load_concept_dataset("digits", copies=1)["train"]) == 1257
-        with pytest.raises(ValueError, match="seed, copies, canvas, held_out_copies; got sizes"):
+        with pytest.raises(ValueError, match="seed, copies, canvas, held_out_copies, ink, present; got sizes"):
             load_concept_dataset("digits", sizes=3)
 
     def test_what_does_not_exist(self, tmp_path):

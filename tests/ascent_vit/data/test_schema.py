@@ -9,7 +9,10 @@ from ascent_vit.data import annotation_from_row, concept_features, concepts_from
 
 
 FEATURES = concept_features(
-    ["cat", "dog"], ["day", "night"], ["ear", "paw"], ["objects", "points", "mask", "unknown_concepts"]
+    ["cat", "dog"],
+    ["day", "night"],
+    ["ear", "paw"],
+    ["objects", "points", "mask", "present", "unknown_present", "unknown_concepts"],
 )
 
 
@@ -25,6 +28,8 @@ def test_features_are_those_of_the_schema():
                 "objects": {"bbox": List(List(Value("float32"), length=4)), "category": categories},
                 "points": {"xy": List(List(Value("float32"), length=2)), "category": categories},
                 "mask": ImageFeature(),
+                "present": categories,
+                "unknown_present": categories,
             }
         )
         == FEATURES
@@ -49,7 +54,7 @@ def test_extra_features():
         ({"labels": ["a"], "spatial_concepts": ["b", ""]}, "spatial_concepts must be a list of names"),
         (
             {"labels": ["a"], "columns": ["boxes"]},
-            "columns may be objects, points, mask and unknown_concepts; got box",
+            "columns may be objects, points, mask, present, unknown_present and unknown_concepts; got box",
         ),
         ({"labels": ["a"], "columns": ["unknown_concepts"]}, "unknown_concepts needs global_concepts"),
         ({"labels": ["a"], "extra": {"label": Value("int64")}}, "label is a column of the schema"),
@@ -87,6 +92,20 @@ class TestNames:
     def test_must_be_those_of_a_class_label(self):
         with pytest.raises(ValueError, match="Column concepts must hold a ClassLabel"):
             concepts_from_features(Features(NAMED | {"concepts": List(Value("int64"))}))
+
+    @pytest.mark.parametrize("columns", [["present"], ["mask", "present", "unknown_present"]])
+    def test_of_lists_alone(self, columns):
+        features = concept_features(LABELS, GLOBAL, SPATIAL, columns)
+        assert list(features) == ["image", "label", "concepts", *columns]
+        assert concepts_from_features(features) == (LABELS, GLOBAL, SPATIAL)
+        with pytest.raises(ValueError, match="Column present must hold a ClassLabel"):
+            concepts_from_features(Features(features | {"present": List(Value("string"))}))
+
+    @pytest.mark.parametrize("column", ["present", "unknown_present"])
+    def test_of_lists_and_places_must_agree(self, column):
+        lists = List(ClassLabel(names=SPATIAL[::-1]))
+        with pytest.raises(ValueError, match=f"objects and {column} must have the same names in the same order"):
+            concepts_from_features(Features(NAMED | {column: lists}))
 
     def test_of_objects_and_points_must_agree(self):
         points = NAMED["points"] | {"category": List(ClassLabel(names=SPATIAL[::-1]))}

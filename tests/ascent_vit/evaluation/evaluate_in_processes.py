@@ -33,6 +33,7 @@ rows = [
         "labels": torch.tensor(i % 4),
         "concept_targets": torch.eye(3)[i % 3],
         "spatial_concept_targets": torch.eye(4)[torch.randint(0, 4, (16,))],
+        "spatial_concept_presence": torch.tensor([0, 1, 1, torch.nan]).roll(i),
     }
     for i in range(11)
 ]

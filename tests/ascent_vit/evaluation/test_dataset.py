@@ -23,7 +23,8 @@ COUNTS = {
 
 @pytest.fixture(scope="module")
 def split():
-    return load_digits_dataset(copies=1, canvas=32)["test"].select(range(12))
+    split = load_digits_dataset(copies=1, canvas=32)["test"].select(range(12))
+    return split.add_column("present", split["concepts"][:], feature=split.features["concepts"])
 
 
 @pytest.fixture

@@ -99,6 +99,24 @@ def test_known_outputs_give_known_metrics_however_batches_are_cut():
         assert all(type(value) is float for value in values.values())
 
 
+def test_the_strongest_attention_of_an_image_says_whether_a_concept_is_there():
+    """Of the second concept it is unknown in one image; the third is nowhere, so that nothing can be ranked."""
+    attention = torch.zeros(4, 2, 3)
+    attention[:, 0, 0] = torch.tensor([0.9, 0.1, 0.6, 0.2])
+    attention[:, 1, 0] = torch.tensor([0.0, 0.8, 0.0, 0.1])
+    attention[:, 1, 1] = torch.tensor([0.1, 0.2, 0.9, 0.3])
+    presence = torch.tensor([[1, 0, 0], [1, 0, 0], [0, torch.nan, 0], [1, 1, 0]])
+    model = KnownOutputs(LOGITS, spatial_attention=attention)
+    for sizes in ([4], [1, 3]):
+        values = evaluate(model, batches(sizes, spatial_concept_presence=presence))
+        assert set(values) == {"presence_map", "presence_auroc", "additivity_error"}
+        # The first concept ranks 0.9, 0.8, (0.6), 0.2.
+        assert values["presence_map"] == pytest.approx(((1 + 1 + 3 / 4) / 3 + 1) / 2)
+        assert values["presence_auroc"] == pytest.approx((2 / 3 + 1) / 2)
+    with pytest.raises(ValueError, match=r"spatial_concept_presence must have the shape \(4, 3\)"):
+        evaluate(model, batches([4], spatial_concept_presence=presence[:, :2]))
+
+
 def test_a_batch_without_a_key_counts_as_unknown():
     attention = torch.full((2, 2), 0.5)
     model = KnownOutputs(LOGITS[:2], attention)
@@ -182,7 +200,8 @@ def run_processes(number: int, folder: Path) -> list[dict]:
 @pytest.mark.slow
 def test_two_processes_agree_with_one_though_the_last_batch_is_uneven(tmp_path):
     (alone,) = run_processes(1, tmp_path)
-    assert set(alone["accelerate"]) == CONCEPT_METRICS | {"accuracy", "macro_f1", "ece", "additivity_error"}
+    metrics = CONCEPT_METRICS | {"presence_map", "presence_auroc", "accuracy", "macro_f1", "ece", "additivity_error"}
+    assert set(alone["accelerate"]) == metrics
     assert alone["torchmetrics"] == alone["accelerate"]
     for together in run_processes(2, tmp_path):
         for way in ("accelerate", "torchmetrics"):

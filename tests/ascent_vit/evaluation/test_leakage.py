@@ -34,11 +34,13 @@ def test_every_row_gets_the_targets_of_another_one(number):
     for i, row in enumerate(rows):
         row["concept_targets"] = torch.tensor([float(i)])
         row["spatial_concept_targets"] = torch.tensor([[float(i)]])
+        row["spatial_concept_presence"] = torch.tensor([float(i)])
     permuted = PermutedTargets(rows, seed=0)
     donors = [int(permuted[i]["concept_targets"]) for i in range(number)]
     assert sorted(donors) == list(range(number)) and all(donor != i for i, donor in enumerate(donors))
     for i, donor in enumerate(donors):
         assert permuted[i]["spatial_concept_targets"].item() == donor
+        assert permuted[i]["spatial_concept_presence"].item() == donor
         assert permuted[i]["labels"] is rows[i]["labels"] and permuted[i]["pixel_values"] is rows[i]["pixel_values"]
     assert donors == [int(PermutedTargets(rows, seed=0)[i]["concept_targets"]) for i in range(number)]
 

@@ -15,6 +15,7 @@ from ascent_vit.evaluation import (
     GlobalConceptMetrics,
     PixelTPR,
     PointingGame,
+    PresenceMetrics,
     RelevanceMass,
     SpatialConceptMetrics,
 )
@@ -175,7 +176,10 @@ def test_concept_ranking_of_a_single_concept():
     assert compute(ConceptAUROC(), [[0.9], [0.2], [0.4]], [[1.0], [0.0], [1.0]]) == 1.0
 
 
-@pytest.mark.parametrize(("collection", "shape"), [(GlobalConceptMetrics, (2, 3)), (SpatialConceptMetrics, (2, 4, 3))])
+@pytest.mark.parametrize(
+    ("collection", "shape"),
+    [(GlobalConceptMetrics, (2, 3)), (SpatialConceptMetrics, (2, 4, 3)), (PresenceMetrics, (2, 3))],
+)
 def test_metrics_without_anything_to_judge_are_nan(collection, shape):
     metrics = collection()
     metrics.update(torch.full(shape, 1 / 3), torch.full(shape, NAN))

@@ -2,6 +2,7 @@
 """The training loop, on a few digits and a model of two layers."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import shutil
@@ -23,6 +24,7 @@ from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import build_model, make_loader, split_dataset
 from ascent_vit.training.checkpoints import checkpoints
 from ascent_vit.training.precision import resolve_precision, training_device
+from modeling_ascent_vit import AscentViTForImageClassification
 
 
 BACKBONE = {
@@ -54,6 +56,39 @@ def dataset() -> DatasetDict:
         validation=digits["validation"].select(range(20)),
         test=digits["test"].select(range(20)),
     )
+
+
+@pytest.mark.parametrize("augmentation", [None, {"horizontal_flip": 0.5}, {"crop_scale": [0.5, 0.6]}])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_lists_of_what_is_present_reach_the_model(augmentation, streaming, tmp_path, monkeypatch):
+    """Without any place: the model has spatial concepts, and is told which are somewhere in each image."""
+    listed = load_digits_dataset(copies=1, canvas=32, ink=False, present=True)
+    listed = DatasetDict({name: split.select(range(24)) for name, split in listed.items()})
+    forward, seen = AscentViTForImageClassification.forward, []
+
+    @functools.wraps(forward)
+    def noted(self, *args, spatial_concept_presence=None, **kwargs):
+        if self.training:
+            seen.append(spatial_concept_presence)
+            assert kwargs["spatial_concept_targets"].isnan().all()
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(AscentViTForImageClassification, "forward", noted)
+    changes = {"augmentation": augmentation} if augmentation else {}
+    if streaming:
+        for name, split in listed.items():
+            split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+        listed = load_concept_dataset(tmp_path / "data", streaming=True, cache_dir=str(tmp_path / "cache"))
+        changes |= {"max_steps": 3}
+    result = train(recipe(**changes), tmp_path / "run", listed)
+    assert {"presence_map", "presence_auroc"} <= result.metrics.keys()
+    assert not {"pixel_tpr", "pointing_game"} & result.metrics.keys()
+    presence = torch.cat(seen)
+    assert presence.shape[1] == 10 and len(presence) >= 24
+    # One digit an image, of which a crop does not tell whether it still has it.
+    crop = augmentation is not None and "crop_scale" in augmentation
+    assert ((presence == 0).sum(1) == 9).all()
+    assert (presence.isnan() if crop else presence == 1).sum() == len(presence)
 
 
 def recipe(**changes) -> Recipe:

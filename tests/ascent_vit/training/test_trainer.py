@@ -162,10 +162,27 @@ def test_concepts_are_judged_as_label_names_list_them(make_model, digits, tmp_pa
         run.evaluate(ignore_keys=metrics.ignore_keys)
 
 
+def test_lists_are_judged_beside_places_and_without(make_config):
+    config = make_config(num_labels=2, spatial_concepts=["a", "b"])
+    logits, labels = np.eye(2, dtype=np.float32), np.arange(2)
+    attention = np.array([[[0.9, 0.1], [0.2, 0.3]], [[0.5, 0.5], [0.4, 0.1]]], dtype=np.float32)
+    presence = np.array([[1, 0], [0, 1]], dtype=np.float32)
+    metrics = ConceptMetrics(config, ["labels", "spatial_concept_presence"])
+    assert "spatial_concept_attention" not in metrics.ignore_keys
+    values = metrics(EvalPrediction((logits, attention), (labels, presence)))
+    assert (values["presence_map"], values["presence_auroc"]) == (1, 1)
+    assert not {"pixel_tpr", "alignment_error"} & values.keys()
+    metrics = ConceptMetrics(config, ["labels", "spatial_concept_presence", "spatial_concept_targets"])
+    values = metrics(EvalPrediction((logits, attention), (labels, presence, np.round(attention))))
+    assert {"presence_map", "pixel_tpr", "alignment_error"} <= values.keys()
+    with pytest.raises(ValueError, match=r"shapes \(2,\), \(2, 2, 2\), \(2, 2\): pass the same label_names"):
+        metrics(EvalPrediction((logits, attention), (labels, np.round(attention), presence)))
+
+
 def test_metrics_that_a_model_cannot_have(make_config):
     config = make_config(num_labels=2, spatial_concepts=["a", "b"])
     for names, got in ((["labels", "concept_targets"], "labels, concept_targets"), ([], "nothing")):
-        with pytest.raises(ValueError, match=f"each once: labels, spatial_concept_targets; got {got}"):
+        with pytest.raises(ValueError, match=f"labels, spatial_concept_targets, spatial_concept_presence; got {got}"):
             ConceptMetrics(config, names)
     with pytest.raises(ValueError, match="must list labels"):
         ConceptMetrics(config, ["labels", "labels"])

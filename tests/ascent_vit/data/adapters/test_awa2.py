@@ -86,6 +86,24 @@ def test_rows_bear_their_class_and_its_attributes(tmp_path, numbered):
     assert len(set(names)) == len(names) == 40
 
 
+def test_attributes_with_a_place_are_listed(archive):
+    prepared = prepare(archive, spatial=["swims", "black"])
+    validate_dataset(prepared.dataset)
+    features = prepared.dataset["train"].features
+    assert list(features) == ["image", "label", "concepts", "present", "image_name"]
+    assert concepts_from_features(features) == (CLASSES, ["furry"], ["swims", "black"])
+    for split in prepared.dataset.values():
+        for row in split.select_columns(["label", "concepts", "present"]):
+            black, furry, swims = MATRIX[row["label"]]
+            assert row["concepts"] == [0] * furry and row["present"] == [0] * swims + [1] * black
+    assert "but for swims, black, which are spatial ones" in prepared.description
+    for wrong in (["swims", "horns"], ["swims", "swims"]):
+        with pytest.raises(ValueError, match="spatial must list attributes of predicates.txt, each once"):
+            prepare(archive, spatial=wrong)
+    every = prepare(archive, spatial=PREDICATES).dataset["test"]
+    assert concepts_from_features(every.features) == (CLASSES, [], PREDICATES) and "concepts" not in every.features
+
+
 def test_images_are_the_files_bytes(archive):
     from datasets import Image as ImageFeature
 

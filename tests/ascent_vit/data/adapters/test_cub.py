@@ -95,6 +95,36 @@ def test_the_selections_are_the_published_ones(shared_folder):
     assert len(set(CT_108)) == 108 and list(CT_108) == sorted(CT_108)
 
 
+@pytest.mark.parametrize("per_image", [False, True])
+def test_lists_of_what_is_present(write_cub, tmp_path, per_image):
+    source = write_cub(tmp_path, per_image)
+    # The beak of image 1 is hidden.
+    replace(source / "CUB_200_2011" / "parts" / "part_locs.txt", "1 2 4.0 2.0 1", "1 2 0.0 0.0 0")
+    plain = prepare(source, validation_share=0)
+    assert not {"present", "unknown_present"} & set(plain.dataset["train"].features)
+    prepared = prepare(source, validation_share=0, present=True)
+    validate_dataset(prepared.dataset)
+    train = prepared.dataset["train"]
+    assert rows(plain)["train"] == [
+        {name: row[name] for name in plain.dataset["train"].features} for row in rows(prepared)["train"]
+    ]
+    names = train.features["present"].feature.names
+    assert names == train.features["points"]["category"].feature.names
+    present, unknown = ([{names[i] for i in row} for row in train[name]] for name in ("present", "unknown_present"))
+    if per_image:
+        # Of image 1 the beak's shape is stated, the head's pattern only guessed.
+        assert present == [{"has_bill_shape::4"}, set()]
+        assert unknown == [{"has_bill_shape::4", "has_head_pattern::7"}, set()]
+    else:
+        assert present == [
+            {"has_bill_shape::4", "has_head_pattern::7"},
+            {"has_bill_shape::1", "has_breast_pattern::2"},
+        ]
+        assert unknown == [{"has_bill_shape::4"}, set()]
+    assert "`present` lists" in prepared.description and "`present`" not in plain.description
+    assert prepared.settings["present"] is True and plain.settings["present"] is None
+
+
 def test_attributes_by_class(write_cub, tmp_path):
     prepared = load_adapter("cub")(write_cub(tmp_path), validation_share=0)
     validate_dataset(prepared.dataset)

@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from ascent_vit.data import concepts_from_features
 from ascent_vit.data.adapters.mnist import prepare
 from ascent_vit.data.checks import validate_dataset
-from ascent_vit.data.digits import INK_THRESHOLD
+from ascent_vit.data.digits import CONCEPTS, INK_THRESHOLD
 
 
 def write_mnist(folder, train=60_000, test=10_000, label=lambda row: row % 10):
@@ -65,6 +66,10 @@ def test_splits(folder):
     # Stratified: a tenth of each digit.
     assert set(Counter(row % 10 for row in validation).values()) == {500}
     assert dataset["test"]["row"][:] == list(range(10_000))
+    listed = prepare(folder, ink=False, present=True, validation_size=0)
+    assert listed.dataset["test"]["present"][:] == listed.dataset["test"]["concepts"][:]
+    assert concepts_from_features(listed.dataset["test"].features)[2] == CONCEPTS
+    assert "`present`" in listed.description and "`present`" not in prepared.description
     other = prepare(folder, ink=False, seed=1, validation_size=100)
     assert other.settings == prepared.settings | {"seed": 1, "validation_size": 100}
     assert len(other.dataset["validation"]) == 100 and not set(other.dataset["validation"]["row"]) <= validation
