@@ -114,8 +114,10 @@ class AscentViTConfig(PreTrainedConfig):
             a learned attention pooling over CLS and fused patches. A backbone without CLS token uses the mean of the
             fused patches in its place.
         none_concept (`bool`, *optional*, defaults to `False`):
-            Whether the global and spatial streams have a learned key of value zero that says "none of these". It is
-            not counted as a concept; attention rows then sum to at most 1.
+            Whether the global and spatial streams have a gate, `g = sigmoid(w . token + b)`: a token says first whether
+            there is any of the stream's concepts, then which. It is not counted as a concept; attention rows sum to g,
+            at most 1, and tokens that show none of the concepts contribute nothing. To learn it needs to be told where
+            there is none: rows of zeros in the targets (the image processor's `unannotated="none"`).
         pyramid_norm (`"batch"` or `"group"`, *optional*, defaults to `"batch"`):
             Normalisation in the pyramid. `"group"` makes a batch equal to its parts.
         pyramid_stem (`"conv"` or `"patch"`, *optional*, defaults to `"conv"`):

@@ -147,15 +147,27 @@ class AscentViTImageClassifierOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def mean_over_annotated(distance: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+    """
+    Mean of a distance `(B, T)` over the tokens of each image that are annotated, then over the batch, where an image
+    without any counts 0: so it does not depend on how a batch is cut.
+    """
+    return ((distance * annotated).sum(-1) / annotated.sum(-1).clamp_min(1)).mean()
+
+
 def alignment_loss(
     attention: torch.Tensor, targets: torch.Tensor, kind: str = "mse", none_concept: bool = False
 ) -> torch.Tensor:
     """
     Distance between the attention of tokens and where annotators saw the concepts.
 
-    Per image it is the mean over its annotated tokens, then the mean over the batch, where an image without annotated
-    tokens counts 0: so it does not depend on how a batch is cut. (The paper's equation 9 averages over the annotated
-    tokens of the whole batch.)
+    Per image it is the mean over its annotated tokens, then the mean over the batch. (The paper's equation 9 averages
+    over the annotated tokens of the whole batch.)
+
+    With a gate g the cross-entropy with attention `g * share` falls apart: `-sum t log(g * share)` where concepts are and
+    `-log(1 - g)` where none is are the cross-entropy of the shares, which concept, plus that of g, whether any. Each is
+    averaged over the tokens that it is asked of, the first over those that show a concept, as the many that show none
+    would drown it.
 
     Args:
         attention (`torch.Tensor` of shape `(batch_size, num_tokens, num_concepts)`): attention, mean over heads.
@@ -163,7 +175,7 @@ def alignment_loss(
             How present each concept is at each token, 0 or more; normalised here to sum to 1. A row with any NaN is
             ignored. A row of zeros means "none of these" with `none_concept`, else it is ignored.
         kind (`"mse"` or `"kl"`): number of concepts times the mean squared error, or the cross-entropy.
-        none_concept (`bool`): whether the rest of the attention up to 1 went to "none".
+        none_concept (`bool`): whether there is a gate, so that the attention of a token sums to g instead of 1.
 
     Returns:
         `torch.Tensor` of shape `()`, float32.
@@ -172,19 +184,20 @@ def alignment_loss(
     annotated = ~targets.isnan().any(-1)
     targets = targets.nan_to_num(0.0)
     total = targets.sum(-1, keepdim=True)
-    if not none_concept:
-        annotated = annotated & (total.squeeze(-1) > 0)
     targets = targets / total.masked_fill(total == 0, 1.0)
+    named = annotated & (total.squeeze(-1) > 0)
     if kind == "mse":
         distance = attention.shape[-1] * (attention - targets).square().mean(-1)
-    else:
-        tiny = torch.finfo(attention.dtype).tiny
-        distance = -(targets * attention.clamp_min(tiny).log()).sum(-1)
-        if none_concept:
-            none_attention = (1 - attention.sum(-1)).clamp_min(torch.finfo(attention.dtype).eps)
-            distance = distance - (total.squeeze(-1) == 0) * none_attention.log()
-    per_image = (distance * annotated).sum(-1) / annotated.sum(-1).clamp_min(1)
-    return per_image.mean()
+        return mean_over_annotated(distance, annotated if none_concept else named)
+    precision = torch.finfo(attention.dtype)
+    log_attention = attention.clamp_min(precision.tiny).log()
+    if not none_concept:
+        return mean_over_annotated(-(targets * log_attention).sum(-1), named)
+    gate = attention.sum(-1)
+    log_gate, log_none = gate.clamp_min(precision.tiny).log(), (1 - gate).clamp_min(precision.eps).log()
+    which = mean_over_annotated(-(targets * (log_attention - log_gate.unsqueeze(-1))).sum(-1), named)
+    whether = mean_over_annotated(-torch.where(named, log_gate, log_none), annotated)
+    return which + whether
 
 
 def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
@@ -194,18 +207,23 @@ def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
     return -(attention * attention.clamp_min(torch.finfo(attention.dtype).tiny).log()).mean()
 
 
-def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -> torch.Tensor:
+def override_attention(
+    attention: torch.Tensor, override: torch.Tensor | None, none: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Sets attention by hand, as a test-time intervention.
 
-    Given values are kept exactly while their sum is at most 1, and the others are rescaled to the remainder. A sum
-    above 1 is divided out and the others become 0. A row in which every concept is given is used as it is.
+    Given values are kept exactly while their sum is at most 1, and the others, with "none", are rescaled to the
+    remainder. A sum above 1 is divided out and the others become 0. A row in which every concept is given is used as it
+    is. So a concept said to be present opens the gate at its token, and one said to be absent leaves it to the other
+    concepts and "none", in the proportions they had.
 
     Args:
-        attention (`torch.Tensor` of shape `(batch_size, heads, num_tokens, num_concepts)`, or one column more):
-            Softmax over concepts; a last column beyond the override's is "none", which cannot be set.
+        attention (`torch.Tensor` of shape `(batch_size, heads, num_tokens, num_concepts)`): attention to concepts.
         override (`torch.Tensor` of shape `(batch_size, num_tokens, num_concepts)`, *optional*):
             Attention to use, NaN leaves a value to the model.
+        none (`torch.Tensor` of shape `(batch_size, 1, num_tokens, 1)`, *optional*):
+            What attention lacks of 1, where there is a gate.
 
     Returns:
         `torch.Tensor` of the attention's shape.
@@ -218,10 +236,9 @@ def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -
     complete = given.all(-1, keepdim=True)
     values = torch.where(complete, values, values / values.sum(-1, keepdim=True).clamp_min(1.0))
     remainder = (1 - values.sum(-1, keepdim=True)).clamp_min(0.0)
-    missing_columns = attention.shape[-1] - override.shape[-1]
-    given, values = (nn.functional.pad(x, (0, missing_columns)) for x in (given, values))
     others = attention.masked_fill(given, 0.0)
-    others = others * (remainder / others.sum(-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny))
+    rest = others.sum(-1, keepdim=True) if none is None else others.sum(-1, keepdim=True) + none
+    others = others * (remainder / rest.clamp_min(torch.finfo(attention.dtype).tiny))
     return torch.where(given.any(-1, keepdim=True), values + others, attention)
 
 
@@ -423,7 +440,10 @@ class AscentViTConceptStream(nn.Module):
     Args:
         config (`AscentViTConfig`): gives hidden size D, heads A and classes K.
         num_concepts (`int`): concepts of this stream.
-        none_concept (`bool`): whether there is a learned key of value zero for "none of these".
+        none_concept (`bool`):
+            Whether a gate says first how much there is any of these concepts at a token, `g = sigmoid(w . token + b)`, of
+            which attention is then the concepts' shares: rows sum to g. It is one for all heads: where something is
+            does not depend on which of it a head looks for, and so the mean over heads is g times the mean of the shares.
     """
 
     def __init__(self, config: AscentViTConfig, num_concepts: int, none_concept: bool):
@@ -435,7 +455,7 @@ class AscentViTConceptStream(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.value = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.none_key = nn.Parameter(torch.zeros(hidden_size)) if none_concept else None
+        self.gate = nn.Linear(hidden_size, 1) if none_concept else None
         self.projection = nn.Linear(hidden_size, config.num_labels)
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -443,11 +463,8 @@ class AscentViTConceptStream(nn.Module):
         return tokens.unflatten(-1, (self.num_heads, self.head_size)).transpose(-3, -2)
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Scaled dot products of tokens and keys, `(B, T, D) -> (B, A, T, S)`, "none" last where it is on."""
-        keys = self.key(self.concepts)
-        if self.none_key is not None:
-            keys = torch.cat([keys, self.none_key.to(keys.dtype).unsqueeze(0)])
-        keys, scaling = self.split_heads(keys), self.head_size**-0.5
+        """Scaled dot products of tokens and keys, `(B, T, D) -> (B, A, T, S)`."""
+        keys, scaling = self.split_heads(self.key(self.concepts)), self.head_size**-0.5
         if folds_query(self.query, tokens, keys):
             return folded_scores(self.query, tokens, keys * scaling)
         return self.split_heads(self.query(tokens)) @ (keys.transpose(-2, -1) * scaling)
@@ -463,7 +480,11 @@ class AscentViTConceptStream(nn.Module):
         """
         scores = self.scores(tokens)
         attention = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        attention = override_attention(attention, override)[..., : self.concepts.shape[0]]
+        none = None
+        if self.gate is not None:
+            gate = self.gate(tokens).to(attention.dtype).sigmoid().unsqueeze(1)
+            attention, none = gate * attention, 1 - gate
+        attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
         # Averaged over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
         attended = attention.mean(2, keepdim=True).to(values.dtype) @ values
@@ -597,8 +618,8 @@ class AscentViTPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.concepts, std=module.concepts.shape[-1] ** -0.5)
             for projection in (module.query, module.key, module.value):
                 init.xavier_uniform_(projection.weight)
-            if module.none_key is not None:
-                init.zeros_(module.none_key)
+            if module.gate is not None:
+                init.zeros_(module.gate.weight)
 
 
 class AscentViTModel(AscentViTPreTrainedModel):
