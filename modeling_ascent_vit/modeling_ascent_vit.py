@@ -431,6 +431,11 @@ class AscentViTTokenPool(nn.Module):
         return weights.unsqueeze(1) @ tokens
 
 
+# Where a gate starts, before training: a patch rather without concepts, as most are, an image rather with some. Starting
+# halfway, the gates' own gradients are the largest for a while, and the concepts' names are learned later.
+SPATIAL_GATE_BIAS, GLOBAL_GATE_BIAS = -2.0, 2.0
+
+
 class AscentViTConceptStream(nn.Module):
     """
     Class scores through attention of tokens to learned concepts (the paper's section 4.3, CRAM; Rigotti et al., "Concept
@@ -444,10 +449,18 @@ class AscentViTConceptStream(nn.Module):
             Whether a gate says first how much there is any of these concepts at a token, `g = sigmoid(w . token + b)`, of
             which attention is then the concepts' shares: rows sum to g. It is one for all heads: where something is
             does not depend on which of it a head looks for, and so the mean over heads is g times the mean of the shares.
+        gate_bias (`float`, *optional*, defaults to -2.0): the gate's bias b before training.
     """
 
-    def __init__(self, config: AscentViTConfig, num_concepts: int, none_concept: bool):
+    def __init__(
+        self,
+        config: AscentViTConfig,
+        num_concepts: int,
+        none_concept: bool,
+        gate_bias: float = SPATIAL_GATE_BIAS,
+    ):
         super().__init__()
+        self.gate_bias = gate_bias
         hidden_size = config.hidden_size
         self.num_heads = config.concept_attention_heads
         self.head_size = hidden_size // self.num_heads
@@ -620,6 +633,7 @@ class AscentViTPreTrainedModel(PreTrainedModel):
                 init.xavier_uniform_(projection.weight)
             if module.gate is not None:
                 init.zeros_(module.gate.weight)
+                init.constant_(module.gate.bias, module.gate_bias)
 
 
 class AscentViTModel(AscentViTPreTrainedModel):
@@ -750,13 +764,13 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         self.drop_unread_fusion()
         has_global_query = config.num_global_concepts or config.num_unsupervised_concepts
         self.token_pool = AscentViTTokenPool(config) if has_global_query and config.global_token == "pool" else None
-        self.global_stream = self._build_stream(config.num_global_concepts, config.none_concept)
-        self.spatial_stream = self._build_stream(config.num_spatial_concepts, config.none_concept)
-        self.unsupervised_stream = self._build_stream(config.num_unsupervised_concepts, False)
+        self.global_stream = self._build_stream(config.num_global_concepts, config.none_concept, GLOBAL_GATE_BIAS)
+        self.spatial_stream = self._build_stream(config.num_spatial_concepts, config.none_concept, SPATIAL_GATE_BIAS)
+        self.unsupervised_stream = self._build_stream(config.num_unsupervised_concepts, False, 0.0)
         self.post_init()
 
-    def _build_stream(self, num_concepts: int, none_concept: bool) -> AscentViTConceptStream | None:
-        return AscentViTConceptStream(self.config, num_concepts, none_concept) if num_concepts else None
+    def _build_stream(self, num_concepts: int, none_concept: bool, gate_bias: float) -> AscentViTConceptStream | None:
+        return AscentViTConceptStream(self.config, num_concepts, none_concept, gate_bias) if num_concepts else None
 
     def drop_unread_fusion(self):
         """Without spatial concepts, a CLS query never reads the patches that the pyramid is fused into."""
