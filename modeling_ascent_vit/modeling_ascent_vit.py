@@ -36,6 +36,7 @@ from .backbones_ascent_vit import build_backbone, drop_unused_parameters, has_cl
 from .checks_ascent_vit import (
     check_backbone,
     check_concepts,
+    check_presence,
     check_tokens,
     checked_labels,
     checked_pixel_values,
@@ -56,6 +57,7 @@ from .fast_inference_ascent_vit import (
     stem_in_parts,
     takes_parts,
 )
+from .presence_ascent_vit import local_tokens, presence_loss, unplaced_images
 
 
 logger = logging.get_logger(__name__)
@@ -98,7 +100,7 @@ class AscentViTImageClassifierOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` or concept targets are given):
-            Class loss + `concept_loss_weight` * alignment loss + `entropy_loss_weight` * entropy loss.
+            Class loss + `concept_loss_weight` * (alignment loss + presence loss) + `entropy_loss_weight` * entropy loss.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
             Class scores before softmax.
         global_concept_attention (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`):
@@ -112,7 +114,7 @@ class AscentViTImageClassifierOutput(ModelOutput):
             [`~AscentViTForImageClassification.class_bias`] is the logits.
         patch_grid (`torch.LongTensor` of shape `(batch_size, 2)`):
             Height and width of the patch grid.
-        class_loss, alignment_loss, entropy_loss (`torch.FloatTensor` of shape `()`, *optional*):
+        class_loss, alignment_loss, presence_loss, entropy_loss (`torch.FloatTensor` of shape `()`, *optional*):
             The terms of the loss, unweighted and detached, as far as they were computed.
         global_concept_attention_heads (`torch.FloatTensor` of shape `(batch_size, heads, num_global_concepts)`, *optional*, returned when `output_concept_heads=True`):
             Attention to the global concepts per head.
@@ -137,6 +139,7 @@ class AscentViTImageClassifierOutput(ModelOutput):
     patch_grid: torch.Tensor | None = None
     class_loss: torch.Tensor | None = None
     alignment_loss: torch.Tensor | None = None
+    presence_loss: torch.Tensor | None = None
     entropy_loss: torch.Tensor | None = None
     global_concept_attention_heads: torch.Tensor | None = None
     spatial_concept_attention_heads: torch.Tensor | None = None
@@ -482,11 +485,15 @@ class AscentViTConceptStream(nn.Module):
             return folded_scores(self.query, tokens, keys * scaling)
         return self.split_heads(self.query(tokens)) @ (keys.transpose(-2, -1) * scaling)
 
-    def forward(self, tokens: torch.Tensor, override: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, tokens: torch.Tensor, override: torch.Tensor | None = None, is_given: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, T, D)`): queries.
             override (`torch.Tensor` of shape `(B, T, S)`, *optional*): see [`override_attention`].
+            is_given (`torch.Tensor` of shape `(B,)`, *optional*):
+                The images whose class scores have no gradient by way of attention, bool.
 
         Returns:
             Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, averaged over tokens.
@@ -500,8 +507,10 @@ class AscentViTConceptStream(nn.Module):
         attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
         # Averaged over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
-        attended = attention.mean(2, keepdim=True).to(values.dtype) @ values
-        return attention, self.projection(attended.flatten(1))
+        average = attention.mean(2, keepdim=True)
+        if is_given is not None:
+            average = torch.where(is_given.view(-1, 1, 1, 1), average.detach(), average)
+        return attention, self.projection((average.to(values.dtype) @ values).flatten(1))
 
     def contribution_table(self) -> torch.Tensor:
         """What attention 1 of head a to concept s adds to the score of class k, `(A, S, K)`."""
@@ -873,6 +882,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         labels: torch.Tensor | None = None,
         concept_targets: torch.Tensor | None = None,
         spatial_concept_targets: torch.Tensor | None = None,
+        spatial_concept_presence: torch.Tensor | None = None,
         global_concept_override: torch.Tensor | None = None,
         spatial_concept_override: torch.Tensor | None = None,
         output_contributions: bool = False,
@@ -894,6 +904,11 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 How present each global concept is, usually 0 or 1; NaN where it is unknown.
             spatial_concept_targets (`torch.FloatTensor` of shape `(batch_size, num_patches, num_spatial_concepts)`, *optional*):
                 How present each spatial concept is in each patch, usually 0 or 1; NaN where it is unknown.
+            spatial_concept_presence (`torch.FloatTensor` of shape `(batch_size, num_spatial_concepts)`, *optional*):
+                1 for spatial concepts that are somewhere in the image, 0 for those that are not, NaN where it is unknown.
+                In training mode their places are learned from it, see [`presence_loss`]: the more images and different
+                lists there are in a batch, the better. Class scores do not move the maps of images that have no other
+                targets of spatial concepts. In evaluation mode it has no effect.
             global_concept_override (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`, *optional*):
                 Attention to use instead of the model's, NaN leaves a value to the model. k concepts that are present
                 have 1 / k each, absent ones 0.
@@ -918,12 +933,13 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 below 0 or beyond 1e6, and, where they are on the CPU, such targets and labels that are no class.
         """
         config = self.config
+        presence = spatial_concept_presence if self.training else None
         outputs = self.ascent_vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_fusion=output_fusion,
             output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            output_hidden_states=output_hidden_states if presence is None else True,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -935,14 +951,16 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             (global_concept_override, spatial_concept_override),
         )
         check_concepts(config, batch_size, num_patches, *targets, *overrides)
+        check_presence(config, batch_size, spatial_concept_presence)
         labels = checked_labels(config, labels, batch_size)
 
         prefix, patches = hidden_states[:, :-num_patches], hidden_states[:, -num_patches:]
-        queries = {"spatial": (patches, spatial_concept_override)}
+        is_given = None if presence is None else unplaced_images(presence, spatial_concept_targets)
+        queries = {"spatial": (patches, spatial_concept_override, is_given)}
         if self.global_stream is not None or self.unsupervised_stream is not None:
             query = self.global_query(prefix, patches)
             override = None if global_concept_override is None else global_concept_override.unsqueeze(1)
-            queries |= {"global": (query, override), "unsupervised": (query, None)}
+            queries |= {"global": (query, override, None), "unsupervised": (query, None, None)}
 
         logits: Any = 0.0
         attentions, contributions = {}, []
@@ -957,6 +975,11 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
 
         loss, terms = self.losses(logits, labels, means, *targets)
+        if presence is not None:
+            tokens = local_tokens(outputs.hidden_states, hidden_states, num_patches)
+            parts = torch.tensor(config.part_shares, device=logits.device)
+            terms["presence_loss"] = presence_loss(means["spatial"], presence, *tokens, parts, config.none_concept)
+            loss = (0.0 if loss is None else loss) + config.concept_loss_weight * terms["presence_loss"]
         heads = attentions if output_concept_heads else {}
         heads |= {name: heads[name].squeeze(2) for name in ("global", "unsupervised") if name in heads}
         return AscentViTImageClassifierOutput(
@@ -973,7 +996,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             unsupervised_concept_attention_heads=heads.get("unsupervised"),
             fusion_locations=outputs.fusion_locations,
             fusion_weights=outputs.fusion_weights,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if output_hidden_states or presence is None else None,
             attentions=outputs.attentions,
         )
 
