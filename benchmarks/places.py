@@ -5,9 +5,9 @@ Places of concepts from lists of what is in each image: how far from places that
     ascent-vit prepare cub --source CUB_200_2011 --output DATA/cub --option present=true
     python benchmarks/places.py --data DATA/cub --backbone BACKBONE --output benchmarks/results/places.json
 
-Trains the concept head on the tokens of a frozen backbone: with lists alone, with places of a share of the images, alone
-and beside lists, and with all places. The patches that a concept's map is largest at are judged by their distance from
-its points. What was chosen (weights and temperatures in presence_ascent_vit.py, settings here) was chosen on validation.
+Trains the concept head on the tokens of a frozen backbone: with lists alone, with places of a share of the images,
+alone and beside lists, and with all places. The patch at which a concept's map is largest is judged by its distance
+from the concept's points. Weights, temperatures and settings were chosen on the validation split.
 """
 
 import statistics
