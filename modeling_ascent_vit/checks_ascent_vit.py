@@ -172,6 +172,16 @@ def check_concepts(
     check_concept_values("spatial_concept_override", spatial_concept_override, num_spatial, spatial_shape, True)
 
 
+def check_presence(config: AscentViTConfig, batch_size: int, presence: torch.Tensor | None):
+    """Raises one `ValueError` for lists of spatial concepts that do not fit the model and the images, or are not 0, 1, NaN."""
+    num_concepts = config.num_spatial_concepts
+    check_concept_values("spatial_concept_presence", presence, num_concepts, (batch_size, num_concepts))
+    if presence is not None and not torch.compiler.is_compiling() and presence.device.type == "cpu":
+        wrong = (presence != 0) & (presence != 1) & ~presence.isnan()
+        if wrong.any():
+            raise ValueError(f"spatial_concept_presence must be 0, 1 or NaN; got {presence[wrong][0].item():g}.")
+
+
 def checked_labels(config: AscentViTConfig, labels: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
     """
     Class indices as int64; other labels as they are.
@@ -238,6 +248,7 @@ def class_indices(
 __all__ = [
     "check_backbone",
     "check_concepts",
+    "check_presence",
     "check_tokens",
     "checked_labels",
     "checked_pixel_values",

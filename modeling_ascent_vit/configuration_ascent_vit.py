@@ -114,8 +114,14 @@ class AscentViTConfig(PreTrainedConfig):
             a learned attention pooling over CLS and fused patches. A backbone without CLS token uses the mean of the
             fused patches in its place.
         none_concept (`bool`, *optional*, defaults to `False`):
-            Whether the global and spatial streams have a learned key of value zero that says "none of these". It is
-            not counted as a concept; attention rows then sum to at most 1.
+            Whether the global and spatial streams have a gate, `g = sigmoid(w . token + b)`: a token says first whether
+            there is any of the stream's concepts, then which. It is not counted as a concept; attention rows sum to g,
+            at most 1, and tokens that show none of the concepts contribute nothing. To learn it needs to be told where
+            there is none: rows of zeros in the targets (the image processor's `unannotated="none"`).
+        concept_parts (`dict[str, list[str]]`, *optional*):
+            Names of spatial concepts by the part that they are of, such as `{"bill": ["bill red", "bill hooked"]}`: where
+            places are learned from lists of what is in each image, concepts of a part share them. A concept may be of
+            several parts; one of none is a part by itself.
         pyramid_norm (`"batch"` or `"group"`, *optional*, defaults to `"batch"`):
             Normalisation in the pyramid. `"group"` makes a batch equal to its parts.
         pyramid_stem (`"conv"` or `"patch"`, *optional*, defaults to `"conv"`):
@@ -154,6 +160,7 @@ class AscentViTConfig(PreTrainedConfig):
         "patch_grid",
         "class_loss",
         "alignment_loss",
+        "presence_loss",
         "entropy_loss",
         "global_concept_attention",
         "spatial_concept_attention",
@@ -189,6 +196,7 @@ class AscentViTConfig(PreTrainedConfig):
     alignment_loss: Literal["mse", "kl"] = "mse"
     global_token: Literal["cls", "cls_mean", "pool"] = "cls"
     none_concept: bool = False
+    concept_parts: dict[str, list[str]] | None = None
     pyramid_norm: Literal["batch", "group"] = "batch"
     pyramid_stem: Literal["conv", "patch"] = "conv"
     pyramid_channels: list[int] | tuple[int, ...] = (64, 128, 256, 256)
@@ -302,6 +310,14 @@ class AscentViTConfig(PreTrainedConfig):
         """Names of all concepts in the order of the contributions' columns: global, spatial, unsupervised."""
         unsupervised = [f"UNSUPERVISED_CONCEPT_{i}" for i in range(self.num_unsupervised_concepts)]
         return self.global_concepts + self.spatial_concepts + unsupervised
+
+    @property
+    def part_shares(self) -> list[list[float]]:
+        """Share that each part of `concept_parts` has in each spatial concept, S rows that sum to 1."""
+        parts = [set(names) for names in (self.concept_parts or {}).values()]
+        parts += [{name} for name in self.spatial_concepts if not any(name in part for part in parts)]
+        counts = {name: sum(name in part for part in parts) for name in self.spatial_concepts}
+        return [[(name in part) / counts[name] for part in parts] for name in self.spatial_concepts]
 
     @property
     def backbone_facts(self) -> BackboneFacts:
@@ -464,6 +480,13 @@ class AscentViTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"The {stream} stream has one concept, whose attention would always be 1: "
                     "add a concept" + ("." if stream == "unsupervised" else ", or set none_concept=True.")
+                )
+        for part, names in (self.concept_parts or {}).items():
+            unknown = [name for name in names if name not in self.spatial_concepts]
+            if unknown or not names:
+                raise ValueError(
+                    f"concept_parts must name spatial concepts; {part!r} has "
+                    + (f"{unknown[0]!r}, which is none of them." if unknown else "no concept.")
                 )
         for stream in ("global", "spatial"):
             names = getattr(self, f"{stream}_concepts")

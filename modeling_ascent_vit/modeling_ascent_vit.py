@@ -36,6 +36,7 @@ from .backbones_ascent_vit import build_backbone, drop_unused_parameters, has_cl
 from .checks_ascent_vit import (
     check_backbone,
     check_concepts,
+    check_presence,
     check_tokens,
     checked_labels,
     checked_pixel_values,
@@ -56,6 +57,7 @@ from .fast_inference_ascent_vit import (
     stem_in_parts,
     takes_parts,
 )
+from .presence_ascent_vit import local_tokens, presence_loss, unplaced_images
 
 
 logger = logging.get_logger(__name__)
@@ -98,7 +100,7 @@ class AscentViTImageClassifierOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` or concept targets are given):
-            Class loss + `concept_loss_weight` * alignment loss + `entropy_loss_weight` * entropy loss.
+            Class loss + `concept_loss_weight` * (alignment loss + presence loss) + `entropy_loss_weight` * entropy loss.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
             Class scores before softmax.
         global_concept_attention (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`):
@@ -112,7 +114,7 @@ class AscentViTImageClassifierOutput(ModelOutput):
             [`~AscentViTForImageClassification.class_bias`] is the logits.
         patch_grid (`torch.LongTensor` of shape `(batch_size, 2)`):
             Height and width of the patch grid.
-        class_loss, alignment_loss, entropy_loss (`torch.FloatTensor` of shape `()`, *optional*):
+        class_loss, alignment_loss, presence_loss, entropy_loss (`torch.FloatTensor` of shape `()`, *optional*):
             The terms of the loss, unweighted and detached, as far as they were computed.
         global_concept_attention_heads (`torch.FloatTensor` of shape `(batch_size, heads, num_global_concepts)`, *optional*, returned when `output_concept_heads=True`):
             Attention to the global concepts per head.
@@ -137,6 +139,7 @@ class AscentViTImageClassifierOutput(ModelOutput):
     patch_grid: torch.Tensor | None = None
     class_loss: torch.Tensor | None = None
     alignment_loss: torch.Tensor | None = None
+    presence_loss: torch.Tensor | None = None
     entropy_loss: torch.Tensor | None = None
     global_concept_attention_heads: torch.Tensor | None = None
     spatial_concept_attention_heads: torch.Tensor | None = None
@@ -147,15 +150,27 @@ class AscentViTImageClassifierOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def mean_over_annotated(distance: torch.Tensor, annotated: torch.Tensor) -> torch.Tensor:
+    """
+    Mean of a distance `(B, T)` over the tokens of each image that are annotated, then over the batch, where an image
+    without any counts 0: so it does not depend on how a batch is cut.
+    """
+    return ((distance * annotated).sum(-1) / annotated.sum(-1).clamp_min(1)).mean()
+
+
 def alignment_loss(
     attention: torch.Tensor, targets: torch.Tensor, kind: str = "mse", none_concept: bool = False
 ) -> torch.Tensor:
     """
     Distance between the attention of tokens and where annotators saw the concepts.
 
-    Per image it is the mean over its annotated tokens, then the mean over the batch, where an image without annotated
-    tokens counts 0: so it does not depend on how a batch is cut. (The paper's equation 9 averages over the annotated
-    tokens of the whole batch.)
+    Per image it is the mean over its annotated tokens, then the mean over the batch. (The paper's equation 9 averages
+    over the annotated tokens of the whole batch.)
+
+    With a gate g the cross-entropy with attention `g * share` falls apart: `-sum t log(g * share)` where concepts are and
+    `-log(1 - g)` where none is are the cross-entropy of the shares, which concept, plus that of g, whether any. Each is
+    averaged over the tokens that it is asked of, the first over those that show a concept, as the many that show none
+    would drown it.
 
     Args:
         attention (`torch.Tensor` of shape `(batch_size, num_tokens, num_concepts)`): attention, mean over heads.
@@ -163,7 +178,7 @@ def alignment_loss(
             How present each concept is at each token, 0 or more; normalised here to sum to 1. A row with any NaN is
             ignored. A row of zeros means "none of these" with `none_concept`, else it is ignored.
         kind (`"mse"` or `"kl"`): number of concepts times the mean squared error, or the cross-entropy.
-        none_concept (`bool`): whether the rest of the attention up to 1 went to "none".
+        none_concept (`bool`): whether there is a gate, so that the attention of a token sums to g instead of 1.
 
     Returns:
         `torch.Tensor` of shape `()`, float32.
@@ -172,19 +187,20 @@ def alignment_loss(
     annotated = ~targets.isnan().any(-1)
     targets = targets.nan_to_num(0.0)
     total = targets.sum(-1, keepdim=True)
-    if not none_concept:
-        annotated = annotated & (total.squeeze(-1) > 0)
     targets = targets / total.masked_fill(total == 0, 1.0)
+    named = annotated & (total.squeeze(-1) > 0)
     if kind == "mse":
         distance = attention.shape[-1] * (attention - targets).square().mean(-1)
-    else:
-        tiny = torch.finfo(attention.dtype).tiny
-        distance = -(targets * attention.clamp_min(tiny).log()).sum(-1)
-        if none_concept:
-            none_attention = (1 - attention.sum(-1)).clamp_min(torch.finfo(attention.dtype).eps)
-            distance = distance - (total.squeeze(-1) == 0) * none_attention.log()
-    per_image = (distance * annotated).sum(-1) / annotated.sum(-1).clamp_min(1)
-    return per_image.mean()
+        return mean_over_annotated(distance, annotated if none_concept else named)
+    precision = torch.finfo(attention.dtype)
+    log_attention = attention.clamp_min(precision.tiny).log()
+    if not none_concept:
+        return mean_over_annotated(-(targets * log_attention).sum(-1), named)
+    gate = attention.sum(-1)
+    log_gate, log_none = gate.clamp_min(precision.tiny).log(), (1 - gate).clamp_min(precision.eps).log()
+    which = mean_over_annotated(-(targets * (log_attention - log_gate.unsqueeze(-1))).sum(-1), named)
+    whether = mean_over_annotated(-torch.where(named, log_gate, log_none), annotated)
+    return which + whether
 
 
 def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
@@ -194,18 +210,23 @@ def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
     return -(attention * attention.clamp_min(torch.finfo(attention.dtype).tiny).log()).mean()
 
 
-def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -> torch.Tensor:
+def override_attention(
+    attention: torch.Tensor, override: torch.Tensor | None, none: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Sets attention by hand, as a test-time intervention.
 
-    Given values are kept exactly while their sum is at most 1, and the others are rescaled to the remainder. A sum
-    above 1 is divided out and the others become 0. A row in which every concept is given is used as it is.
+    Given values are kept exactly while their sum is at most 1, and the others, with "none", are rescaled to the
+    remainder. A sum above 1 is divided out and the others become 0. A row in which every concept is given is used as it
+    is. So a concept said to be present opens the gate at its token, and one said to be absent leaves it to the other
+    concepts and "none", in the proportions they had.
 
     Args:
-        attention (`torch.Tensor` of shape `(batch_size, heads, num_tokens, num_concepts)`, or one column more):
-            Softmax over concepts; a last column beyond the override's is "none", which cannot be set.
+        attention (`torch.Tensor` of shape `(batch_size, heads, num_tokens, num_concepts)`): attention to concepts.
         override (`torch.Tensor` of shape `(batch_size, num_tokens, num_concepts)`, *optional*):
             Attention to use, NaN leaves a value to the model.
+        none (`torch.Tensor` of shape `(batch_size, 1, num_tokens, 1)`, *optional*):
+            What attention lacks of 1, where there is a gate.
 
     Returns:
         `torch.Tensor` of the attention's shape.
@@ -218,10 +239,9 @@ def override_attention(attention: torch.Tensor, override: torch.Tensor | None) -
     complete = given.all(-1, keepdim=True)
     values = torch.where(complete, values, values / values.sum(-1, keepdim=True).clamp_min(1.0))
     remainder = (1 - values.sum(-1, keepdim=True)).clamp_min(0.0)
-    missing_columns = attention.shape[-1] - override.shape[-1]
-    given, values = (nn.functional.pad(x, (0, missing_columns)) for x in (given, values))
     others = attention.masked_fill(given, 0.0)
-    others = others * (remainder / others.sum(-1, keepdim=True).clamp_min(torch.finfo(attention.dtype).tiny))
+    rest = others.sum(-1, keepdim=True) if none is None else others.sum(-1, keepdim=True) + none
+    others = others * (remainder / rest.clamp_min(torch.finfo(attention.dtype).tiny))
     return torch.where(given.any(-1, keepdim=True), values + others, attention)
 
 
@@ -414,6 +434,11 @@ class AscentViTTokenPool(nn.Module):
         return weights.unsqueeze(1) @ tokens
 
 
+# Where a gate starts, before training: a patch rather without concepts, as most are, an image rather with some. Starting
+# halfway, the gates' own gradients are the largest for a while, and the concepts' names are learned later.
+SPATIAL_GATE_BIAS, GLOBAL_GATE_BIAS = -2.0, 2.0
+
+
 class AscentViTConceptStream(nn.Module):
     """
     Class scores through attention of tokens to learned concepts (the paper's section 4.3, CRAM; Rigotti et al., "Concept
@@ -423,11 +448,22 @@ class AscentViTConceptStream(nn.Module):
     Args:
         config (`AscentViTConfig`): gives hidden size D, heads A and classes K.
         num_concepts (`int`): concepts of this stream.
-        none_concept (`bool`): whether there is a learned key of value zero for "none of these".
+        none_concept (`bool`):
+            Whether a gate says first how much there is any of these concepts at a token, `g = sigmoid(w . token + b)`, of
+            which attention is then the concepts' shares: rows sum to g. It is one for all heads: where something is
+            does not depend on which of it a head looks for, and so the mean over heads is g times the mean of the shares.
+        gate_bias (`float`, *optional*, defaults to -2.0): the gate's bias b before training.
     """
 
-    def __init__(self, config: AscentViTConfig, num_concepts: int, none_concept: bool):
+    def __init__(
+        self,
+        config: AscentViTConfig,
+        num_concepts: int,
+        none_concept: bool,
+        gate_bias: float = SPATIAL_GATE_BIAS,
+    ):
         super().__init__()
+        self.gate_bias = gate_bias
         hidden_size = config.hidden_size
         self.num_heads = config.concept_attention_heads
         self.head_size = hidden_size // self.num_heads
@@ -435,7 +471,7 @@ class AscentViTConceptStream(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.value = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.none_key = nn.Parameter(torch.zeros(hidden_size)) if none_concept else None
+        self.gate = nn.Linear(hidden_size, 1) if none_concept else None
         self.projection = nn.Linear(hidden_size, config.num_labels)
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -443,31 +479,38 @@ class AscentViTConceptStream(nn.Module):
         return tokens.unflatten(-1, (self.num_heads, self.head_size)).transpose(-3, -2)
 
     def scores(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Scaled dot products of tokens and keys, `(B, T, D) -> (B, A, T, S)`, "none" last where it is on."""
-        keys = self.key(self.concepts)
-        if self.none_key is not None:
-            keys = torch.cat([keys, self.none_key.to(keys.dtype).unsqueeze(0)])
-        keys, scaling = self.split_heads(keys), self.head_size**-0.5
+        """Scaled dot products of tokens and keys, `(B, T, D) -> (B, A, T, S)`."""
+        keys, scaling = self.split_heads(self.key(self.concepts)), self.head_size**-0.5
         if folds_query(self.query, tokens, keys):
             return folded_scores(self.query, tokens, keys * scaling)
         return self.split_heads(self.query(tokens)) @ (keys.transpose(-2, -1) * scaling)
 
-    def forward(self, tokens: torch.Tensor, override: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, tokens: torch.Tensor, override: torch.Tensor | None = None, is_given: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, T, D)`): queries.
             override (`torch.Tensor` of shape `(B, T, S)`, *optional*): see [`override_attention`].
+            is_given (`torch.Tensor` of shape `(B,)`, *optional*):
+                The images whose class scores have no gradient by way of attention, bool.
 
         Returns:
             Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, averaged over tokens.
         """
         scores = self.scores(tokens)
         attention = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-        attention = override_attention(attention, override)[..., : self.concepts.shape[0]]
+        none = None
+        if self.gate is not None:
+            gate = self.gate(tokens).to(attention.dtype).sigmoid().unsqueeze(1)
+            attention, none = gate * attention, 1 - gate
+        attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
         # Averaged over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
-        attended = attention.mean(2, keepdim=True).to(values.dtype) @ values
-        return attention, self.projection(attended.flatten(1))
+        average = attention.mean(2, keepdim=True)
+        if is_given is not None:
+            average = torch.where(is_given.view(-1, 1, 1, 1), average.detach(), average)
+        return attention, self.projection((average.to(values.dtype) @ values).flatten(1))
 
     def contribution_table(self) -> torch.Tensor:
         """What attention 1 of head a to concept s adds to the score of class k, `(A, S, K)`."""
@@ -597,8 +640,9 @@ class AscentViTPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.concepts, std=module.concepts.shape[-1] ** -0.5)
             for projection in (module.query, module.key, module.value):
                 init.xavier_uniform_(projection.weight)
-            if module.none_key is not None:
-                init.zeros_(module.none_key)
+            if module.gate is not None:
+                init.zeros_(module.gate.weight)
+                init.constant_(module.gate.bias, module.gate_bias)
 
 
 class AscentViTModel(AscentViTPreTrainedModel):
@@ -729,13 +773,13 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         self.drop_unread_fusion()
         has_global_query = config.num_global_concepts or config.num_unsupervised_concepts
         self.token_pool = AscentViTTokenPool(config) if has_global_query and config.global_token == "pool" else None
-        self.global_stream = self._build_stream(config.num_global_concepts, config.none_concept)
-        self.spatial_stream = self._build_stream(config.num_spatial_concepts, config.none_concept)
-        self.unsupervised_stream = self._build_stream(config.num_unsupervised_concepts, False)
+        self.global_stream = self._build_stream(config.num_global_concepts, config.none_concept, GLOBAL_GATE_BIAS)
+        self.spatial_stream = self._build_stream(config.num_spatial_concepts, config.none_concept, SPATIAL_GATE_BIAS)
+        self.unsupervised_stream = self._build_stream(config.num_unsupervised_concepts, False, 0.0)
         self.post_init()
 
-    def _build_stream(self, num_concepts: int, none_concept: bool) -> AscentViTConceptStream | None:
-        return AscentViTConceptStream(self.config, num_concepts, none_concept) if num_concepts else None
+    def _build_stream(self, num_concepts: int, none_concept: bool, gate_bias: float) -> AscentViTConceptStream | None:
+        return AscentViTConceptStream(self.config, num_concepts, none_concept, gate_bias) if num_concepts else None
 
     def drop_unread_fusion(self):
         """Without spatial concepts, a CLS query never reads the patches that the pyramid is fused into."""
@@ -838,6 +882,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         labels: torch.Tensor | None = None,
         concept_targets: torch.Tensor | None = None,
         spatial_concept_targets: torch.Tensor | None = None,
+        spatial_concept_presence: torch.Tensor | None = None,
         global_concept_override: torch.Tensor | None = None,
         spatial_concept_override: torch.Tensor | None = None,
         output_contributions: bool = False,
@@ -859,6 +904,11 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 How present each global concept is, usually 0 or 1; NaN where it is unknown.
             spatial_concept_targets (`torch.FloatTensor` of shape `(batch_size, num_patches, num_spatial_concepts)`, *optional*):
                 How present each spatial concept is in each patch, usually 0 or 1; NaN where it is unknown.
+            spatial_concept_presence (`torch.FloatTensor` of shape `(batch_size, num_spatial_concepts)`, *optional*):
+                1 for spatial concepts that are somewhere in the image, 0 for those that are not, NaN where it is unknown.
+                In training mode their places are learned from it, see [`presence_loss`]: the more images and different
+                lists there are in a batch, the better. Class scores do not move the maps of images that have no other
+                targets of spatial concepts. In evaluation mode it has no effect.
             global_concept_override (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`, *optional*):
                 Attention to use instead of the model's, NaN leaves a value to the model. k concepts that are present
                 have 1 / k each, absent ones 0.
@@ -883,12 +933,13 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 below 0 or beyond 1e6, and, where they are on the CPU, such targets and labels that are no class.
         """
         config = self.config
+        presence = spatial_concept_presence if self.training else None
         outputs = self.ascent_vit(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_fusion=output_fusion,
             output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
+            output_hidden_states=output_hidden_states if presence is None else True,
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
@@ -900,14 +951,16 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             (global_concept_override, spatial_concept_override),
         )
         check_concepts(config, batch_size, num_patches, *targets, *overrides)
+        check_presence(config, batch_size, spatial_concept_presence)
         labels = checked_labels(config, labels, batch_size)
 
         prefix, patches = hidden_states[:, :-num_patches], hidden_states[:, -num_patches:]
-        queries = {"spatial": (patches, spatial_concept_override)}
+        is_given = None if presence is None else unplaced_images(presence, spatial_concept_targets)
+        queries = {"spatial": (patches, spatial_concept_override, is_given)}
         if self.global_stream is not None or self.unsupervised_stream is not None:
             query = self.global_query(prefix, patches)
             override = None if global_concept_override is None else global_concept_override.unsqueeze(1)
-            queries |= {"global": (query, override), "unsupervised": (query, None)}
+            queries |= {"global": (query, override, None), "unsupervised": (query, None, None)}
 
         logits: Any = 0.0
         attentions, contributions = {}, []
@@ -922,6 +975,11 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
 
         loss, terms = self.losses(logits, labels, means, *targets)
+        if presence is not None:
+            tokens = local_tokens(outputs.hidden_states, hidden_states, num_patches)
+            parts = torch.tensor(config.part_shares, device=logits.device)
+            terms["presence_loss"] = presence_loss(means["spatial"], presence, *tokens, parts, config.none_concept)
+            loss = (0.0 if loss is None else loss) + config.concept_loss_weight * terms["presence_loss"]
         heads = attentions if output_concept_heads else {}
         heads |= {name: heads[name].squeeze(2) for name in ("global", "unsupervised") if name in heads}
         return AscentViTImageClassifierOutput(
@@ -938,7 +996,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             unsupervised_concept_attention_heads=heads.get("unsupervised"),
             fusion_locations=outputs.fusion_locations,
             fusion_weights=outputs.fusion_weights,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if output_hidden_states or presence is None else None,
             attentions=outputs.attentions,
         )
 

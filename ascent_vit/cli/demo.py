@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 RECIPE = "digits"
 RESULTS = ("model", "explanations.png", "metrics.json")
 EXPLAINED_IMAGES = 6
-SHOWN_METRICS = ("accuracy", "global_concept_accuracy", "pixel_tpr", "alignment_error", "additivity_error")
+SHOWN_METRICS = (
+    "accuracy",
+    "global_concept_accuracy",
+    "pixel_tpr",
+    "relevance_mass",
+    "pointing_game",
+    "additivity_error",
+)
 
 # Probabilities of the same weights on another device or number of threads differ by rounding only.
 PROBABILITY_TOLERANCE = 1e-3

@@ -49,9 +49,11 @@ CURVE_STEPS = 8
 SAVE_STEPS = 100
 
 
-def sigmoid_forward(stream: Any, tokens: torch.Tensor, override: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+def sigmoid_forward(
+    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A concept stream's forward pass in which concepts do not compete: each has a sigmoid of its own."""
-    attention = stream.scores(tokens).float().sigmoid()[..., : stream.concepts.shape[0]]
+    attention = stream.scores(tokens).float().sigmoid()
     values = stream.split_heads(stream.value(stream.concepts))
     return attention, stream.projection((attention.mean(2, keepdim=True) @ values).flatten(1))
 

@@ -115,6 +115,17 @@ def supervision(num_patches: int) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_places_are_learned_from_lists_over_every_backbone(name):
+    model = build(name, none_concept=True).train()
+    size = model.config.image_size
+    presence = torch.tensor([[1.0, 0, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1], [0, 1, 0, 1]])
+    outputs = model(torch.randn(6, model.config.num_channels, *size), spatial_concept_presence=presence)
+    assert outputs.presence_loss > 0 and outputs.hidden_states is None
+    outputs.loss.backward()
+    assert model.spatial_stream.gate.weight.grad.abs().sum() > 0
+
+
 def test_the_table_names_backbones_that_exist():
     assert set(FACTS) <= set(CONFIG_MAPPING)
     for facts in FACTS.values():

@@ -54,6 +54,42 @@ def test_contribution_table_gives_the_scores(make_config):
     assert (attention.sum(-1) < 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_gate_by_hand(make_config, dtype):
+    """`sigmoid(w . token + b)` times the shares of the same stream without a gate, in half precision too."""
+    gated = build_stream(make_config, none_concept=True)
+    plain = build_stream(make_config)
+    plain.load_state_dict({name: value for name, value in gated.state_dict().items() if "gate" not in name})
+    tokens = torch.randn(3, 7, 32)
+    with torch.no_grad():
+        shares = plain.double()(tokens.double())[0]
+        gate = torch.sigmoid(tokens.double() @ gated.gate.weight[0].double() + gated.gate.bias.double())
+        attention = gated.to(dtype)(tokens.to(dtype))[0]
+    assert attention.dtype == torch.promote_types(dtype, torch.float32)
+    precision = {torch.float64: 1e-12, torch.float16: 5e-3, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(attention.double(), gate[:, None, :, None] * shares, atol=precision, rtol=0)
+
+
+def test_gate_gradients(make_config):
+    stream = build_stream(make_config, none_concept=True, num_concepts=3).double()
+    tokens = torch.randn(1, 4, 32, dtype=torch.float64, requires_grad=True)
+    override = torch.full((1, 4, 3), NAN, dtype=torch.float64)
+    override[0, 1, 2] = 0.25
+
+    def scores(tokens, weight, bias):
+        parameters = {"gate.weight": weight, "gate.bias": bias}
+        return torch.func.functional_call(stream, parameters, (tokens, override))[1]
+
+    assert torch.autograd.gradcheck(scores, (tokens, stream.gate.weight, stream.gate.bias))
+
+
+def test_single_concept_with_a_gate_is_the_gate(make_config):
+    stream = build_stream(make_config, none_concept=True, num_concepts=1)
+    tokens = torch.randn(2, 5, 32)
+    expected = stream.gate(tokens).sigmoid().squeeze(-1)
+    torch.testing.assert_close(stream(tokens)[0][:, 0, :, 0], expected)
+
+
 # The loss terms ------------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +118,39 @@ def test_alignment_of_a_row_of_zeros(kind):
     assert alignment_loss(attention, zeros, kind) == 0
     expected = 0.2**2 + 0.3**2 if kind == "mse" else -math.log(0.5)
     torch.testing.assert_close(alignment_loss(attention, zeros, kind, none_concept=True), torch.tensor(expected))
+
+
+def test_gated_alignment_falls_apart_into_whether_and_which():
+    """Of gate and shares; both averaged over all tokens give the cross-entropy over concepts and "none"."""
+    gate, shares = torch.rand(2, 6, dtype=torch.float64), torch.rand(2, 6, 3, dtype=torch.float64).softmax(-1)
+    targets = torch.zeros(2, 6, 3, dtype=torch.float64)
+    targets[:, :2, 1], targets[:, 1, 2], targets[:, 5] = 1.0, 1.0, NAN
+    which = -(shares[:, 0, 1].log() + shares[:, 1, 1:].log().mean(-1)) / 2
+    on, off = -gate[:, :2].log(), -(1 - gate[:, 2:5]).log()
+    whether = torch.cat([on, off], dim=1).mean(1)
+    value = alignment_loss(gate.unsqueeze(-1) * shares, targets, "kl", none_concept=True)
+    torch.testing.assert_close(value.double(), (which + whether).mean(), rtol=1e-5, atol=1e-6)
+
+    attention = torch.cat([gate.unsqueeze(-1) * shares, 1 - gate.unsqueeze(-1)], dim=-1)
+    with_none = torch.cat([targets, (targets.sum(-1, keepdim=True) == 0).double()], dim=-1)
+    with_none = with_none[:, :5] / with_none[:, :5].sum(-1, keepdim=True)
+    whole = -(with_none * attention[:, :5].log()).sum(-1).mean(1)
+    torch.testing.assert_close(which * 2 / 5 + whether, whole)
+
+
+def test_alignment_of_which_does_not_depend_on_the_number_of_empty_tokens():
+    attention = torch.tensor([[0.1, 0.4]]).repeat(9, 1).unsqueeze(0).requires_grad_()
+    targets = torch.zeros(1, 9, 2)
+    targets[0, 0, 0] = 1
+    gradients = [
+        torch.autograd.grad(
+            alignment_loss(attention[:, :number], targets[:, :number], "kl", none_concept=True), attention
+        )[0][0, 0]
+        for number in (3, 9)
+    ]
+    # Of concept 0's share at the first token, the gate held: the gate's part is the same for both concepts.
+    few, many = (gradient[0] - gradient[1] for gradient in gradients)
+    torch.testing.assert_close(few, many)
 
 
 @pytest.mark.parametrize("kind", ["mse", "kl"])
@@ -152,9 +221,10 @@ def test_model_loss_is_the_weighted_sum(make_config):
 
 
 def override_row(attention, override, none_attention=None):
-    row = torch.tensor(attention if none_attention is None else [*attention, none_attention], dtype=torch.float64)
+    row = torch.tensor(attention, dtype=torch.float64)
     given = torch.tensor([[override]], dtype=torch.float64)
-    return override_attention(row.view(1, 1, 1, -1), given)[0, 0, 0].tolist()
+    none = None if none_attention is None else torch.full((1, 1, 1, 1), none_attention, dtype=torch.float64)
+    return override_attention(row.view(1, 1, 1, -1), given, none)[0, 0, 0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -175,7 +245,13 @@ def test_override_by_hand(attention, override, expected):
 
 
 def test_override_leaves_none_its_share():
-    assert override_row([0.2, 0.3], [0.6, NAN], none_attention=0.5) == pytest.approx([0.6, 0.15, 0.25])
+    assert override_row([0.2, 0.3], [0.6, NAN], none_attention=0.5) == pytest.approx([0.6, 0.15])
+    # Absent: the others and "none" take its share, in their proportions.
+    assert override_row([0.2, 0.3], [0.0, NAN], none_attention=0.5) == pytest.approx([0.0, 0.375])
+    # Present: the gate opens.
+    assert override_row([0.0, 0.1], [1.0, NAN], none_attention=0.9) == pytest.approx([1.0, 0.0])
+    # A gate that is shut, and a concept said to be absent.
+    assert override_row([0.0, 0.0], [0.0, NAN], none_attention=1.0) == pytest.approx([0.0, 0.0])
 
 
 @settings(deadline=None)

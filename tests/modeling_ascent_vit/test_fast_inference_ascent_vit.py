@@ -134,7 +134,7 @@ def test_folded_equals_unfolded(make_config, none_concept):
     tokens = torch.randn(3, 7, 32)
     attention, scores = stream(tokens)
     with torch.no_grad():
-        assert folds_query(stream.query, tokens, torch.empty(2, 5 + none_concept, 16))
+        assert folds_query(stream.query, tokens, torch.empty(2, 5, 16))
         folded_attention, folded_scores = stream(tokens)
     assert not torch.equal(attention, folded_attention), "the folded form was not used"
     torch.testing.assert_close(folded_attention, attention, rtol=1e-5, atol=1e-6)

@@ -33,7 +33,7 @@ def build(config: AscentViTConfig) -> AscentViTForImageClassification:
     """A model whose fusion and classifier have an effect, as after some training."""
     model = AscentViTForImageClassification(config).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith(("gamma", "none_key", "projection.bias")):
+        if name.endswith(("gamma", "gate.weight", "gate.bias", "projection.bias")):
             nn.init.normal_(parameter)
         if name.endswith(("sampling_offsets.weight", "sampling_weights.weight", "token_pool.query")):
             nn.init.normal_(parameter, std=0.1)

@@ -35,6 +35,7 @@ CODE = {
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
     "modeling_ascent_vit.py",
+    "presence_ascent_vit.py",
 }
 AUTO_MAP = {
     "AutoConfig": "configuration_ascent_vit.AscentViTConfig",

@@ -114,8 +114,8 @@ def check_any_backbone(text: str) -> None:
 
 def check_how_far_to_trust(text: str) -> None:
     assert numbers(r"additivity_error ([\d.e+-]+)", text)[0] < 1e-5
-    (off_without, off_with) = numbers(r"off the ink ([\d.]+)", text)
-    assert off_with < 0.2 < 0.5 < off_without
+    (off_open, off_gated) = numbers(r"off the ink ([\d.]+)", text)
+    assert off_gated < 0.2 < 0.5 < off_open
 
 
 CHECKS = dict(

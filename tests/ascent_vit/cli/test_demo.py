@@ -139,7 +139,14 @@ def test_whole_demo(short_recipe, tmp_path, capsys):
     assert height > width > 1000
 
     printed = capsys.readouterr().out
-    for name in ("accuracy", "global_concept_accuracy", "pixel_tpr", "alignment_error", "additivity_error"):
+    for name in (
+        "accuracy",
+        "global_concept_accuracy",
+        "pixel_tpr",
+        "relevance_mass",
+        "pointing_game",
+        "additivity_error",
+    ):
         assert re.search(rf"^{name} +{re.escape(format(metrics[name], '.4g'))}$", printed, flags=re.M)
     assert all(str(output / name) in printed for name in RESULTS)
     assert re.search(r"^peak memory +\d+ MiB$", printed, flags=re.M)

@@ -30,6 +30,7 @@ CODE = {
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
     "modeling_ascent_vit.py",
+    "presence_ascent_vit.py",
 }
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 RECORDS = {"training/metrics.json", "training/recipe.yaml", "training/report.json"}
