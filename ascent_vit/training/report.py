@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSSES = ("loss", "class_loss", "alignment_loss", "entropy_loss")
+LOSSES = ("loss", "class_loss", "alignment_loss", "presence_loss", "entropy_loss")
 
 # What the loop records every `logging_steps` steps: step, terms of the loss, learning rate.
 HISTORY = ("step", *LOSSES, "learning_rate")

@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from datasets import DatasetDict
 from PIL import Image
 
+from ascent_vit.data.digits import load_digits_dataset
 from ascent_vit.training import train
 from ascent_vit.training.report import HISTORY, LOSSES, plot_curves, report_text
 
@@ -31,6 +33,16 @@ def test_the_history_of_steps(report):
             row["class_loss"] + row["alignment_loss"] + 0.5 * row["entropy_loss"], rel=1e-4
         )
     assert rows[-1]["learning_rate"] == report["epochs"][-1]["learning_rate"]
+
+
+def test_lists_have_a_loss_of_their_own(tiny_recipe, tmp_path):
+    digits = load_digits_dataset(copies=1, canvas=32, ink=False, present=True)
+    few = DatasetDict({name: split.select(range(36)) for name, split in digits.items()})
+    train(tiny_recipe(logging_steps=1, per_device_train_batch_size=32), tmp_path / "run", few)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    presence = HISTORY.index("presence_loss")
+    assert all(values[presence] > 0 for values in report["history"])
+    assert report["epochs"][-1]["train_presence_loss"] > 0 and "presence_map" in report["metrics"]
 
 
 def test_the_table_holds_what_the_json_holds(run, report):
