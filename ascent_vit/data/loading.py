@@ -220,7 +220,9 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
     if folder.is_dir():
         options = {"cache_dir": _cache_of(folder), **options}
     try:
-        return load_dataset(str(folder) if folder.is_dir() else name_or_path, streaming=streaming, **options)
+        # Whole, as a folder's bare name may be that of a format: text, csv, json.
+        name = str(folder.absolute()) if folder.is_dir() else name_or_path
+        return load_dataset(name, streaming=streaming, **options)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
             f"{name_or_path} is neither a local folder, nor digits, nor a dataset of the Hub that can be read: {error}"

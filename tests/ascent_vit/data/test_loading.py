@@ -47,6 +47,13 @@ class TestLoading:
         assert loaded["train"].features == dataset["train"].features
         assert list(load_concept_dataset(str(tmp_path / "one"))) == ["train"]
 
+    def test_a_folder_named_like_a_format_is_a_folder(self, dataset, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "text" / "data").mkdir(parents=True)
+        for name, split in dataset.items():
+            split.to_parquet(tmp_path / "text" / "data" / f"{name}-00000-of-00001.parquet")
+        assert load_concept_dataset("text")["train"][1]["concepts"] == [1, 2]
+
     @pytest.mark.parametrize("streaming", [False, True])
     def test_from_parquet(self, dataset, tmp_path, streaming):
         (tmp_path / "data").mkdir()
