@@ -96,14 +96,14 @@ def fit(model: Any, train: dict[str, torch.Tensor], share: float, has_lists: boo
     stream, config = model.spatial_stream, model.config
     parts = torch.tensor(config.part_shares)
     optimizer = torch.optim.AdamW(stream.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    total = WARM_UP * STEPS
+    warm_up = round(WARM_UP * STEPS)
     schedule = torch.optim.lr_scheduler.SequentialLR(
         optimizer,
         [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=round(total)),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS - round(total)),
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=warm_up),
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS - warm_up),
         ],
-        milestones=[round(total)],
+        milestones=[warm_up],
     )
     order = torch.empty(0, dtype=torch.long)
     for _ in range(STEPS):

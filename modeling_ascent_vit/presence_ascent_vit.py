@@ -175,12 +175,13 @@ def which_loss(places: Places, likeness: torch.Tensor, mixture: torch.Tensor, pa
     variance = places.variance() @ parts
     is_told = variance > 1e-4
     # Of each part's concepts (columns), what the tokens of each part (rows) leave unpredicted.
-    unexplained = (places.error(features) @ parts)[:, is_told] / variance[is_told]
-    own = torch.arange(len(is_told), device=is_told.device)[is_told]
-    fit = (unexplained.T.gather(1, own.unsqueeze(1)).squeeze(1) * variance[is_told]).sum() / variance.sum()
+    error = places.error(features) @ parts
+    unexplained = error / variance.clamp_min(1e-4)
     # A place that predicts everything is no better a place for this part than for others.
-    relative = unexplained - 0.5 * (places.error(features) @ parts / variance.clamp_min(1e-4)).mean(1, keepdim=True)
-    return fit + nn.functional.cross_entropy(-CONTRAST * relative.T, own)
+    relative = unexplained - 0.5 * unexplained.mean(1, keepdim=True)
+    own = is_told.nonzero().squeeze(1)
+    contrast = nn.functional.cross_entropy(-CONTRAST * relative.T[is_told], own)
+    return error.diagonal()[is_told].sum() / variance.sum() + contrast
 
 
 def naming_loss(
