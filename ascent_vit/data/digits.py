@@ -42,20 +42,25 @@ def _build_split(
     targets: np.ndarray,
     copies: int,
     canvas: int,
-    rng: np.random.Generator,
+    seeds: list[int],
     features: "Features",
+    placed_share: float,
 ) -> "Dataset":
     from datasets import Dataset
 
     columns: dict[str, list] = {name: [] for name in features}
-    for sample in np.repeat(samples, copies):
+    samples = np.repeat(samples, copies)
+    # Drawn apart from places and sizes, which are the same with any share.
+    marked = np.random.default_rng([*seeds, 1]).permutation(len(samples)) < round(placed_share * len(samples))
+    rng = np.random.default_rng(seeds)
+    for sample, is_marked in zip(samples, marked, strict=True):
         digit = int(targets[sample])
         placed = _place(digits[sample], canvas, rng)
         columns["image"].append(image_cell(Image.fromarray(placed), compress_level=1))
         columns["label"].append(digit % 2)
         columns["concepts"].append([digit])
         if "mask" in features:
-            columns["mask"].append(ink_cell(placed, digit))
+            columns["mask"].append(ink_cell(placed, digit) if is_marked else None)
         if "present" in features:
             columns["present"].append([digit])
         columns["sample"].append(int(sample))
@@ -63,7 +68,13 @@ def _build_split(
 
 
 def load_digits_dataset(
-    seed: int = 0, copies: int = 8, canvas: int = 64, held_out_copies: int = 1, ink: bool = True, present: bool = False
+    seed: int = 0,
+    copies: int = 8,
+    canvas: int = 64,
+    held_out_copies: int = 1,
+    ink: bool = True,
+    present: bool = False,
+    placed: float = 1.0,
 ) -> "DatasetDict":
     """
     Places handwritten digits at a random scale and place on an empty canvas, to be told apart as even or odd.
@@ -79,6 +90,7 @@ def load_digits_dataset(
         held_out_copies: number of placements of each validation and test scan.
         ink: whether to mark where the digit is, in `mask`.
         present: whether to list the digit as a spatial concept that is somewhere in the image, in `present`.
+        placed: share of the train images in which the ink is marked, drawn at random; in the others it is not known.
 
     Returns:
         A `DatasetDict` with train, validation and test, and the columns image (L, white on black), label (even or
@@ -86,11 +98,13 @@ def load_digits_dataset(
         scan's number).
 
     Raises:
-        ValueError: for fewer than one copy or a canvas below 16 pixels.
+        ValueError: for fewer than one copy, a canvas below 16 pixels, or a share outside 0 to 1.
     """
     for name, value, least in (("copies", copies, 1), ("held_out_copies", held_out_copies, 1), ("canvas", canvas, 16)):
         if value < least:
             raise ValueError(f"{name} must be {least} or more; got {value}.")
+    if not 0 <= placed <= 1:
+        raise ValueError(f"placed must be a share from 0 to 1; got {placed}.")
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -106,13 +120,15 @@ def load_digits_dataset(
     digits = digits.reshape(-1, 8, 8)
     rest, test = train_test_split(np.arange(len(digits)), test_size=0.2, random_state=seed, stratify=targets)
     train, validation = train_test_split(rest, test_size=0.125, random_state=seed, stratify=targets[rest])
-    splits = {"train": (train, copies), "validation": (validation, held_out_copies), "test": (test, held_out_copies)}
+    splits = {
+        "train": (train, copies, placed),
+        "validation": (validation, held_out_copies, 1.0),
+        "test": (test, held_out_copies, 1.0),
+    }
     return DatasetDict(
         {
-            name: _build_split(
-                np.sort(samples), digits, targets, number, canvas, np.random.default_rng([seed, i]), features
-            )
-            for i, (name, (samples, number)) in enumerate(splits.items())
+            name: _build_split(np.sort(samples), digits, targets, number, canvas, [seed, i], features, share)
+            for i, (name, (samples, number, share)) in enumerate(splits.items())
         }
     )
 

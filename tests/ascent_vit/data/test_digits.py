@@ -73,6 +73,18 @@ def test_the_digit_as_present_somewhere(digits, ink):
     validate_dataset(DatasetDict(test=listed["test"]))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_places_of_a_share_of_the_train_images(digits, share):
+    """The images are the same, and all held-out ones are marked."""
+    placed = load_digits_dataset(seed=3, copies=2, canvas=32, present=True, placed=share)
+    for name, split in placed.items():
+        images = ["image", "label", "concepts", "sample"]
+        assert split.data.table.select(images).equals(digits[name].data.table.select(images))
+        is_marked = [mask is not None for mask in split["mask"]]
+        assert sum(is_marked) == (round(share * len(split)) if name == "train" else len(split))
+    validate_dataset(placed)
+
+
 def test_the_seed_decides_everything(digits):
     again = load_digits_dataset(seed=3, copies=2, canvas=32)
     other = load_digits_dataset(seed=4, copies=2, canvas=32)
@@ -81,7 +93,7 @@ def test_the_seed_decides_everything(digits):
     assert set(digits["test"]["sample"]) != set(other["test"]["sample"])
 
 
-@pytest.mark.parametrize("options", [{"copies": 0}, {"held_out_copies": 0}, {"canvas": 8}])
+@pytest.mark.parametrize("options", [{"copies": 0}, {"held_out_copies": 0}, {"canvas": 8}, {"placed": 1.5}])
 def test_impossible_options_are_named(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
         load_digits_dataset(**options)
