@@ -245,6 +245,23 @@ def override_attention(
     return torch.where(given.any(-1, keepdim=True), values + others, attention)
 
 
+def attention_share(attention: torch.Tensor) -> torch.Tensor:
+    """
+    How much attention counts in the class scores: 1 over the sum of what each token attends to any concept, so that tokens
+    that show none have no voice, and a small thing has as much of one as a large thing. The sum is taken as 1 at least,
+    what one token can attend: what is hardly seen says hardly anything. Without a gate this is 1 over the number of tokens.
+
+    Args:
+        attention (`torch.Tensor` of shape `(batch_size, heads, num_tokens, num_concepts)`): attention to concepts.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, 1, 1)`.
+    """
+    # More than 1 is set by hand, and then meant to count more.
+    voices = attention.sum(-1).mean(1).clamp_max(1.0)
+    return 1 / voices.sum(-1).clamp_min(1.0).view(-1, 1, 1)
+
+
 class AscentViTBatchNorm(nn.BatchNorm2d):
     """Batch normalisation that trains on a single value per channel too, by its running statistics."""
 
@@ -496,7 +513,8 @@ class AscentViTConceptStream(nn.Module):
                 The images whose class scores have no gradient by way of attention, bool.
 
         Returns:
-            Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, averaged over tokens.
+            Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, the mean over tokens by their attention: see
+            [`attention_share`].
         """
         scores = self.scores(tokens)
         attention = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
@@ -506,14 +524,14 @@ class AscentViTConceptStream(nn.Module):
             attention, none = gate * attention, 1 - gate
         attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
-        # Averaged over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
-        average = attention.mean(2, keepdim=True)
+        # Summed over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
+        pooled = attention.sum(2) * attention_share(attention)
         if is_given is not None:
-            average = torch.where(is_given.view(-1, 1, 1, 1), average.detach(), average)
-        return attention, self.projection((average.to(values.dtype) @ values).flatten(1))
+            pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
+        return attention, self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
 
     def contribution_table(self) -> torch.Tensor:
-        """What attention 1 of head a to concept s adds to the score of class k, `(A, S, K)`."""
+        """What head a adds to the score of class k where all its attention is to concept s, `(A, S, K)`."""
         values = self.split_heads(self.value(self.concepts))
         if not is_plain(self.projection):
             # Each head's values alone, zeros in place of the others'.
@@ -970,7 +988,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             attentions[name] = attention
             if output_contributions:
                 table = stream.contribution_table().to(attention.dtype)
-                contributions.append(torch.einsum("bas,ask->bsk", attention.mean(2), table))
+                pooled = attention.sum(2) * attention_share(attention)
+                contributions.append(torch.einsum("bas,ask->bsk", pooled, table))
         means = {name: attention.mean(1) for name, attention in attentions.items()}
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
 
@@ -1057,7 +1076,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         attention = outputs.spatial_concept_attention_heads
         table = self.spatial_stream.contribution_table().to(attention.dtype)
         table = table[..., indices.expand(batch_size, -1)]
-        maps = torch.einsum("bans,asbc->bcsn", attention, table) / attention.shape[2]
+        maps = torch.einsum("bans,asbc->bcsn", attention * attention_share(attention).unsqueeze(1), table)
         return maps.unflatten(-1, outputs.patch_grid[0].tolist())
 
 

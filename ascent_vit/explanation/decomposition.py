@@ -26,7 +26,7 @@ class ConceptContribution:
         name (`str`): Name of the concept.
         stream (`str`): `"global"`, `"spatial"` or `"unsupervised"`.
         index (`int`): Place of the concept in its stream.
-        attention (`float`): Attention to the concept, from 0 to 1; of a spatial concept its mean over the patches.
+        attention (`float`): Attention to the concept, from 0 to 1; of a spatial concept its share of that of all patches.
         contribution (`float`):
             What the concept added to the logit of the explained class, of either sign; in a [`Contrast`], to the
             difference of two logits.
@@ -58,12 +58,13 @@ class Decomposition:
             this order.
         contributions (`np.ndarray` of shape `(G + S + U, K)`): What each concept added to each logit, float32.
         head_attention (`np.ndarray` of shape `(A, G + S + U)`):
-            Attention of each head to each concept, float32; to a spatial one, the mean over the patches.
+            Attention of each head to each concept, float32; to a spatial one, its share of the patches' attention, as
+            it counts in the class scores.
         patch_attention_heads (`np.ndarray` of shape `(A, S, h, w)`):
             Attention of each head at each patch to each spatial concept, float32.
         contribution_table (`np.ndarray` of shape `(A, S, K)`):
-            What a head adds to each logit by attention 1 to a spatial concept at all patches, float32. The
-            explanations of one call share it.
+            What a head adds to each logit where all its attention is to a spatial concept, float32. The explanations
+            of one call share it.
         processor (`AscentViTImageProcessor`):
             The model's image processor, which knows where the patches lie in the original image.
         fusion ([`FusionMaps`], *optional*): Places at which the patches looked in the pyramid, if asked for.
@@ -143,7 +144,7 @@ class Decomposition:
 
     @cached_property
     def concept_attention(self) -> np.ndarray:
-        """Attention to each concept, `(G + S + U,)`: the mean over heads, of a spatial one over patches too."""
+        """Attention to each concept, `(G + S + U,)`: the mean of `head_attention` over heads."""
         return self.head_attention.mean(0)
 
     @cached_property
@@ -166,13 +167,21 @@ class Decomposition:
         return self.patch_attention_heads.mean(0)
 
     @cached_property
+    def attention_share(self) -> float:
+        """
+        How much attention at a patch counts in the logits: 1 over the sum of what each patch attends to any concept, at
+        most 1 of a patch and at least 1 of all.
+        """
+        return 1 / max(np.minimum(self.patch_attention.sum(0), 1).sum(), 1.0)
+
+    @cached_property
     def patch_contributions(self) -> np.ndarray:
         """
         Contribution of each spatial concept to `logit` at each patch, `(S, h, w)`, float32; the sums over the patches
         are the contributions of these concepts.
         """
         heads = self.patch_attention_heads
-        table = self.select(self.contribution_table) / max(heads.shape[2] * heads.shape[3], 1)
+        table = self.select(self.contribution_table) * self.attention_share
         return np.einsum("ashw,as->shw", heads, table, dtype=np.float32)
 
     @property

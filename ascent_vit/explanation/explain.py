@@ -120,7 +120,9 @@ class Explainer:
                 continue
             if stream == "spatial":
                 patch_attention = to_array(attention.transpose(2, 3).unflatten(-1, grid))
-                attention = attention.mean(2)
+                # Counted by what a patch attends to any concept, as the model's class scores are.
+                voices = attention.sum(3).mean(1).clamp_max(1.0).sum(1).clamp_min(1.0)
+                attention = attention.sum(2) / voices.view(-1, 1, 1)
             attentions.append(to_array(attention))
         head_attention = np.concatenate(attentions, axis=2)
         fusions: Iterable[FusionMaps | None] = repeat(None, len(images))

@@ -115,7 +115,9 @@ def contribution_maps(
     """Contribution of each spatial concept to a class score of each image at each place: (batch, concepts, h, w)."""
     heads = outputs["spatial_concept_attention_heads"]
     table = tables["spatial_contributions"][:, :, class_ids]
-    maps = np.einsum("bans,asb->bsn", heads, table) / heads.shape[2]
+    # A patch counts by its attention to any concept.
+    voices = np.minimum(heads.sum(3).mean(1), 1.0).sum(1)
+    maps = np.einsum("bans,asb->bsn", heads, table) / np.maximum(voices, 1.0)[:, None, None]
     return maps.reshape(*maps.shape[:2], *outputs["patch_grid"][0])
 
 

@@ -45,13 +45,36 @@ def test_stream_equals_multi_head_attention(make_config, num_heads):
     torch.testing.assert_close(scores, expected)
 
 
-def test_contribution_table_gives_the_scores(make_config):
+@pytest.mark.parametrize(("gate_bias", "is_floored"), [(-5.0, True), (1.0, False)])
+def test_contribution_table_gives_the_scores(make_config, gate_bias, is_floored):
+    """The mean over tokens by what each attends to any concept, of which there is 1 at least."""
     stream = build_stream(make_config, none_concept=True).double()
+    torch.nn.init.constant_(stream.gate.bias, gate_bias)
     tokens = torch.randn(3, 7, 32, dtype=torch.float64)
     attention, scores = stream(tokens)
-    by_hand = torch.einsum("bats,ask->bk", attention, stream.contribution_table()) / 7 + stream.projection.bias
+    by_hand = torch.einsum("bats,ask->bak", attention, stream.contribution_table()).sum(1)
+    voices = torch.sigmoid(stream.gate(tokens)).sum((1, 2))
+    assert (voices < 1).all() if is_floored else (voices > 1).all()
+    by_hand = by_hand / torch.maximum(voices, torch.ones(3)).unsqueeze(1) + stream.projection.bias
     torch.testing.assert_close(by_hand, scores)
     assert (attention.sum(-1) < 1).all()
+
+
+def test_without_a_gate_scores_are_the_mean_over_tokens(make_config):
+    stream = build_stream(make_config).double()
+    attention, scores = stream(torch.randn(3, 7, 32, dtype=torch.float64))
+    by_hand = torch.einsum("bats,ask->bk", attention, stream.contribution_table()) / 7 + stream.projection.bias
+    torch.testing.assert_close(by_hand, scores)
+
+
+def test_what_is_set_beyond_one_counts_more(make_config):
+    """A row given whole is used as it is: attention of 2 adds twice what attention of 1 adds."""
+    stream = build_stream(make_config, none_concept=True).double()
+    override = torch.zeros(2, 1, stream.concepts.shape[0], dtype=torch.float64)
+    override[0, 0, 0], override[1, 0, 0] = 1.0, 2.0
+    tokens = torch.randn(1, 1, 32, dtype=torch.float64).expand(2, 1, 32)
+    added = stream(tokens, override)[1] - stream.projection.bias
+    torch.testing.assert_close(added[1], 2 * added[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -121,16 +121,24 @@ def test_contribution_maps_add_up(make_config):
 
 
 def test_contribution_of_a_place_is_what_removing_it_takes_away(make_config):
-    """Overriding one concept at one patch with 0, and the others with what they were, takes its contribution out."""
+    """
+    Overriding one concept at one patch with 0, and the others with what they were, takes its contribution out; the
+    others count more by as much as there is less attention.
+    """
     model = build(make_config(concept_attention_heads=1))
     pixels = torch.randn(1, 3, 48, 48)
-    before = model(pixels)
+    before = model(pixels, output_contributions=True)
     override = torch.full((1, 36, 4), NAN)
     override[0, 13] = before.spatial_concept_attention[0, 13]
     override[0, 13, 2] = 0.0
     after = model(pixels, spatial_concept_override=override)
     maps = model.contribution_maps(pixels, list(range(5)))
-    torch.testing.assert_close(before.logits - after.logits, maps[:, :, 2, 2, 1], rtol=0, atol=1e-6)
+    num_global = model.config.num_global_concepts
+    spatial = before.concept_contributions[:, num_global : num_global + 4].sum(1)
+    left = 36 / after.spatial_concept_attention.sum()
+    expected = before.logits - spatial + (spatial - maps[:, :, 2, 2, 1]) * left
+    torch.testing.assert_close(after.logits, expected, rtol=0, atol=1e-6)
+    assert left > 1.0001
 
 
 @settings(max_examples=12, deadline=None)

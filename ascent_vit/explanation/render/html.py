@@ -127,7 +127,7 @@ def page_data(explanation: Decomposition, classes: list[int], top: int) -> dict[
         "logits": encode(explanation.logits[classes]),
         "scores": encode(explanation.probabilities[classes]),
         "patch_attention_heads": encode(explanation.patch_attention_heads),
-        "tables": encode(explanation.contribution_table[..., classes]),
+        "tables": encode(explanation.contribution_table[..., classes] * explanation.attention_share),
         "palettes": {kind: colormaps[name](places, bytes=True)[:, :3].tolist() for kind, name in palettes.items()},
         "top": top,
         "least_share": LEAST_SHARE,

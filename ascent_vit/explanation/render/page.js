@@ -17,7 +17,7 @@ const biases = decode(data.class_biases);
 const logits = decode(data.logits);
 const scores = decode(data.scores);
 const headAttention = decode(data.patch_attention_heads); // heads x spatial concepts x patches
-const tables = decode(data.tables); // heads x spatial concepts x classes
+const tables = decode(data.tables); // heads x spatial concepts x classes: what attention 1 at a patch adds
 const spatial = data.concepts.filter((concept) => concept.stream === "spatial").length;
 const heads = spatial ? tables.length / (spatial * numClasses) : 0;
 
@@ -57,7 +57,7 @@ function patchMap(index) {
   for (let head = 0; head < heads; head++) {
     const attended = (head * spatial + index) * patches;
     const table = relative(tables, (head * spatial + index) * numClasses);
-    const weight = state.kind === "attention" ? 1 / heads : table / patches;
+    const weight = state.kind === "attention" ? 1 / heads : table;
     for (let patch = 0; patch < patches; patch++) values[patch] += weight * headAttention[attended + patch];
   }
   return values;

@@ -116,7 +116,10 @@ def test_page_holds_the_numbers():
     np.testing.assert_array_equal(decoded(data["logits"]), explanation.logits[order])
     np.testing.assert_array_equal(decoded(data["contributions"]), explanation.contributions[:, order].ravel())
     np.testing.assert_array_equal(decoded(data["patch_attention_heads"]), explanation.patch_attention_heads.ravel())
-    np.testing.assert_array_equal(decoded(data["tables"]), explanation.contribution_table[..., order].ravel())
+    heads, spatial, *_ = explanation.patch_attention_heads.shape
+    tables = decoded(data["tables"]).reshape(heads, spatial, len(order))
+    maps = np.einsum("ashw,as->shw", explanation.patch_attention_heads, tables[..., data["shown"]])
+    np.testing.assert_allclose(maps, explanation.patch_contributions, rtol=1e-6, atol=1e-7)
     names = [concept["name"] for concept in data["concepts"]]
     assert names == ["day", "night", "part 0", "part 1", "part 2"]
 

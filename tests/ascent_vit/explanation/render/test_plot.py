@@ -33,9 +33,9 @@ def make_explanation(scale: float = 1.0, **kwargs) -> Explanation:
         "class_biases": biases,
         "concept_names": {"global": ["striped"], "spatial": list(SPATIAL), "unsupervised": []},
         "contributions": np.stack([added, -added], axis=1),
-        "head_attention": np.array([[1.0, *[scale / 12] * 4]], dtype=np.float32),
-        "patch_attention_heads": np.stack([shares] * 4)[None] * scale / 3,
-        "contribution_table": np.stack([spatial, -spatial], axis=1)[None] * 12,
+        "head_attention": np.array([[1.0, *[0.25] * 4]], dtype=np.float32),
+        "patch_attention_heads": np.stack([shares] * 4)[None] / 3,
+        "contribution_table": np.stack([spatial, -spatial], axis=1)[None] * scale * 4,
         "processor": AscentViTImageProcessor(size={"height": 16, "width": 16}, patch_size=8),
     }
     return Explanation(**(values | kwargs))
