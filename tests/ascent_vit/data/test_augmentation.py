@@ -63,16 +63,15 @@ def squares(draw, side: int) -> dict:
 
 
 flips = st.sampled_from([0.0, 1.0])
-shifts = st.just(0.0) | st.floats(0, 1)
 crops = st.none() | st.floats(0.3, 1).map(lambda least: (least, 1.0))
 seeds = st.integers(0, 2**31)
 
 
 class TestGeometry:
     @settings(max_examples=200, deadline=None)
-    @given(row=squares(side=1), flip=flips, shift=shifts, crop=crops, seed=seeds)
-    def test_flip_shift_and_crop_are_exact(self, row, flip, shift, crop, seed):
-        result = augment(row, seed, horizontal_flip=flip, translation=shift, crop_scale=crop)
+    @given(row=squares(side=1), flip=flips, crop=crops, seed=seeds)
+    def test_flip_and_crop_are_exact(self, row, flip, crop, seed):
+        result = augment(row, seed, horizontal_flip=flip, crop_scale=crop)
         bright = np.argwhere(result["image"][0].numpy() == 255)
         if not len(bright):
             assert result["points"] == {"xy": [], "category": []}
@@ -137,16 +136,6 @@ class TestGeometry:
             assert outside.min() <= blur, name
         assert targets[..., 1].sum() == 1
 
-    def test_shifts_are_no_farther_than_asked_and_fill_with_nothing(self):
-        row = make_row(40, 60, 20, 20) | {"image": Image.new("RGB", (60, 40), "white")}
-        free = set()
-        for seed in range(200):
-            image = augment(row, seed, translation=0.1)["image"][0].numpy()
-            assert image.shape == (40, 60) and set(np.unique(image)) <= {0, 255}
-            free.add(((image == 0).all(1).sum(), (image == 0).all(0).sum()))
-        down, right = zip(*free, strict=True)
-        assert max(down) == 4 and max(right) == 6 and min(down) == min(right) == 0
-
     def test_rotation_keeps_the_size_and_fills_with_nothing(self):
         row = make_row(40, 60, 0, 0, 5) | {"mask": np.full((40, 60), 2, dtype=np.uint8)}
         result = augment(row | {"image": Image.new("RGB", (60, 40), "white")}, seed=1, rotation=90)
@@ -201,19 +190,18 @@ class TestPresence:
         flip=flips,
         crop=crops,
         rotation=st.sampled_from([0.0, 30.0]),
-        shift=st.sampled_from([0.0, 0.3]),
         seed=seeds,
     )
     def test_a_cut_leaves_the_absent_and_what_is_marked(
-        self, processor_class, row, placed, flip, crop, rotation, shift, seed
+        self, processor_class, row, placed, flip, crop, rotation, seed
     ):
         """Three concepts of which two are listed, the square's own one with or without its place."""
         size = row["image"].size
         row |= {"points": None, "mask": None, "present": [0, 1], "unknown_present": None}
         row["objects"] = row["objects"] if placed else None
-        options = {"horizontal_flip": flip, "crop_scale": crop, "rotation": rotation, "translation": shift}
-        result = augment(row, seed, flip_pairs=PAIRS, **options)
-        cut = bool(rotation or shift) or result["image"].shape[:0:-1] != size
+        options = {"horizontal_flip": flip, "crop_scale": crop, "rotation": rotation, "flip_pairs": PAIRS}
+        result = augment(row, seed, **options)
+        cut = bool(rotation) or result["image"].shape[:0:-1] != size
         own = int(flip)  # The pair has changed places.
         processor = processor_class(size={"height": 48, "width": 48}, patch_size=PATCH, num_spatial_concepts=3)
         presence = ConceptCollator(processor)([result])["spatial_concept_presence"][0]
@@ -303,7 +291,6 @@ class TestColour:
     [
         ({"horizontal_flip": 1.5}, "augmentation.horizontal_flip must be a number from 0 to 1; got 1.5."),
         ({"rotation": -3}, "augmentation.rotation must be a number from 0 to 180; got -3."),
-        ({"translation": 2}, "augmentation.translation must be a number from 0 to 1; got 2."),
         ({"rotation": [0, 3]}, "augmentation.rotation must be a number from 0 to 180; got [0, 3]."),
         ({"hue": True}, "augmentation.hue must be a number from 0 to 0.5; got True."),
         ({"contrast": float("nan")}, "augmentation.contrast must be a number from 0 on; got nan."),
@@ -319,7 +306,7 @@ def test_options_that_make_no_sense(options, message):
         Augmentation(**options)
 
 
-ALL = Augmentation(0.5, 30, 0.2, (0.4, 1.0), (0.7, 1.5), 0.3, 0.3, 0.3, 0.1, PAIRS)
+ALL = Augmentation(0.5, 30, (0.4, 1.0), (0.7, 1.5), 0.3, 0.3, 0.3, 0.1, PAIRS)
 
 
 @pytest.fixture(scope="module")
