@@ -36,15 +36,13 @@ def _is_number(value: Any) -> bool:
 @dataclass(frozen=True)
 class Augmentation:
     """
-    Random changes to each training image, in this order: flip, rotation and shift, crop, colour. None by default.
+    Random changes to each training image, in this order: flip, rotation, crop, colour. None by default.
 
     Args:
         horizontal_flip: probability of a mirror image.
         rotation: largest angle in degrees, from 0 to 180; the angle is drawn from [-rotation, rotation]. The image
             keeps its size, and corners that come from outside are black and not annotated. A box becomes the upright
             hull of its turned corners, so it may cover more than the object; points and masks turn exactly.
-        translation: largest shift along each axis, as a share of the side, from 0 to 1; the shift is drawn from
-            [-translation, translation]. What comes from outside is black and not annotated.
         crop_scale: least and greatest share of the image's area in a crop, above 0 and at most 1; None for no crop.
             What is cropped is resized by the image processor.
         crop_ratio: least and greatest width / height of a crop.
@@ -60,7 +58,6 @@ class Augmentation:
 
     horizontal_flip: float = 0.0
     rotation: float = 0.0
-    translation: float = 0.0
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     brightness: float = 0.0
@@ -73,7 +70,6 @@ class Augmentation:
         for name, most in (
             ("horizontal_flip", 1),
             ("rotation", 180),
-            ("translation", 1),
             ("brightness", None),
             ("contrast", None),
             ("saturation", None),
@@ -240,12 +236,12 @@ class ConceptAugmenter:
         return parts, {column: ids for column, (_, ids) in placed.items()}
 
     def _move(self, parts: dict[str, Any], rng: np.random.Generator) -> tuple[dict[str, Any], bool, bool]:
-        """Flips, turns, shifts and crops the parts at random; tells whether they were flipped, and whether cut."""
+        """Flips, turns and crops the parts at random; tells whether they were flipped, and whether they were cut."""
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         options = self.options
-        # The image keeps its size, so a turned one lacks its corners, and a shifted one an edge.
-        cut = bool(options.rotation or options.translation)
+        # The image keeps its size, so a turned one lacks its corners.
+        cut = bool(options.rotation)
         flipped = rng.random() < options.horizontal_flip
         if flipped:
             parts = {name: functional.horizontal_flip(part) for name, part in parts.items()}
@@ -256,12 +252,6 @@ class ConceptAugmenter:
                 name: functional.rotate(part, angle, interpolation=modes.get(name, InterpolationMode.NEAREST))
                 for name, part in parts.items()
             }
-        if options.translation:
-            height, width = parts["image"].shape[-2:]
-            most = np.array([width, height]) * options.translation
-            # By whole pixels, so that strokes stay as sharp as they are.
-            shift = rng.uniform(-most, most).round().astype(int).tolist()
-            parts = {name: functional.affine(part, 0.0, shift, 1.0, [0.0, 0.0]) for name, part in parts.items()}
         if options.crop_scale is not None:
             height, width = parts["image"].shape[-2:]
             crop = self._draw_crop(height, width, rng)
