@@ -19,6 +19,7 @@ import torch
 import typer
 from torch import nn
 from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 from ascent_vit import AscentViTForImageClassification
 from ascent_vit.data import ConceptCollator, concepts_from_features, load_concept_dataset
@@ -27,7 +28,7 @@ from ascent_vit.utils.files import write_json
 from ascent_vit.utils.versions import versions
 from modeling_ascent_vit import AscentViTImageProcessor
 from modeling_ascent_vit.modeling_ascent_vit import alignment_loss
-from modeling_ascent_vit.presence_ascent_vit import local_tokens, presence_loss, unplaced_images
+from modeling_ascent_vit.presence_ascent_vit import PresenceMemory, local_tokens, presence_loss, unplaced_images
 
 
 # Shares of the train images whose places are told, and whether the lists of all are.
@@ -96,15 +97,8 @@ def fit(model: Any, train: dict[str, torch.Tensor], share: float, has_lists: boo
     stream, config = model.spatial_stream, model.config
     parts = torch.tensor(config.part_shares)
     optimizer = torch.optim.AdamW(stream.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    warm_up = round(WARM_UP * STEPS)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS - warm_up),
-        ],
-        milestones=[warm_up],
-    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP * STEPS), STEPS)
+    memory = PresenceMemory()
     order = torch.empty(0, dtype=torch.long)
     for _ in range(STEPS):
         if len(order) < BATCH_SIZE:
@@ -120,7 +114,7 @@ def fit(model: Any, train: dict[str, torch.Tensor], share: float, has_lists: boo
         loss = loss + weight * alignment_loss(attention, targets[chosen], "kl", none_concept=True)
         if has_lists:
             early, middle = train["early"][chosen], train["middle"][chosen]
-            loss = loss + presence_loss(attention, presence, early, middle, parts, has_gate=True)
+            loss = loss + presence_loss(attention, presence, early, middle, parts, True, memory)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(stream.parameters(), 1.0)

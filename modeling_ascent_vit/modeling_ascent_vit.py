@@ -57,7 +57,7 @@ from .fast_inference_ascent_vit import (
     stem_in_parts,
     takes_parts,
 )
-from .presence_ascent_vit import local_tokens, presence_loss, unplaced_images
+from .presence_ascent_vit import PresenceMemory, local_tokens, presence_loss, unplaced_images
 
 
 logger = logging.get_logger(__name__)
@@ -794,6 +794,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         self.global_stream = self._build_stream(config.num_global_concepts, config.none_concept, GLOBAL_GATE_BIAS)
         self.spatial_stream = self._build_stream(config.num_spatial_concepts, config.none_concept, SPATIAL_GATE_BIAS)
         self.unsupervised_stream = self._build_stream(config.num_unsupervised_concepts, False, 0.0)
+        self.presence_memory = PresenceMemory()
         self.post_init()
 
     def _build_stream(self, num_concepts: int, none_concept: bool, gate_bias: float) -> AscentViTConceptStream | None:
@@ -925,8 +926,9 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             spatial_concept_presence (`torch.FloatTensor` of shape `(batch_size, num_spatial_concepts)`, *optional*):
                 1 for spatial concepts that are somewhere in the image, 0 for those that are not, NaN where it is unknown.
                 In training mode their places are learned from it, see [`presence_loss`]: the more images and different
-                lists there are in a batch, the better. Class scores do not move the maps of images that have no other
-                targets of spatial concepts. In evaluation mode it has no effect.
+                lists there are in a batch, the better, and images of earlier batches are remembered. Class scores do
+                not move the maps of images that have no other targets of spatial concepts. In evaluation mode it has no
+                effect.
             global_concept_override (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`, *optional*):
                 Attention to use instead of the model's, NaN leaves a value to the model. k concepts that are present
                 have 1 / k each, absent ones 0.
@@ -997,7 +999,9 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         if presence is not None:
             tokens = local_tokens(outputs.hidden_states, hidden_states, num_patches)
             parts = torch.tensor(config.part_shares, device=logits.device)
-            terms["presence_loss"] = presence_loss(means["spatial"], presence, *tokens, parts, config.none_concept)
+            terms["presence_loss"] = presence_loss(
+                means["spatial"], presence, *tokens, parts, config.none_concept, self.presence_memory
+            )
             loss = (0.0 if loss is None else loss) + config.concept_loss_weight * terms["presence_loss"]
         heads = attentions if output_concept_heads else {}
         heads |= {name: heads[name].squeeze(2) for name in ("global", "unsupervised") if name in heads}

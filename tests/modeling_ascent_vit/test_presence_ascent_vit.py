@@ -10,12 +10,17 @@ from sklearn.linear_model import Ridge
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.presence_ascent_vit import (
+    EXPECTED_AREA,
     FEWEST_LISTS,
     INTERCEPT,
+    MEMORY,
     RIDGE,
+    PresenceMemory,
+    area_loss,
     group_lists,
     left_out_error,
     local_tokens,
+    own_maps,
     presence_loss,
     unplaced_images,
 )
@@ -37,21 +42,33 @@ PRESENCE = torch.tensor(LISTS).repeat(2, 1)
 def test_images_of_one_list_are_one_group():
     assert len(LISTS) >= FEWEST_LISTS
     order = torch.randperm(len(PRESENCE))
-    lists, averaging, told = group_lists(PRESENCE[order])
-    assert sorted(lists.tolist()) == sorted(LISTS) and told.all()
+    lists, averaging, told, is_by_list = group_lists(PRESENCE[order], len(PRESENCE))
+    assert sorted(lists.tolist()) == sorted(LISTS) and told.all() and is_by_list
     torch.testing.assert_close(averaging @ PRESENCE[order], lists)
     assert ((averaging > 0).sum(1) == 2).all()
 
 
 def test_of_few_lists_every_image_is_a_group():
     presence = torch.eye(3).repeat(4, 1)
-    lists, averaging, told = group_lists(presence)
-    assert torch.equal(lists, presence) and torch.equal(averaging, torch.eye(12)) and told.all()
+    lists, averaging, told, is_by_list = group_lists(presence, 12)
+    assert torch.equal(lists, presence) and torch.equal(averaging, torch.eye(12)) and told.all() and not is_by_list
+
+
+def test_remembered_images_stand_for_lists_that_the_batch_has_not():
+    """Of 35 lists the batch has 20, one of them twice; all 35 are remembered."""
+    presence = torch.tensor(LISTS)
+    lists, averaging, _, is_by_list = group_lists(torch.cat([presence[:20], presence[:1], presence]), 21)
+    assert is_by_list and len(lists) == 35
+    of_batch = averaging[:, :21].sum(1)
+    assert ((of_batch == 1) | (of_batch == 0)).all() and of_batch.sum() == 20
+    torch.testing.assert_close(averaging.sum(1), torch.ones(35))
+    doubled = (lists == presence[0]).all(1)
+    assert averaging[doubled, 0] == averaging[doubled, 20] == 0.5
 
 
 def test_what_is_unknown_stands_at_the_mean_and_what_is_always_there_is_not_told():
     presence = torch.tensor([[1.0, 0.0, 1.0], [NAN, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, NAN, 1.0]])
-    lists, _, told = group_lists(presence)
+    lists, _, told, _ = group_lists(presence, 5)
     assert lists[1, 0] == 0.5 and lists[4, 1] == 0.5
     assert told.tolist() == [True, True, False]
 
@@ -60,7 +77,7 @@ def test_left_out_error_is_that_of_regressions_without_the_group():
     """scikit-learn's ridge regression, once for each group that is left out, in float64."""
     rng = np.random.default_rng(0)
     features, lists = rng.normal(size=(3, 9, 5)), (rng.random((9, 4)) > 0.5).astype(float)
-    expected = np.zeros((3, 4))
+    expected = np.zeros((3, 9, 4))
     for place, group in itertools.product(range(3), range(9)):
         x = features[place] - features[place].mean(0)
         x = x / (x.std(0, ddof=1) + 1e-3) / 5**0.5
@@ -68,9 +85,42 @@ def test_left_out_error_is_that_of_regressions_without_the_group():
         x, y = np.column_stack([x, np.full(9, INTERCEPT**0.5)]), lists - lists.mean(0)
         others = np.arange(9) != group
         fitted = Ridge(alpha=RIDGE, fit_intercept=False).fit(x[others], y[others])
-        expected[place] += (y[group] - fitted.predict(x[group : group + 1])[0]) ** 2 / 9
+        expected[place, group] = (y[group] - fitted.predict(x[group : group + 1])[0]) ** 2
     found = left_out_error(torch.from_numpy(features), torch.from_numpy(lists))
     np.testing.assert_allclose(found.numpy(), expected)
+
+
+def test_memory_keeps_the_newest_images_without_gradient():
+    memory = PresenceMemory()
+    seen = torch.empty(0)
+    for size in (MEMORY - 3, 2, 4):
+        features = torch.randn(size, 3, 5, requires_grad=True)
+        presence = torch.randint(0, 2, (size, 6)).float()
+        assert torch.equal(memory.lists(presence)[:size], presence)
+        found = memory.extend(features, presence)
+        seen = torch.cat([features.flatten(1).detach(), seen]) if len(seen) else features.flatten(1).detach()
+        assert torch.equal(found.flatten(1), seen) and found.requires_grad
+        seen = seen[:MEMORY]
+    assert memory.images is not None
+    kept, lists = memory.images
+    assert kept.shape == (MEMORY, 3, 5) and not kept.requires_grad and lists.shape == (MEMORY, 6)
+    assert torch.equal(lists[:4], presence)
+
+
+def test_area_loss_is_a_divergence():
+    gate = torch.rand(5, 7)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Bernoulli(torch.tensor(EXPECTED_AREA)), torch.distributions.Bernoulli(gate.mean(1))
+    ).mean()
+    torch.testing.assert_close(area_loss(gate), expected)
+
+
+def test_own_maps_are_attention_over_the_patches():
+    attention = torch.rand(4, 7, 3) / 3
+    gate = attention.sum(-1)
+    maps = own_maps(attention / gate.unsqueeze(-1), gate)
+    torch.testing.assert_close(maps.parts, attention / attention.sum(1, keepdim=True))
+    torch.testing.assert_close(maps.any, gate / gate.sum(1, keepdim=True))
 
 
 def scene(num_patches: int = 30, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,10 +141,11 @@ def scene(num_patches: int = 30, seed: int = 0) -> tuple[torch.Tensor, torch.Ten
     return tokens, places
 
 
-def loss_of(attention, tokens, presence=PRESENCE, has_gate=True, parts=None):
+def loss_of(attention, tokens, presence=PRESENCE, has_gate=True, parts=None, memory=None):
     torch.manual_seed(0)
     parts = torch.eye(6) if parts is None else parts
-    return presence_loss(attention, presence, tokens, tokens, parts, has_gate)
+    memory = PresenceMemory() if memory is None else memory
+    return presence_loss(attention, presence, tokens, tokens, parts, has_gate, memory)
 
 
 def test_true_places_explain_the_lists_better_than_others():
@@ -112,6 +163,7 @@ def test_places_are_found_by_descent(has_gate):
     tokens, places = scene()
     torch.manual_seed(0)
     which, whether = torch.nn.Linear(32, 6), torch.nn.Linear(32, 1)
+    memory = PresenceMemory()
     optimizer = torch.optim.Adam([*which.parameters(), *whether.parameters()], lr=0.05)
 
     def attention():
@@ -119,11 +171,34 @@ def test_places_are_found_by_descent(has_gate):
 
     for _ in range(150):
         optimizer.zero_grad()
-        presence_loss(attention(), PRESENCE, tokens, tokens, torch.eye(6), has_gate).backward()
+        presence_loss(attention(), PRESENCE, tokens, tokens, torch.eye(6), has_gate, memory).backward()
         optimizer.step()
     found = attention().argmax(1)
     hits = places.gather(1, found.unsqueeze(1)).squeeze(1)[PRESENCE == 1]
     # One patch of thirty by chance.
+    assert hits.mean() > 0.5
+
+
+@pytest.mark.parametrize("has_gate", [False, True])
+def test_places_of_few_lists_are_found_by_small_batches(has_gate):
+    """Three lists, 14 images a step: what was learned of earlier ones is remembered."""
+    tokens, places = scene()
+    few = (PRESENCE[:, 3:] == 0).all(-1) | (PRESENCE[:, :3] == 0).all(-1) | (PRESENCE[:, [0, 2, 4]] == 0).all(-1)
+    chosen, generator = few.nonzero().squeeze(1), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    which, whether = torch.nn.Linear(32, 6), torch.nn.Linear(32, 1)
+    memory = PresenceMemory()
+    optimizer = torch.optim.Adam([*which.parameters(), *whether.parameters()], lr=0.05)
+    for _ in range(150):
+        batch = chosen[torch.randperm(len(chosen), generator=generator)[:14]]
+        attention = which(tokens[batch]).softmax(-1) * (whether(tokens[batch]).sigmoid() if has_gate else 1.0)
+        optimizer.zero_grad()
+        presence_loss(
+            attention, PRESENCE[batch], tokens[batch], tokens[batch], torch.eye(6), has_gate, memory
+        ).backward()
+        optimizer.step()
+    found = (which(tokens).softmax(-1) * (whether(tokens).sigmoid() if has_gate else 1.0)).argmax(1)
+    hits = places.gather(1, found.unsqueeze(1)).squeeze(1)[chosen][PRESENCE[chosen] == 1]
     assert hits.mean() > 0.5
 
 
@@ -171,6 +246,25 @@ def test_images_with_a_list_and_no_place():
     presence = torch.tensor([[1.0, NAN], [1.0, 0.0], [NAN, NAN]])
     assert unplaced_images(presence, targets).tolist() == [False, True, False]
     assert unplaced_images(presence, None).tolist() == [True, True, False]
+
+
+def test_one_image_after_another_is_learned_from():
+    """Alone an image tells nothing; beside those remembered it is predicted by them."""
+    tokens, places = scene()
+    attention, memory = (0.02 + 0.9 * places).requires_grad_(), PresenceMemory()
+    losses = [loss_of(attention[[i]], tokens[[i]], PRESENCE[[i]], memory=memory) for i in range(12)]
+    assert losses[0] == losses[1] == 0 and losses[-1] > 0
+    (gradient,) = torch.autograd.grad(losses[-1], attention)
+    assert gradient[11].abs().sum() > 0 and gradient[:11].eq(0).all()
+
+
+def test_embeddings_alone_are_trained():
+    """Later layers would learn to carry the list from patch to patch."""
+    for depth, is_trained in ((2, True), (3, False), (12, False)):
+        layers = tuple(torch.zeros(2, 5, 3, requires_grad=True) for _ in range(depth + 1))
+        early, middle = local_tokens(layers, layers[-1], num_patches=4)
+        assert early.requires_grad is is_trained and not middle.requires_grad
+    assert not local_tokens(None, layers[-1], num_patches=4)[0].requires_grad
 
 
 def test_local_tokens_are_after_a_third_and_two_thirds():
