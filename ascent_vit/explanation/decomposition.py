@@ -26,7 +26,7 @@ class ConceptContribution:
         name (`str`): Name of the concept.
         stream (`str`): `"global"`, `"spatial"` or `"unsupervised"`.
         index (`int`): Place of the concept in its stream.
-        attention (`float`): Attention to the concept, from 0 to 1; of a spatial concept its share of that of all patches.
+        attention (`float`): Attention to the concept, from 0 to 1; of a spatial one, its share of the patches'.
         contribution (`float`):
             What the concept added to the logit of the explained class, of either sign; in a [`Contrast`], to the
             difference of two logits.
@@ -169,8 +169,8 @@ class Decomposition:
     @cached_property
     def attention_share(self) -> float:
         """
-        How much attention at a patch counts in the logits: 1 over the sum of what each patch attends to any concept, at
-        most 1 of a patch and at least 1 of all.
+        How much attention at a patch counts in the logits: 1 over the sum of what each patch attends to any concept.
+        Of a patch this is taken as 1 at most, and the sum as 1 at least.
         """
         return 1 / max(np.minimum(self.patch_attention.sum(0), 1).sum(), 1.0)
 
