@@ -267,6 +267,7 @@ class ImageFiles:
                 for parent in list(path.relative_to(root).parents)[:-1]:
                     self.folders.setdefault(parent.parent, set()).add(parent.name)
         self.known = set(self.paths)
+        self._splits: dict[Path, str | None] = {}
 
     def find(self, name: str, near: Path | None = None) -> Path | None:
         """
@@ -278,8 +279,9 @@ class ImageFiles:
         parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".")]
         if not parts:
             return None
-        if near is not None and near.joinpath(*parts) in self.known:
-            return near.joinpath(*parts)
+        for folder in (near, self.root):
+            if folder is not None and folder.joinpath(*parts) in self.known:
+                return folder.joinpath(*parts)
 
         def alike(path: Path) -> int:
             pairs = zip(reversed(path.relative_to(self.root).parts), reversed(parts), strict=False)
@@ -288,19 +290,18 @@ class ImageFiles:
         found = self.by_name.get(parts[-1], [])
         best = [path for path in found if alike(path) == max(map(alike, found))]
         if len(best) > 1:
-            exact = self.root.joinpath(*parts)
-            if exact in best:
-                return exact
             raise ValueError(f"{name} may be {best[0]} or {best[1]}: give the one folder with --images")
         return best[0] if best else None
 
     def _split_named(self, folder: Path) -> str | None:
         """The split that a folder's name says, unless it stands among class folders, one of which may be trains'."""
-        own, *others = (
-            SPLITS.get(re.sub(r"[\d_-]+$", "", name.lower()))
-            for name in (folder.name, *(self.folders[folder.parent] - {folder.name} - CONTAINERS))
-        )
-        return own if not others or any(others) else None
+        if folder not in self._splits:
+            own, *others = (
+                SPLITS.get(re.sub(r"[\d_-]+$", "", name.lower()))
+                for name in (folder.name, *(self.folders[folder.parent] - {folder.name} - CONTAINERS))
+            )
+            self._splits[folder] = own if not others or any(others) else None
+        return self._splits[folder]
 
     def split_of(self, path: Path) -> str | None:
         """The split of the innermost folder that is named as one, such as train or val2017."""
@@ -355,12 +356,12 @@ class Reading:
         if not isinstance(name, str):
             raise ValueError(f"{where}: the name of an image must be text; got {name!r}.")
         path = self.files.find(name, near)
-        if path is None:
-            self.missing.append(name)
-            return AnnotatedImage(Path(name), where)
         if size is not None:
             width, height = numbers(size, "width and height", 2)
             size = (int(width), int(height)) if width > 0 and height > 0 else None
+        if path is None:
+            self.missing.append(name)
+            return AnnotatedImage(Path(name), where, size)
         split = split or self.files.split_of(path)
         old = self.images.get(path)
         if old is None:

@@ -12,12 +12,13 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ascent_vit.utils.markdown import escape_markdown
 from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE
 
 from ..cells import image_cell, read_image_file
 from ..prepared import PreparedDataset
 from ..schema import concept_features
-from .annotated import AnnotatedImage, ImageFiles, Reading, Shape, read_header
+from .annotated import AnnotatedImage, ImageFiles, Reading, Shape, read_header, reading
 from .archive import check_shares, dataset_from_splits, draw, sizes_in_words
 from .labels import add_field_concepts, concept_name, find_classes, find_groups, keep_concepts, leave_out_numbers, ways
 
@@ -35,6 +36,8 @@ TURNS: dict[int, tuple[Image.Transpose, Callable[..., tuple]]] = {
 
 # Pixels by which a place may leave its image, as rounding does.
 ROUNDING = 1.0
+
+FLAGS = ("crowd", "difficult", "truncated", "occluded")
 
 SHOWN = 40
 
@@ -97,12 +100,12 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
     placed = _frame(image, options["orientation"], counts)
     width, height = placed.size
     ignored_flags = set(options["leave_out"])
+    for name in (*(thing.name for thing in image.things), *(answer for _, answer in image.tags)):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{image.where}: a name must be text; got {name!r}.")
     for shape in image.shapes:
-        try:
-            bounds = shape.bounds()
-        except ValueError as error:
-            raise ValueError(f"{image.where}: {error}.") from error
-        left, top, right, bottom = bounds
+        with reading(image.where):
+            left, top, right, bottom = shape.bounds()
         counts.update(f"{flag} shapes" for flag in shape.flags)
         counts["shapes"] += 1
         if right <= left or bottom <= top:
@@ -163,19 +166,19 @@ def _check_convention(counts: Counter[str]) -> None:
 
 def _mask(placed: Placed, names: dict[str, int], counts: Counter[str]) -> Image.Image:
     """Paints regions: what is ignored first, then large ones before small ones, as parts lie on wholes."""
-    values = np.zeros(placed.size[::-1], dtype=np.uint8)
-    painted = [
-        (not ignored, -int(pixels.sum()), MASK_IGNORE if ignored else names[shape.name] + 1, pixels)
-        for shape, ignored in placed.regions
-        for pixels in [shape.pixels(placed.size)]
-    ]
-    painted.sort(key=lambda item: item[:2])
-    for *_, value, pixels in painted:
-        values[pixels] = value
-    counts["regions wholly covered by smaller ones"] += sum(
-        bool(pixels.any()) and not (values[pixels] == value).any() for *_, value, pixels in painted
-    )
-    mask = Image.fromarray(values)
+
+    def rank(region: tuple[Shape, bool]) -> tuple[bool, float]:
+        left, top, right, bottom = region[0].bounds()
+        return not region[1], (left - right) * (bottom - top)
+
+    regions = sorted(placed.regions, key=rank)
+    owners = np.zeros(placed.size[::-1], dtype=np.int32)
+    for number, (shape, _) in enumerate(regions, start=1):
+        owners[shape.pixels(placed.size)] = number
+    left_over = len(regions) - len(set(np.unique(owners)) - {0})
+    counts["regions without a pixel, covered by smaller ones, or between centres"] += left_over
+    values = [0, *(MASK_IGNORE if ignored else names[shape.name] + 1 for shape, ignored in regions)]
+    mask = Image.fromarray(np.array(values, dtype=np.uint8)[owners])
     return mask.transpose(TURNS[placed.turn][0]) if placed.turn in TURNS else mask
 
 
@@ -251,10 +254,8 @@ class _Rows:
                 placed = {key: [place for _, place in found], "category": [ids[name] for name, _ in found]}
                 row[column] = placed if looked_at else None
             if self.has_mask:
-                try:
+                with reading(item.image.where):
                     row["mask"] = image_cell(_mask(item, ids, self.counts)) if looked_at else None
-                except ValueError as error:
-                    raise ValueError(f"{item.image.where}: {error}.") from error
             yield {name: row[name] for name in features}
 
 
@@ -311,6 +312,11 @@ def _summary(rows: _Rows, result: Reading, unlisted: int, splits: str) -> str:
         if found:
             named = [f"{name} {number:,}" for name, number in list(found.items())[:SHOWN]]
             lines.append(f"{title}: {', '.join(named)}{f' and {len(found) - SHOWN} others' * (len(found) > SHOWN)}")
+    alike: dict[str, list[str]] = {}
+    for name in (*rows.spatial_names, *rows.global_names):
+        alike.setdefault("".join(name.lower().split()), []).append(name)
+    if doubled := [" and ".join(map(repr, names)) for names in alike.values() if len(set(names)) > 1]:
+        lines.append(f"names that differ in case or spaces alone: {', '.join(doubled)}")
     if result.missing:
         lines.append(f"missing images, left out: {len(result.missing):,}, the first being {result.missing[0]}")
     totals = ("shapes", "points", "shapes within one pixel")
@@ -375,6 +381,9 @@ def prepare_annotations(
         ValueError: for files that are not the tool's or contradict the images, or no class.
     """
     check_shares(validation_share, test_share)
+    for flag in leave_out or []:
+        if flag not in FLAGS:
+            raise ValueError(f"leave_out may hold {', '.join(FLAGS)}; got {flag!r}.")
     root = Path(images).expanduser() if images is not None else source if source.is_dir() else source.parent
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder of images {root}.")
@@ -426,7 +435,7 @@ def prepare_annotations(
         "classes": classes,
     } | options
     settings |= {"empty": empty, "unlisted": unlisted, "group": group, "splits": splits, "seed": seed}
-    listed = "\n".join(f"- {line}" for line in summary.splitlines())
+    listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.splitlines())
     return PreparedDataset(
         dataset=dataset,
         title=f"Images annotated with {tool}",

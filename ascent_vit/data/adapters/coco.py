@@ -105,8 +105,12 @@ def read(source: Path, result: Reading, *, box_format: str | None = None, **_: A
             result.counts["JSON files that are not COCO's, or of captions or panoptic segments"] += 1
             continue
         with reading(str(path)):
-            split = split_in_name(path.stem)
+            split, entries = split_in_name(path.stem), data.get("annotations") or []
+            if not isinstance(entries, list):
+                raise ValueError("annotations must be a list")
             categories = {category["id"]: category for category in data["categories"]}
+            if len(categories) < len(data["categories"]):
+                raise ValueError("two categories have the same id")
             images = {}
             for entry in data["images"]:
                 size = (entry["width"], entry["height"]) if entry.get("width") and entry.get("height") else None
@@ -118,7 +122,7 @@ def read(source: Path, result: Reading, *, box_format: str | None = None, **_: A
                 looked_at[image.path] = looked_at.get(image.path, False) or "annotations" in data
                 image.looked_at = looked_at[image.path]
                 images[entry["id"]] = image
-        for entry in data.get("annotations") or []:
+        for entry in entries:
             where = f"{path}, annotation {entry.get('id') if isinstance(entry, dict) else entry!r:.40}"
             with reading(where):
                 if entry["image_id"] not in images:

@@ -76,7 +76,7 @@ def _annotation(task: dict, result: Reading) -> dict | None:
     result.counts["drafts"] += len(task.get("drafts") or [])
     result.counts["predictions of models"] += len(task.get("predictions") or [])
     if len(finished) > 1:
-        result.counts["further annotations of images with several (taken: ground truth, else the latest)"] += (
+        result.counts["further annotations of an image, of which the ground truth or else the latest was taken"] += (
             len(finished) - 1
         )
     finished.sort(key=lambda a: (bool(a.get("ground_truth")), a.get("updated_at") or a.get("created_at") or ""))

@@ -69,8 +69,9 @@ def read(source: Path, result: Reading, **_: Any) -> None:
             size = data.get("imageWidth"), data.get("imageHeight")
             image = result.image(data["imagePath"], str(path), size if all(size) else None, near=path.parent)
             image.tags += [("", name) for name, on in (data.get("flags") or {}).items() if on]
+            known = image.size or (upright_size(image.path) if image.path in result.images else (0, 0))
             for entry in data["shapes"]:
-                _add(image, entry, image.size or upright_size(image.path), result)
+                _add(image, entry, known, result)
 
 
 __all__ = ["read"]

@@ -105,7 +105,10 @@ def find_classes(
             image.tags = [tag for tag in image.tags if tag[0] != detail or (classes and tag[1] not in classes)]
         elif kind in ("field", "csv"):
             image.fields.pop(column, None)
-    if not found or (classes is not None and not set(found.values()) <= set(classes)):
+    for name in (classes or []) if found else []:
+        if name not in found.values():
+            raise ValueError(f"classes: no image has {name!r}; {suggest(name, sorted(set(found.values())))}")
+    if not found:
         raise ValueError(f"class_from={class_from} finds no class of any image; there are {ways(reading)}")
     return found, tuple(names)
 

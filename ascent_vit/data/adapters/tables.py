@@ -2,6 +2,7 @@
 """CSV tables of images: their classes, groups and further facts, by column."""
 
 import csv
+import io
 from pathlib import Path
 
 from .annotated import Reading
@@ -31,7 +32,7 @@ def read_table(path: Path) -> list[tuple[str, dict[str, str]]]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
-        lines = [line for line in csv.reader(text.splitlines(), delimiter=delimiter) if any(line)]
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(line)]
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV file: {error}.") from error
     names = [name.strip() for name in lines[0]] if lines else []

@@ -40,7 +40,8 @@ def read_settings(source: Path, names: str | None) -> tuple[list[str], dict[str,
     for path in files:
         if path.suffix not in (".yaml", ".yml"):
             return [line for _, line in read_lines(path)], {}, path
-        settings = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        with reading(str(path)):
+            settings = read_yaml(path.read_text(encoding="utf-8"), str(path))
         found = settings.get("names") if isinstance(settings, dict) else None
         if isinstance(found, dict):
             if sorted(found) != list(range(len(found))):
@@ -69,7 +70,8 @@ def _listed(source: Path, settings: dict[str, Any], result: Reading) -> dict[Pat
         entries = settings.get(key) or f"{key}.txt"
         for entry in entries if isinstance(entries, list) else [entries]:
             path = source / str(settings.get("path") or "") / str(entry)
-            path = path if path.is_file() else source / Path(str(entry)).name
+            inside = path.is_file() and path.resolve().is_relative_to(source.resolve())
+            path = path if inside else source / Path(str(entry)).name
             for _, line in read_lines(path) if path.suffix == ".txt" and path.is_file() else ():
                 image = result.files.find(line)
                 if image is None:
@@ -113,14 +115,19 @@ def read(source: Path, result: Reading, *, names: str | None = None, **_: Any) -
         names: file of the names, where it lies elsewhere.
     """
     classes, settings, file = read_settings(source, names)
-    count, dims = settings.get("kpt_shape") or (0, 3)
+    with reading(str(file)):
+        count, dims = numbers(settings.get("kpt_shape") or (0, 3), "kpt_shape", 2).astype(int).tolist()
+        if count < 0 or dims not in (2, 3):
+            raise ValueError(f"kpt_shape must be a number of keypoints and 2 or 3; got {[count, dims]}")
+        point_names = dict(settings.get("kpt_names") or {})
     splits = _listed(source, settings, result)
     for path in result.files.paths:
         labels = _labels_of(path)
         name = str(path.relative_to(result.files.root))
         image = result.image(name, str(labels), upright_size(path), splits.get(path), result.files.root)
         image.looked_at = labels.is_file()
-        text = labels.read_text(encoding="utf-8-sig") if image.looked_at else ""
+        with reading(str(labels)):
+            text = labels.read_text(encoding="utf-8-sig") if image.looked_at else ""
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
@@ -128,7 +135,7 @@ def read(source: Path, result: Reading, *, names: str | None = None, **_: Any) -
                 label, *rest = numbers(line.split(), "a line")
                 if label != int(label) or not 0 <= label < len(classes):
                     raise ValueError(f"there is no class {label:g}: {file.name} has {len(classes)} names, from 0")
-                points = (settings.get("kpt_names") or {}).get(int(label)) if count else None
+                points = point_names.get(int(label)) if count else None
                 points = points or [f"{classes[int(label)]} {i}" for i in range(1, count + 1)]
                 if count and len(rest) != 4 + count * dims:
                     raise ValueError(f"expected {5 + count * dims} numbers, as kpt_shape is {[count, dims]}")

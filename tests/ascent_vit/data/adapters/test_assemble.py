@@ -80,7 +80,8 @@ def folder(tmp_path, picture, write_json):
         name = f"{'ill' if i < 6 else 'well'}/p{i // 3}_{i}.jpg"
         picture(tmp_path / name)
         images.append(entry(i, name, (60, 40)) | {"patient": f"p{i // 3}"})
-        spots += [spot(i, (10, 10, 20, 20))] * (i < 6)
+        outline = [[10, 10, 30, 10, 30, 30, 10, 30]]
+        spots += [spot(i, (10, 10, 20, 20), segmentation=outline)] * (i < 6)
     write_coco(tmp_path, write_json, images, spots)
     return tmp_path
 
@@ -179,6 +180,7 @@ def test_a_folder_of_coco_is_a_model_after_two_commands(folder, tmp_path):
 model:
   backbone_config: {model_type: vit, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
                     intermediate_size: 32, image_size: 32, patch_size: 8}
+  none_concept: true
 max_steps: 2
 per_device_train_batch_size: 4
 seed: 0

@@ -96,7 +96,7 @@ def test_whose_annotation_counts(write, make):
     made = make("label-studio", path, class_from="csv:classes.csv")
     objects = [made.rows[f"pictures/{i}.jpg"]["objects"] for i in (1, 2, 3)]
     assert objects == [[("new", [0, 0, 30, 20])], [("truth", [0, 0, 30, 20])], None]
-    several = "further annotations of images with several (taken: ground truth, else the latest)"
+    several = "further annotations of an image, of which the ground truth or else the latest was taken"
     assert made.lines[several] == "2" == made.lines["cancelled annotations"]
     assert made.lines["drafts"] == "1" == made.lines["predictions of models"]
 
