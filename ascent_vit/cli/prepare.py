@@ -3,6 +3,7 @@
 
 import inspect
 import json
+import re
 import shlex
 import tempfile
 import typing
@@ -111,7 +112,9 @@ def prepare(
     validate_dataset(prepared.dataset)
     words = ["ascent-vit", "prepare", name, "--source", "DIR", *(["--images", "DIR"] if images else [])]
     words += ["--push-to-hub", push_to_hub] if push_to_hub else ["--output", "DIR"]
-    command = shlex.join([*words, *(word for pair in option or () for word in ("--option", pair))])
+    # Of a file of the user's, the card names the file and not where it lies.
+    pairs = [re.sub(r"^(class[_-]from=csv:|names=).*/", r"\1", pair) for pair in option or ()]
+    command = shlex.join([*words, *(word for pair in pairs for word in ("--option", pair))])
     if output is not None:
         with new_folder(output) as folder:
             shown = _write(prepared, folder, None, command, inspect)

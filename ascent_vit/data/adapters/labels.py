@@ -36,6 +36,12 @@ def ways(reading: Reading) -> str:
     )
 
 
+def _check_names(option: str, names: list[str], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{option}: nothing is called {name!r}; {suggest(name, sorted(known))}")
+
+
 def _categories(image: AnnotatedImage) -> set[str]:
     return {thing.name for thing in image.things} | {answer for question, answer in image.tags if not question}
 
@@ -76,24 +82,20 @@ def find_classes(
         file = Path(detail).expanduser()
         column = add_table(file if file.is_file() else source / detail, reading)
     names = [name.strip() for name in detail.split(",")] if kind == "category" else []
-    known = {name for image in reading.images.values() for name in _categories(image)}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"class_from={class_from}: nothing is called {name!r}; {suggest(name, sorted(known))}")
+    _check_names("class_from", names, {name for image in reading.images.values() for name in _categories(image)})
     unlisted = [path for path in reading.files.paths if path not in reading.images]
-    found: dict[Path, str] = {}
-    if kind == "folder":
-        found = {path: folder for path in unlisted if (folder := reading.files.class_folder(path))}
+    found = {path: folder for path in unlisted if kind == "folder" and (folder := reading.files.class_folder(path))}
+    seen = set(found.values())
+    found = {path: name for path, name in found.items() if not classes or name in classes}
     for path, image in reading.images.items():
-        if kind == "folder":
-            own = [folder for folder in [reading.files.class_folder(path)] if folder]
-        elif kind == "category":
+        if kind == "category":
             own = _by_category(image, names)
         elif kind == "tag":
             own = [answer for question, answer in image.tags if question == detail]
         else:
-            own = [value for value in [image.fields.get(column, "")] if value]
-        own = [name for name in dict.fromkeys(own) if not classes or name in classes]
+            own = [(reading.files.class_folder(path) if kind == "folder" else image.fields.get(column)) or ""]
+        seen.update(own)
+        own = [name for name in dict.fromkeys(own) if name and (not classes or name in classes)]
         if len(own) > 1 and kind != "category":
             hint = "name the classes with --option classes=[A, B]" if not classes else "remove one"
             raise ValueError(f"{image.where}: the image has the classes {' and '.join(own)}: {hint}.")
@@ -105,9 +107,7 @@ def find_classes(
             image.tags = [tag for tag in image.tags if tag[0] != detail or (classes and tag[1] not in classes)]
         elif kind in ("field", "csv"):
             image.fields.pop(column, None)
-    for name in (classes or []) if found else []:
-        if name not in found.values():
-            raise ValueError(f"classes: no image has {name!r}; {suggest(name, sorted(set(found.values())))}")
+    _check_names("classes", classes or [], seen)
     if not found:
         raise ValueError(f"class_from={class_from} finds no class of any image; there are {ways(reading)}")
     return found, tuple(names)
@@ -168,10 +168,7 @@ def keep_concepts(reading: Reading, names: list[str] | None) -> None:
     """
     if names is None:
         return
-    known = {thing.name for image in reading.images.values() for thing in image.things}
-    for name in names:
-        if name not in known:
-            raise ValueError(f"concepts: nothing is called {name!r}; {suggest(name, sorted(known))}")
+    _check_names("concepts", names, {thing.name for image in reading.images.values() for thing in image.things})
     for image in reading.images.values():
         number = len(image.shapes) + len(image.points)
         image.shapes = [shape for shape in image.shapes if shape.name in names]

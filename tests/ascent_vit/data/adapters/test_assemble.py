@@ -124,6 +124,13 @@ def test_a_class_must_be_told(folder, make):
     for wrong in ("folders", "category:", "csv:", "field:age", "tag"):
         with pytest.raises(ValueError, match="class_from=.* (is unknown|finds no class)"):
             make("coco", folder, class_from=wrong)
+    for options, message in (
+        ({"classes": ["ill", "wel"]}, "classes: nothing is called 'wel'; did you mean 'well'"),
+        ({"leave_out": ["crowds"]}, "leave_out may hold crowd, difficult, truncated, occluded; got 'crowds'"),
+        ({"concepts_from": ["ag"]}, "concepts_from: no image has the column 'ag'; known are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make("coco", folder, class_from="folder", **options)
     made = make("coco", folder, class_from="category:spot")
     assert made.lines["boxes"] == "6"
     assert "the class was told by spot, which is a concept too" in made.prepared.summary
@@ -151,12 +158,15 @@ def test_the_command(folder, tmp_path, capsys):
     assert run(arguments) == 2
     assert "Annotations have no class of the image" in capsys.readouterr().err
     assert not output.exists()
-    assert run([*arguments, "--option", "class_from=folder", "--option", "group=patient"]) == 0
+    rows = [f"p{i // 3}_{i},{'ill' if i < 6 else 'well'}" for i in range(12)]
+    (folder / "classes.csv").write_text("\n".join(["file,class", *rows]))
+    table = f"class_from=csv:{folder / 'classes.csv'}"
+    assert run([*arguments, "--option", table, "--option", "group=patient"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "images: 12 of 2 classes (ill, well)" and "concepts with a place: spot 6" in shown
     card = (output / "README.md").read_text()
     assert "- boxes: 6" in card and str(tmp_path) not in card
-    assert "ascent-vit prepare coco --source DIR --images DIR --output DIR --option class_from=folder" in card
+    assert "ascent-vit prepare coco --source DIR --images DIR --output DIR --option class_from=csv:classes.csv" in card
     loaded = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
     assert loaded["train"].features["objects"]["category"].feature.names == ["spot"]
     for wrong, message in (

@@ -30,6 +30,8 @@ def test_a_class_named_train(tmp_path, make, picture):
         picture(tmp_path / name)
     made = make("imagefolder", tmp_path)
     assert [row["label"] for _, row in sorted(made.rows.items())] == ["bus", "car", "train"]
+    made = make("imagefolder", tmp_path, classes=["bus", "car"])
+    assert [row["label"] for _, row in sorted(made.rows.items())] == ["bus", "car"]
 
 
 def test_split_folders_alone_have_no_class(tmp_path, make, picture):
