@@ -2,6 +2,8 @@
 """`ascent-vit prepare`."""
 
 import inspect
+import json
+import re
 import shlex
 import tempfile
 import typing
@@ -17,6 +19,9 @@ from ascent_vit.utils.types import describe, fits
 
 if TYPE_CHECKING:
     from ascent_vit.data.prepared import PreparedDataset
+
+
+NAMES = "cub, apy, awa2, kits19 or mnist; or a tool: coco, yolo, voc, labelme, cvat, label-studio or imagefolder."
 
 
 def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:
@@ -56,17 +61,23 @@ def _write(prepared: "PreparedDataset", folder: Path, repo_id: str | None, comma
     from ascent_vit.utils.files import write_json
 
     write_dataset(prepared, folder, repo_id, command)
+    lines = [prepared.summary] * bool(prepared.summary)
     if not inspected:
-        return "\n".join(f"{name}: {len(split):,} images" for name, split in prepared.dataset.items())
+        return "\n".join(lines + [f"{name}: {len(split):,} images" for name, split in prepared.dataset.items()])
     table = dataset_table(prepared.dataset)
     write_json(folder / "inspect.json", table)
     picture_sheet(prepared.dataset).savefig(folder / "inspect.png")
-    return format_table(table)
+    return "\n".join([*lines, format_table(table)])
 
 
 def prepare(
-    name: Annotated[str, typer.Argument(help="cub, apy, awa2, kits19 or mnist.")],
-    source: Annotated[Path, typer.Option(help="Folder with the dataset's official files, unpacked.")],
+    name: Annotated[str, typer.Argument(help=NAMES)],
+    source: Annotated[
+        Path, typer.Option(help="Folder with the archive's files, unpacked, or with the tool's; a tool's file too.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, where it is not SOURCE; as --option images=DIR.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; new or empty.")] = None,
     push_to_hub: Annotated[
         str | None,
@@ -79,7 +90,7 @@ def prepare(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the dataset, as in seed=1; repeatable.")
     ] = None,
 ) -> None:
-    """Turn a dataset's official files into a concept dataset that train takes: parquet files and a card."""
+    """Turn an archive's or an annotation tool's files into a concept dataset that train takes, with its card."""
     if (output is None) == (push_to_hub is None):
         raise ValueError("Give either --output, a folder, or --push-to-hub, a repository of the Hub.")
     from ascent_vit.utils.files import check_new_folder, new_folder
@@ -87,18 +98,23 @@ def prepare(
     if output is not None:
         check_new_folder(output)
 
-    from ascent_vit.data.adapters import load_adapter
+    from ascent_vit.data.adapters import TOOLS, load_adapter
     from ascent_vit.data.checks import validate_dataset
 
     adapter = load_adapter(name)
     options = read_options(name, adapter, option or ())
-    if not source.is_dir():
-        raise FileNotFoundError(f"There is no folder {source}: give the one with the dataset's official files.")
+    if images is not None:
+        options |= read_options(name, adapter, [f"images={json.dumps(str(images))}"])
+    if not (source.is_dir() or (name in TOOLS and source.is_file())):
+        files = "tool's files" if name in TOOLS else "dataset's official files"
+        raise FileNotFoundError(f"There is no folder {source}: give the one with the {files}.")
     prepared = adapter(source, **options)
     validate_dataset(prepared.dataset)
-    words = ["ascent-vit", "prepare", name, "--source", "DIR"]
+    words = ["ascent-vit", "prepare", name, "--source", "DIR", *(["--images", "DIR"] if images else [])]
     words += ["--push-to-hub", push_to_hub] if push_to_hub else ["--output", "DIR"]
-    command = shlex.join([*words, *(word for pair in option or () for word in ("--option", pair))])
+    # Of a file of the user's, the card names the file and not where it lies.
+    pairs = [re.sub(r"^(class[_-]from=csv:|names=).*/", r"\1", pair) for pair in option or ()]
+    command = shlex.join([*words, *(word for pair in pairs for word in ("--option", pair))])
     if output is not None:
         with new_folder(output) as folder:
             shown = _write(prepared, folder, None, command, inspect)

@@ -22,6 +22,7 @@ class PreparedDataset:
         description: text of the card in Markdown: source, citation, how concepts were made, what was left out and why,
             with counts.
         settings: options and random seeds that the dataset was made with.
+        summary: what was understood of the source, in lines with numbers; shown when the dataset is written.
     """
 
     dataset: "DatasetDict"
@@ -29,6 +30,7 @@ class PreparedDataset:
     license: str
     description: str
     settings: dict[str, Any]
+    summary: str = ""
 
 
 __all__ = ["PreparedDataset"]

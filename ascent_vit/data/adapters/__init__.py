@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets from their official archives: one module for each, with a function `prepare(source, **options)`."""
+"""
+Datasets from their official archives, one module for each with a function `prepare(source, **options)`, and from the
+files of annotation tools, one module for each with a function `read` and the options of `assemble`.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -7,7 +10,9 @@ from collections.abc import Callable
 from ..prepared import PreparedDataset
 
 
-ADAPTERS = ("cub", "apy", "awa2", "kits19", "mnist")
+ARCHIVES = ("cub", "apy", "awa2", "kits19", "mnist")
+TOOLS = ("coco", "yolo", "voc", "labelme", "cvat", "label-studio", "imagefolder")
+ADAPTERS = ARCHIVES + TOOLS
 
 
 def load_adapter(name: str) -> Callable[..., PreparedDataset]:
@@ -15,7 +20,7 @@ def load_adapter(name: str) -> Callable[..., PreparedDataset]:
     Imports the function that prepares a dataset.
 
     Args:
-        name: name of the dataset, one of `ADAPTERS`.
+        name: name of the dataset or the tool, one of `ADAPTERS`.
 
     Returns:
         `prepare(source: Path, **options) -> PreparedDataset`; its keyword-only arguments are its options.
@@ -28,7 +33,12 @@ def load_adapter(name: str) -> Callable[..., PreparedDataset]:
             f"There is no adapter {name!r}; there are {', '.join(ADAPTERS)}. A dataset in the Hub's own layouts needs "
             "none: map its columns while it is loaded."
         )
-    return importlib.import_module(f"{__name__}.{name}").prepare
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    if name not in TOOLS:
+        return module.prepare
+    from .assemble import tool_adapter
+
+    return tool_adapter(module.read, **({"class_from": "folder"} if name == "imagefolder" else {}))
 
 
-__all__ = ["ADAPTERS", "load_adapter"]
+__all__ = ["ADAPTERS", "ARCHIVES", "TOOLS", "load_adapter"]
