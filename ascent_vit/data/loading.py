@@ -302,6 +302,11 @@ def _check_columns(dataset: Any, name_or_path: str) -> None:
             )
 
 
+def spatial_names(options: Mapping[str, Any]) -> list[str] | None:
+    """Names of a mask's concepts among the options of [`load_concept_dataset`], None where the features have them."""
+    return options.get("spatial_concepts")
+
+
 def load_concept_dataset(
     name_or_path: str | os.PathLike[str],
     streaming: bool = False,
@@ -354,4 +359,4 @@ def load_concept_dataset(
     return dataset
 
 
-__all__ = ["load_concept_dataset"]
+__all__ = ["load_concept_dataset", "spatial_names"]

@@ -15,6 +15,7 @@ from ascent_vit.data.augmentation import (
     EpochSampler,
 )
 from ascent_vit.data.checks import check_groups
+from ascent_vit.data.loading import spatial_names
 from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
 
 from .reading import model_fields, processor_fields
@@ -164,7 +165,7 @@ def build_augmenter(
             "augmentation.crop_scale gives crops of many sizes, which the image processor must resize: "
             "leave crop_scale out, or do_resize: false out of processor."
         )
-    names = concepts_from_features(features, recipe.dataset_options.get("spatial_concepts"))
+    names = concepts_from_features(features, spatial_names(recipe.dataset_options))
     return ConceptAugmenter(augmentation, *names[1:])
 
 
