@@ -14,8 +14,10 @@ from tqdm.auto import tqdm
 
 from ascent_vit.utils.files import read_json, write_json
 from modeling_ascent_vit.concept_targets_ascent_vit import (
+    MASK_IGNORE,
     PatchAxis,
     global_concept_targets,
+    read_mask,
     spatial_concept_presence,
     spatial_concept_targets,
 )
@@ -157,6 +159,18 @@ def _check_image(
     return size, decode
 
 
+def _check_mask(mask: Any, size: tuple[int, int], num_concepts: int, where: str, tally: Tally) -> np.ndarray:
+    """Ids of the concepts in a mask, of which nothing but the values is looked at."""
+    array = np.asarray(mask)
+    if array.dtype == np.uint8 and array.shape == size:
+        values = np.flatnonzero(np.bincount(array.ravel()))
+        tally.add_mask(values.tolist())
+        named = values[(values > 0) & (values != MASK_IGNORE)]
+        if not named.size or named.max() <= num_concepts:
+            return named - 1
+    return read_mask(array, size, num_concepts, f"{where}.mask")[1]
+
+
 def _check_row(
     row: Mapping[str, Any], where: str, split: str, decode: bool, window: Sequence[float] | None, tally: Tally
 ) -> bool:
@@ -165,8 +179,7 @@ def _check_row(
     size, decoded = _check_image(row["image"], where, decode, window, tally)
     tally.add_places(row, size)
     annotation = stored_mask(row, where)
-    if "mask" in annotation and np.asarray(annotation["mask"]).dtype == np.uint8:
-        tally.add_mask(np.flatnonzero(np.bincount(np.asarray(annotation["mask"]).ravel())).tolist())
+    in_mask = _check_mask(annotation.pop("mask"), size, num_spatial, where, tally) if "mask" in annotation else []
     label = row["label"]
     if label is None or not 0 <= label < len(tally.labels):
         raise ValueError(f"{where}.label must be a class from 0 to {len(tally.labels) - 1}; got {label}.")
@@ -178,6 +191,7 @@ def _check_row(
         # With the whole image as one patch, this is the image processor's own check.
         axes = PatchAxis.identity(size[0], size[0]), PatchAxis.identity(size[1], size[1])
         targets = spatial_concept_targets(annotation, axes, num_spatial, where=where)
+        targets[:, in_mask] = 1
         presence = spatial_concept_presence(annotation, targets, axes, where)
         shown = (targets == 1).any(axis=0) | (presence == 1)
         streams["spatial"] = shown, shown | ~np.isnan(presence)

@@ -57,10 +57,10 @@ def box_suspicion(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     if not len(boxes):
         return None
     unit = _unit_of(boxes, sizes)
-    if unit != "pixels":
-        scale = np.full_like(sizes, 1.0 if unit == "unit" else 100.0)
-        formats = [name for name in BOX_FORMATS if share_inside(boxes, scale, name) >= 0.98] or BOX_FORMATS
-        options = " or ".join(f'box_format="{name} {unit}"' for name in formats)
+    scale = np.full_like(sizes, 1.0 if unit == "unit" else 100.0)
+    formats = [name for name in BOX_FORMATS if share_inside(boxes, scale, name) >= 0.98]
+    if unit == "unit" or (unit == "percent" and formats):
+        options = " or ".join(f'box_format="{name} {unit}"' for name in formats or BOX_FORMATS)
         return f"All {len(boxes)} boxes have numbers up to {boxes.max():.4g}: are they shares of the image? {options}"
     corners = as_corners(boxes, "xywh")
     leaving = float((corners[:, 2:] > sizes + 0.01 * sizes + 1).any(axis=1).mean())
