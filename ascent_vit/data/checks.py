@@ -255,7 +255,8 @@ def check_dataset(
                 number += 1
             bar.update(len(columns["label"]))
     bar.close()
-    errors += [f"{sentence}." for sentence in tally.errors()]
+    # First, as it may explain the others.
+    errors = [f"{sentence}." for sentence in tally.errors()] + errors
     warnings = [f"{sentence}." for sentence in tally.warnings(window)]
     return CheckReport(total, decoded, errors, warnings, bad_rows)
 

@@ -20,7 +20,8 @@ from accelerate.utils import (
 from datasets import DatasetDict, IterableDataset
 
 from ascent_vit.data import check_concepts, check_once, concepts_from_features, load_concept_dataset
-from ascent_vit.data.loading import spatial_names
+from ascent_vit.data.loading import spatial_names, unite
+from ascent_vit.data.splits import read_images
 from ascent_vit.data.suspicions import flip_suspicion
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
@@ -115,6 +116,8 @@ def load_data(recipe: Recipe, dataset: DatasetDict | None, accelerator: Accelera
     if dataset is None:
         with accelerator.main_process_first():
             dataset = load_concept_dataset(name, **recipe.dataset_options)
+    elif not any(isinstance(split, IterableDataset) for split in dataset.values()):
+        dataset = unite(read_images(DatasetDict(dataset), None))
     if check and "train" in dataset:
         with accelerator.main_process_first():
             check_data(recipe, dataset, accelerator.is_main_process)
