@@ -130,6 +130,16 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
+def check_window(window: Any) -> None:
+    """Checks the low and high value of deep images; ValueError for others."""
+    if window is None:
+        return
+    numbers = isinstance(window, list | tuple) and len(window) == 2
+    numbers = numbers and all(isinstance(n, int | float) and not isinstance(n, bool) for n in window)
+    if not (numbers and np.isfinite(window).all() and window[0] < window[1]):
+        raise ValueError(f"window must be a low and a high value, as in [0, 4095]; got {window!r}.")
+
+
 def from_deep(pixels: np.ndarray, mode: str, window: Sequence[float] | None) -> np.ndarray:
     """
     Greys 0 to 255 of an image of more than 8 bits.
@@ -280,6 +290,7 @@ def rgb_array(image: Image.Image, window: Sequence[float] | None = None) -> np.n
 
 
 __all__ = [
+    "check_window",
     "checked_array",
     "eight_bit",
     "from_deep",

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE
+from modeling_ascent_vit.image_inputs_ascent_vit import check_window
+
 from .cells import image_cell, opened_cell, upright_size
 from .schema import COORDINATES, GLOBAL_COLUMNS, PRESENCE_COLUMNS, category_feature, innermost
 from .suspicions import BOX_FORMATS, CROWD_KEYS, SEPARATORS, as_corners
@@ -107,16 +110,6 @@ class Conventions:
     def pop(cls, options: dict[str, Any]) -> "Conventions":
         """Takes the arguments of this class out of options."""
         return cls(**{item.name: options.pop(item.name) for item in fields(cls) if item.name in options})
-
-
-def check_window(window: Any) -> None:
-    """Checks the low and high value of deep images; ValueError for others."""
-    if window is None:
-        return
-    numbers = isinstance(window, list | tuple) and len(window) == 2
-    numbers = numbers and all(isinstance(n, int | float) and not isinstance(n, bool) for n in window)
-    if not (numbers and np.isfinite(window).all() and window[0] < window[1]):
-        raise ValueError(f"window must be a low and a high value, as in [0, 4095]; got {window!r}.")
 
 
 def rewrite_column(
@@ -292,8 +285,6 @@ def convert_masks(split: Any, values: Mapping[int, str], names: list[str]) -> An
     """Writes the masks of a split or stream anew with the schema's numbers: i + 1 of name i, 0 and 255."""
     from datasets import Image as ImageFeature
 
-    from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE
-
     numbers = {0: 0, MASK_IGNORE: MASK_IGNORE}
     for number, name in values.items():
         numbers[number] = {IGNORE: MASK_IGNORE, BACKGROUND: 0}.get(name) if name in (IGNORE, BACKGROUND) else None
@@ -371,7 +362,6 @@ def apply_conventions(dataset: Any, conventions: Conventions, spatial_concepts: 
 __all__ = [
     "Conventions",
     "apply_conventions",
-    "check_window",
     "other_keys",
     "part_names",
     "rewrite_column",

@@ -100,8 +100,9 @@ def check_data(recipe: Recipe, dataset: DatasetDict, loud: bool) -> None:
             logger.info("A stream is not checked before it is read.")
         return
     names = spatial_names(recipe.dataset_options)
+    window = recipe.processor.get("window", recipe.dataset_options.get("window"))
     used = DatasetDict({name: split for name, split in dataset.items() if name in ("train", "validation", "test")})
-    report = check_once(used, spatial_concepts=names, window=recipe.processor.get("window"), progress=loud)
+    report = check_once(used, spatial_concepts=names, window=window, progress=loud)
     report.raise_errors()
     concepts = concepts_from_features(next(iter(used.values())).features, names)[1:]
     options = augmentation_of(recipe)
