@@ -128,7 +128,8 @@ def rewrite_column(
     from datasets import Dataset, Features, concatenate_datasets
     from datasets import Image as ImageFeature
 
-    inputs = [name for name in (column, "image") if name in dataset.features and (name == column or of_image)]
+    inputs = list(dict.fromkeys([column, "image"] if of_image else [column]))
+    inputs = [name for name in inputs if name in dataset.features]
 
     def rewrite(*values: Any) -> dict[str, Any]:
         return {column: function(*values)}

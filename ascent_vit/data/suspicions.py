@@ -66,7 +66,11 @@ def box_suspicion(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     leaving = float((corners[:, 2:] > sizes + 0.01 * sizes + 1).any(axis=1).mean())
     formats = [name for name in ("xyxy", "cxcywh") if share_inside(boxes, sizes, name) >= 0.95]
     if leaving >= 0.2 or (leaving >= 0.02 and len(boxes) >= 20 and "xyxy" in formats):
-        question = "are they corners? box_format=xyxy" if "xyxy" in formats else "are they x, y, width, height?"
+        question = (
+            "are they corners? box_format=xyxy"
+            if "xyxy" in formats
+            else "are they x, y, width, height? box_format says what they are"
+        )
         if formats == ["cxcywh"]:
             question = "do they give the centre? box_format=cxcywh"
         return f"{leaving:.0%} of {len(boxes)} boxes leave the image: {question}"

@@ -156,8 +156,11 @@ def check_same_place(scan: Path, labels: Path) -> None:
         ValueError: for affines that differ, unless one is the identity, which tells no place, and the other's volume
             is not turned.
     """
-    import nibabel
-
+    try:
+        import nibabel
+    except ImportError:
+        # Reading them says what to install.
+        return
     if not (scan.is_file() and labels.is_file()):
         return
     try:
