@@ -242,7 +242,7 @@ def check_dataset(
                 row = dict(zip(columns, values, strict=True))
                 try:
                     decoded += _check_row(row, f"{name}[{i}]", name, number in chosen, window, tally)
-                except ValueError as error:
+                except (TypeError, ValueError) as error:
                     path = (row["image"] or {}).get("path")
                     file = f" ({path})" if path else ""
                     hint = (

@@ -190,6 +190,12 @@ def part_names(dataset: Any, separator: str | None) -> Any:
     """
     from datasets import Dataset, List, Value
 
+    for name, split in dataset.items():
+        if hasattr(split.features["label"], "feature") or isinstance(split.features["label"], Mapping):
+            raise ValueError(
+                f"Column label of {name} must hold one class for each row; got {split.features['label']}. Of several, "
+                "choose one, and give the others as concepts."
+            )
     for column in (*GLOBAL_COLUMNS, *PRESENCE_COLUMNS):
         for name, split in dataset.items():
             if column not in split.features:
@@ -252,15 +258,17 @@ def convert_places(split: Any, column: str, conventions: Conventions) -> Any:
             return not (drops_crowds and any(item.get(name) for name in CROWD_KEYS))
         return not shown or bool(item.get(shown))
 
+    def in_lists(value: Any) -> dict[str, Any]:
+        return dict(value) if isinstance(value, Mapping) else {k: [item.get(k) for item in value] for k in known}
+
     def convert(value: Any, image: Any = None) -> Any:
         if value is None or (isinstance(value, Mapping) and value.get(key) is None):
             return None
-        items = value
-        if isinstance(value, Mapping):
-            lists = {name: item for name, item in value.items() if item is not None}
-            items = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-        items = [item for item in items if stays(item)]
-        made: dict[str, Any] = {name: [item.get(name) for item in items] for name in known}
+        made = in_lists(value)
+        number = len(made[key])
+        lists = [name for name, item in made.items() if isinstance(item, list) and len(item) == number]
+        kept = [i for i in range(number) if stays({name: made[name][i] for name in lists})]
+        made |= {name: [made[name][i] for i in kept] for name in lists}
         scale = np.ones(2)
         if unit != "pixels":
             scale = _image_size(image) / (100 if unit == "percent" else 1)
@@ -275,7 +283,7 @@ def convert_places(split: Any, column: str, conventions: Conventions) -> Any:
             return convert(value, image)
         except (TypeError, ValueError):
             # The check of rows tells which row it is, and what is wrong in it.
-            return value if isinstance(value, Mapping) or value is None else dict.fromkeys(known)
+            return in_lists(value)
 
     if shown and column == "points" and shown not in known:
         raise ValueError(f"visibility names the key {shown!r} of points, which has {', '.join(known)}.")

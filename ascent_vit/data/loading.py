@@ -333,7 +333,8 @@ def _check_columns(dataset: Any, name_or_path: str) -> None:
         if missing:
             raise ValueError(
                 f"The split {name} of {name_or_path} has no column {' and no '.join(missing)}; it has "
-                f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}."
+                f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}"
+                + (", or take the class from the folder: {class_from: folder}." if missing == ["label"] else ".")
             )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -205,6 +205,18 @@ class TestConventions:
                 with pytest.raises(ValueError, match=message):
                     load_concept_dataset(dataset, **options)
 
+    def test_a_list_of_dicts_with_other_keys_and_a_row_that_cannot_be_converted(self, tmp_path):
+        items = [{"bbox": [10.0, 20.0, 110.0, 220.0], "category": "ear", "id": 3}]
+        broken = [{"bbox": [10.0, 20.0], "category": "ear", "id": 3}]
+        rows = {"image": [cell(picture())] * 2, "label": [0, 1], "objects": [items, broken]}
+        kinds = {"bbox": List(Value("float64")), "category": Value("string"), "id": Value("int64")}
+        features = Features(concept_features(["cat", "dog"]) | {"objects": List(kinds)})
+        DatasetDict(train=Dataset.from_dict(rows, features=features)).save_to_disk(tmp_path / "set")
+        loaded = load_concept_dataset(tmp_path / "set", box_format="xyxy")
+        assert pixels_of(loaded)[0] == IN_PIXELS[:1] and loaded["train"][0]["objects"]["id"] == [3]
+        report = check_dataset(loaded)
+        assert report.bad_rows == {"train": [1]} and "must be a list of [x, y, width, height]" in report.errors[0]
+
 
 class TestRows:
     FEATURES = concept_features(["cat", "dog"], ["red", "round"], ["ear", "tail"], ["objects"])
@@ -385,6 +397,10 @@ class TestSplits:
     def test_lists_in_lists_are_refused(self, folder, capsys):
         code, shown = check(capsys, folder({"train": rows_of(concepts=[["red"], ["round"]])}))
         assert code == 2 and "must hold a list of names for each row; got lists in lists" in shown
+
+    def test_labels_in_lists_are_refused(self, folder, capsys):
+        code, shown = check(capsys, folder({"train": rows_of(label=["cat", "dog"])}))
+        assert code == 2 and "Column label of train must hold one class for each row" in shown
 
     @pytest.mark.parametrize("form", ["struct", "bytes", "path"])
     def test_images_of_parquet_files_of_other_tools(self, tmp_path, form):
