@@ -179,7 +179,7 @@ def _check_row(
     size, decoded = _check_image(row["image"], where, decode, window, tally)
     tally.add_places(row, size)
     annotation = stored_mask(row, where)
-    in_mask = _check_mask(annotation.pop("mask"), size, num_spatial, where, tally) if "mask" in annotation else []
+    in_mask: Any = _check_mask(annotation.pop("mask"), size, num_spatial, where, tally) if "mask" in annotation else []
     label = row["label"]
     if label is None or not 0 <= label < len(tally.labels):
         raise ValueError(f"{where}.label must be a class from 0 to {len(tally.labels) - 1}; got {label}.")
@@ -197,6 +197,13 @@ def _check_row(
         streams["spatial"] = shown, shown | ~np.isnan(presence)
     tally.add_row(split, label, streams)
     return decoded
+
+
+def _row_error(error: Exception, row: Mapping[str, Any], where: str) -> str:
+    """Says what is wrong with a row, and in which file."""
+    path = (row["image"] or {}).get("path")
+    hint = " If its values mean something else, give mask_values." if "mask must hold" in str(error) else ""
+    return f"{where}{f' ({path})' if path else ''}: {error}{hint} Correct the row, or leave it out."
 
 
 def check_dataset(
@@ -243,14 +250,7 @@ def check_dataset(
                 try:
                     decoded += _check_row(row, f"{name}[{i}]", name, number in chosen, window, tally)
                 except (TypeError, ValueError) as error:
-                    path = (row["image"] or {}).get("path")
-                    file = f" ({path})" if path else ""
-                    hint = (
-                        " If its values mean something else, give mask_values."
-                        if "mask must hold" in str(error)
-                        else ""
-                    )
-                    errors.append(f"Split {name}, row {i}{file}: {error}{hint} Correct the row, or leave it out.")
+                    errors.append(_row_error(error, row, f"Split {name}, row {i}"))
                     bad_rows.setdefault(name, []).append(i)
                 number += 1
             bar.update(len(columns["label"]))

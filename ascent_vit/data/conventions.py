@@ -295,10 +295,8 @@ def convert_masks(split: Any, values: Mapping[int, str], names: list[str]) -> An
     from datasets import Image as ImageFeature
 
     numbers = {0: 0, MASK_IGNORE: MASK_IGNORE}
-    for number, name in values.items():
-        numbers[number] = {IGNORE: MASK_IGNORE, BACKGROUND: 0}.get(name) if name in (IGNORE, BACKGROUND) else None
-        if numbers[number] is None:
-            numbers[number] = names.index(name) + 1
+    known = {name: i + 1 for i, name in enumerate(names)} | {IGNORE: MASK_IGNORE, BACKGROUND: 0}
+    numbers |= {number: known[name] for number, name in values.items()}
 
     def convert(cell: Any) -> Any:
         if cell is None:
@@ -348,8 +346,8 @@ def apply_conventions(dataset: Any, conventions: Conventions, spatial_concepts: 
     for name, split in dataset.items():
         if "mask" not in split.features:
             raise ValueError(f"mask_values names numbers of masks, but the split {name} has no column mask.")
-        own = (category_feature(split.features[column]) for column in COORDINATES if column in split.features)
-        own = (*own, *(innermost(split.features[column]) for column in PRESENCE_COLUMNS if column in split.features))
+        own = [category_feature(split.features[column]) for column in COORDINATES if column in split.features]
+        own += [innermost(split.features[column]) for column in PRESENCE_COLUMNS if column in split.features]
         known = next((leaf.names for leaf in own if isinstance(leaf, ClassLabel)), spatial_concepts)
         names = list(known or conventions.mask_names)
         strange = [text for text in conventions.mask_names if text not in names]

@@ -164,7 +164,8 @@ def check_same_place(scan: Path, labels: Path) -> None:
     if not (scan.is_file() and labels.is_file()):
         return
     try:
-        first, second = (nibabel.load(path).affine for path in (scan, labels))
+        volumes: Any = [nibabel.load(path) for path in (scan, labels)]
+        first, second = (volume.affine for volume in volumes)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error):
         # Reading it says what is wrong.
         return
