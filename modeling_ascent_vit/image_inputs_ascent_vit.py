@@ -17,7 +17,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
@@ -125,13 +125,62 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
+def is_deep(image: Image.Image) -> bool:
+    """Whether a PIL image has more than 8 bits: mode I;16, I or F."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def check_window(window: Any) -> None:
+    """Checks the low and high value of deep images; ValueError for others."""
+    if window is None:
+        return
+    numbers = isinstance(window, list | tuple) and len(window) == 2
+    numbers = numbers and all(isinstance(n, int | float) and not isinstance(n, bool) for n in window)
+    if not (numbers and np.isfinite(window).all() and window[0] < window[1]):
+        raise ValueError(f"window must be a low and a high value, as in [0, 4095]; got {window!r}.")
+
+
+def from_deep(pixels: np.ndarray, mode: str, window: Sequence[float] | None) -> np.ndarray:
+    """
+    Greys 0 to 255 of an image of more than 8 bits.
+
+    `window`, a low and a high value, becomes black and white. Without it the range is the smallest of 0 to 1 (floats
+    alone), 0 to 255, 0 to 4095 and 0 to 65535 that holds the image's values.
+
+    Raises:
+        ValueError: for values that are not finite and, without a window, below 0 or above 65535.
+    """
+    low, high = pixels.min(), pixels.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(
+            f'An image of mode "{mode}" must have finite values; got {low} to {high}: replace the others.'
+        )
+    if window is None:
+        ranges = (1, 255, 4095, 65535) if mode == "F" else (255, 4095, 65535)
+        top = next((top for top in ranges if high <= top), None)
+        if low < 0 or top is None:
+            raise ValueError(
+                f'An image of mode "{mode}" must have values from 0 to 65535; got {low} to {high}. Give the range to '
+                "show to the image processor as window=[low, high]."
+            )
+        if top == 65535 and mode != "F":
+            return (pixels >> 8).astype(np.uint8)
+        window = (0, top)
+    share = (pixels.astype(np.float64) - window[0]) / (window[1] - window[0])
+    return np.round(np.clip(share, 0, 1) * 255).astype(np.uint8)
+
+
+def eight_bit(image: Image.Image, window: Sequence[float] | None = None) -> Image.Image:
     """
     A PIL image, read whole, in a mode that converts to RGB without being clipped at 255.
 
+    Args:
+        image (`PIL.Image.Image`): Image of any mode.
+        window (`Sequence[float]`, *optional*): Low and high value of images of more than 8 bits, see [`from_deep`].
+
     Raises:
-        ValueError: for an image that is empty or cannot be read, of mode "La", which does not convert to RGB, or of
-            mode "I" or "F" with values outside of 0 to 255.
+        ValueError: for an image that is empty or cannot be read, of mode "La", which does not convert to RGB, or as
+            [`from_deep`].
     """
     if not image.width or not image.height:
         raise ValueError(f"An image must have pixels; got {image.width}x{image.height}.")
@@ -139,15 +188,8 @@ def eight_bit(image: Image.Image) -> Image.Image:
         image.load()
     except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
         raise ValueError(f"An image cannot be read ({error}): give a complete one.") from error
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        low, high = np.asarray(image).min(), np.asarray(image).max()
-        if not (low >= 0 and high <= 255):
-            raise ValueError(
-                f'An image of mode "{image.mode}" must have values from 0 to 255; got {low} to {high}. '
-                "Convert it to 8 bits first."
-            )
+    if is_deep(image):
+        return Image.fromarray(from_deep(np.asarray(image), image.mode, window))
     if image.mode == "La":
         raise ValueError('An image of mode "La" does not convert to RGB: convert it to "LA" first.')
     return image
@@ -233,9 +275,10 @@ def flat_images(images: Any) -> list[Image.Image | np.ndarray | torch.Tensor]:
     )
 
 
-def rgb_array(image: Image.Image) -> np.ndarray:
+def rgb_array(image: Image.Image, window: Sequence[float] | None = None) -> np.ndarray:
     """
-    Pixels of a PIL image of any mode as the image processor sees them: RGB, transparency over white.
+    Pixels of a PIL image of any mode as the image processor sees them: RGB, transparency over white, and images of
+    more than 8 bits in its `window`.
 
     Returns:
         `np.ndarray` of shape `(height, width, 3)`, uint8.
@@ -243,13 +286,16 @@ def rgb_array(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: as [`eight_bit`].
     """
-    return np.asarray(convert_to_rgb(eight_bit(image), return_numpy=True))
+    return np.asarray(convert_to_rgb(eight_bit(image, window), return_numpy=True))
 
 
 __all__ = [
+    "check_window",
     "checked_array",
     "eight_bit",
+    "from_deep",
     "flat_images",
+    "is_deep",
     "load_source",
     "open_image",
     "opened_image",

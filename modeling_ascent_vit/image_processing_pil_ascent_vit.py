@@ -46,7 +46,7 @@ from .concept_targets_ascent_vit import (
     spatial_concept_presence,
     spatial_concept_targets,
 )
-from .image_inputs_ascent_vit import checked_array, eight_bit, flat_images, load_source
+from .image_inputs_ascent_vit import check_window, checked_array, eight_bit, flat_images, load_source
 
 
 if TYPE_CHECKING:
@@ -67,6 +67,10 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
     unannotated (`"ignore"` or `"none"`, *optional*, defaults to `"ignore"`):
         Whether patches without annotation, in an image with spatial annotations, are not annotated (NaN) or show none
         of the concepts (0).
+    window (a pair of `float`, *optional*):
+        Low and high value of PIL images of more than 8 bits (modes I;16, I and F), which become black and white; what
+        is beyond is clipped. Without it the range is the smallest of 0 to 1 (floats alone), 0 to 255, 0 to 4095 and
+        0 to 65535 that holds the image's values.
     """
 
     patch_size: int | list[int] | tuple[int, ...]
@@ -74,6 +78,7 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
     num_spatial_concepts: int
     annotation_coverage: float | int
     unannotated: str
+    window: list[float | int] | tuple[float | int, ...] | None
 
 
 # Limits of what pixels are multiplied with or divided by.
@@ -197,6 +202,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
     num_spatial_concepts = 0
     annotation_coverage = 0.5
     unannotated = "ignore"
+    window: Any = None
 
     @classmethod
     def from_model_config(cls, config, **kwargs):
@@ -276,6 +282,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
             raise ValueError(f"annotation_coverage must be above 0 and at most 1; got {coverage!r}.")
         if kwargs["unannotated"] not in ("ignore", "none"):
             raise ValueError(f'unannotated must be "ignore" or "none"; got {kwargs["unannotated"]!r}.')
+        check_window(kwargs.get("window"))
         return kwargs
 
     def to_dict(self) -> dict[str, Any]:
@@ -304,7 +311,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
 
     def process_image(self, image: Any, *args, input_data_format=None, **kwargs):
         if isinstance(image, Image.Image):
-            image = eight_bit(image)
+            image = eight_bit(image, kwargs.get("window"))
         else:
             image = checked_array(image, kwargs.get("do_rescale"), kwargs.get("rescale_factor"))
             if self.backend == "pil" and isinstance(image, torch.Tensor):  # type: ignore[attr-defined]

@@ -47,6 +47,7 @@ COMMANDS_NOT_RUN = {
     "ascent-vit demo": "trains for five minutes; test_demo.py runs it with four steps",
     "pytest": "these tests",
     "ascent-vit prepare cub": "needs the archive; test_prepare.py makes one",
+    "ascent-vit check data/cub": "checks what the line before prepares; test_as_people_have_it.py makes small ones",
     "ascent-vit train --recipe cub": "trains a ViT-L; test_train.py trains small models",
 }
 SLOW_COMMANDS = ("ascent-vit evaluate",)

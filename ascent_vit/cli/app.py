@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ascent_vit import __version__
 
 from .annotate import annotate
+from .check import check
 from .convert import convert
 from .demo import demo
 from .evaluate import evaluate
@@ -53,6 +54,7 @@ def ascent_vit(
 
 
 app.command("annotate")(annotate)
+app.command("check")(check)
 app.command("convert")(convert)
 app.command("demo")(demo)
 app.command("evaluate")(evaluate)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ascent-vit evaluate`."""
 
+import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from .inputs import DatasetOptions, load_model, read_dataset_options
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -34,6 +37,7 @@ def evaluate(
     sanity: Annotated[
         bool, typer.Option("--sanity", help="Also compare the maps with those of random weights.")
     ] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Do not look for errors in the split first.")] = False,
     options: DatasetOptions = None,
 ) -> None:
     """Measure a model on a split: class, concepts, faithfulness, intervention, robustness; writes flat JSON."""
@@ -44,7 +48,8 @@ def evaluate(
     import torch
     from accelerate import Accelerator
 
-    from ascent_vit.data import load_concept_dataset
+    from ascent_vit.data import check_once, load_concept_dataset
+    from ascent_vit.data.loading import spatial_names
     from ascent_vit.evaluation import evaluate_dataset
     from ascent_vit.utils.files import write_json
     from ascent_vit.utils.versions import versions
@@ -57,6 +62,17 @@ def evaluate(
         splits = load_concept_dataset(dataset, **dataset_options)
     if split not in splits:
         raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
+    if not no_check:
+        with accelerator.main_process_first():
+            report = check_once(
+                type(splits)({split: splits[split]}),
+                spatial_concepts=spatial_names(dataset_options),
+                window=getattr(processor, "window", None),
+                progress=accelerator.is_main_process,
+            )
+            report.raise_errors()
+        for warning in report.warnings if accelerator.is_main_process else ():
+            logger.warning("%s", warning)
     values = evaluate_dataset(
         classifier.to(accelerator.device),
         processor,
@@ -67,7 +83,7 @@ def evaluate(
         batch_size=batch_size,
         skip=skip or (),
         sanity=sanity,
-        spatial_concepts=dataset_options.get("spatial_concepts"),
+        spatial_concepts=spatial_names(dataset_options),
         accelerator=accelerator,
         progress=True,
     )

@@ -107,6 +107,7 @@ def explain(
     check_new_folder(output)
     source = open_inputs(inputs, split, streaming, options or ())
     classifier, processor = load_model(model)
+    source.window = getattr(processor, "window", None)
     if label is not None:
         class_index(label, class_names(classifier.config))
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)

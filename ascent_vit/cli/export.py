@@ -32,6 +32,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model for another runtime, with preprocessing and an example; checked against PyTorch."""
+    from ascent_vit.data.loading import spatial_names
     from ascent_vit.export import export_model
     from ascent_vit.export.formats import check_format
     from ascent_vit.utils.files import check_new_folder
@@ -55,7 +56,7 @@ def export(
         splits = load_concept_dataset(dataset, **dataset_options)
         if split not in splits:
             raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
-        check_names(classifier.config, splits[split].features, dataset_options.get("spatial_concepts"))
+        check_names(classifier.config, splits[split].features, spatial_names(dataset_options))
         chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
         batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor))
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model

@@ -23,6 +23,9 @@ def train(
             "--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in model.psi=0.5; repeatable."
         ),
     ] = None,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not look for errors in the dataset before the first step.")
+    ] = False,
 ) -> None:
     """Train a model by a recipe: writes checkpoints, model/, metrics.json and a report."""
     from ascent_vit.training import load_recipe
@@ -32,7 +35,7 @@ def train(
     overrides = [f"dataset={json.dumps(dataset)}"] if dataset is not None else []
     values = load_recipe(recipe, [*overrides, *(changes or ())])
     try:
-        result = train_by_recipe(values, output, resume=resume, seed=seed)
+        result = train_by_recipe(values, output, resume=resume, seed=seed, check=not no_check)
     except KeyboardInterrupt:
         print("The same command with --resume goes on from the last checkpoint.", file=sys.stderr)
         raise

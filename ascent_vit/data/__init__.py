@@ -10,7 +10,7 @@ from .augmentation import (
 )
 from .batches import CachedConceptDataset, ConceptCollator, cached_bytes
 from .card import dataset_card, write_dataset
-from .checks import check_concepts, validate_dataset
+from .checks import CheckReport, check_concepts, check_dataset, check_once, validate_dataset
 from .digits import load_digits_dataset
 from .loading import load_concept_dataset
 from .prepared import PreparedDataset
@@ -34,6 +34,9 @@ __all__ = [
     "annotation_from_row",
     "cached_bytes",
     "check_concepts",
+    "CheckReport",
+    "check_dataset",
+    "check_once",
     "concepts_from_features",
     "load_concept_dataset",
     "PreparedDataset",

@@ -8,7 +8,7 @@ not on the number of workers, nor on where a run was interrupted.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +127,9 @@ class Augmentation:
                         )
 
 
-def rgb_pixels(image: Image.Image) -> np.ndarray:
+def rgb_pixels(image: Image.Image, window: Sequence[float] | None = None) -> np.ndarray:
     """Pixels of a PIL image of any mode as the image processor sees them, `(3, height, width)` uint8."""
-    return np.ascontiguousarray(rgb_array(image).transpose(2, 0, 1))
+    return np.ascontiguousarray(rgb_array(image, window).transpose(2, 0, 1))
 
 
 def _adjust_contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
@@ -152,19 +152,26 @@ class ConceptAugmenter:
         options: changes to draw.
         global_concepts: names of the dataset's global concepts.
         spatial_concepts: names of the dataset's spatial concepts.
+        window: range of the image processor for images of more than 8 bits.
 
     Raises:
         ImportError: without torchvision.
         ValueError: for pairs of names that the dataset does not have.
     """
 
-    def __init__(self, options: Augmentation, global_concepts: list[str], spatial_concepts: list[str]):
+    def __init__(
+        self,
+        options: Augmentation,
+        global_concepts: list[str],
+        spatial_concepts: list[str],
+        window: Sequence[float] | None = None,
+    ):
         try:
             import torchvision  # noqa: F401
         except ImportError as error:
             raise ImportError("Augmentation needs torchvision: pip install 'ascent-vit[train]'.") from error
         options.check_names(global_concepts, spatial_concepts)
-        self.options = options
+        self.options, self.window = options, window
         self.num_spatial_concepts = len(spatial_concepts)
         self.global_swap, self.spatial_swap = options.swap(global_concepts), options.swap(spatial_concepts)
 
@@ -214,7 +221,7 @@ class ConceptAugmenter:
         """Image, boxes and mask as torchvision's tensors, which move together; and the boxes' ids by column."""
         from torchvision import tv_tensors
 
-        pixels = rgb_pixels(row["image"]) if isinstance(row["image"], Image.Image) else row["image"]
+        pixels = rgb_pixels(row["image"], self.window) if isinstance(row["image"], Image.Image) else row["image"]
         image = tv_tensors.Image(torch.from_numpy(pixels))
         height, width = image.shape[-2:]
         parts: dict[str, Any] = {"image": image}
@@ -346,7 +353,7 @@ class AugmentedConceptDataset(torch.utils.data.Dataset):
         indices = range(len(dataset) if memory else 0)
         for index in tqdm(indices, desc="Reading images", unit="image", leave=False, disable=not progress):
             row = dict(dataset[index])
-            row["image"] = rgb_pixels(row["image"])
+            row["image"] = rgb_pixels(row["image"], augmenter.window)
             if row.get("mask") is not None:
                 row["mask"] = np.array(row["mask"])
             left -= row["image"].nbytes + (row["mask"].nbytes if row.get("mask") is not None else 0)

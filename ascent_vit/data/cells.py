@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 EXIF_ORIENTATION = 274
 
+# What stands among the last bytes of a whole file.
+FILE_ENDINGS, LENGTH_OF_ENDING = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}, 64
+
 
 def image_cell(image: Image.Image, **kwargs: Any) -> dict[str, Any]:
     """Encodes an image as a cell of an Image column, as PNG by default; `kwargs` go to `Image.save`."""
@@ -60,17 +63,29 @@ def read_image_file(path: Path, placed: bool = True) -> tuple[dict[str, Any], tu
     return {"bytes": content, "path": path.name}, size
 
 
-def _opened(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
+def opened_cell(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
     """Opens the image of a cell of an Image column without decoding it."""
     if cell is None or (cell.get("bytes") is None and not cell.get("path")):
         raise ValueError(f"{where} is empty; every row needs an image.")
     return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
     """Height and width of an image as `datasets` decodes it, which is upright."""
     turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def is_cut_off(cell: Mapping[str, Any], image: Image.Image) -> bool:
+    """Whether the file of a cell lacks the bytes that end a JPEG or PNG, and so may be cut off; no pixel is read."""
+    ending = FILE_ENDINGS.get(image.format or "")
+    if ending is None:
+        return False
+    if cell.get("bytes") is not None:
+        return ending not in cell["bytes"][-LENGTH_OF_ENDING:]
+    with open(cell["path"], "rb") as file:
+        file.seek(max(file.seek(0, io.SEEK_END) - LENGTH_OF_ENDING, 0))
+        return ending not in file.read()
 
 
 def stored_columns(split: "Dataset") -> "Dataset":
@@ -91,13 +106,27 @@ def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any
     Raises:
         ValueError: for an image or a mask that cannot be read; `where` is the row's name in errors.
     """
-    with _opened(row["image"], f"{where}.image") as image:
-        size = _upright_size(image)
+    with opened_cell(row["image"], f"{where}.image") as image:
+        size = upright_size(image)
+    return stored_mask(row, where), size
+
+
+def stored_mask(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Reads the annotations of a row of [`stored_columns`] with its mask; ValueError for one that cannot be read."""
     annotation = annotation_from_row(row)
     if "mask" in annotation:
-        with _opened(annotation["mask"], f"{where}.mask") as mask:
+        with opened_cell(annotation["mask"], f"{where}.mask") as mask:
             annotation["mask"] = ImageOps.exif_transpose(mask)
-    return annotation, size
+    return annotation
 
 
-__all__ = ["image_cell", "read_image_file", "stored_annotation", "stored_columns"]
+__all__ = [
+    "image_cell",
+    "is_cut_off",
+    "opened_cell",
+    "read_image_file",
+    "stored_annotation",
+    "stored_columns",
+    "stored_mask",
+    "upright_size",
+]

@@ -1,26 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of concept datasets: their rows, their groups, and that their concepts are the model's."""
 
-from collections.abc import Mapping
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from tqdm.auto import tqdm
+
+from ascent_vit.utils.files import read_json, write_json
 from modeling_ascent_vit.concept_targets_ascent_vit import (
+    MASK_IGNORE,
     PatchAxis,
     global_concept_targets,
+    read_mask,
     spatial_concept_presence,
     spatial_concept_targets,
 )
+from modeling_ascent_vit.image_inputs_ascent_vit import eight_bit, is_deep
 
-from .cells import stored_annotation, stored_columns
+from .cells import is_cut_off, opened_cell, stored_columns, stored_mask, upright_size
 from .schema import GROUP_COLUMN, concepts_from_features
+from .suspicions import Tally
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedConfig
 
+logger = logging.getLogger(__name__)
+
 # Number of rows in memory at a time.
 ROWS_AT_A_TIME = 100
+
+# Number of errors that are shown one by one.
+MOST_SHOWN = 10
 
 
 def check_concepts(config: "PreTrainedConfig", global_concepts: list[str], spatial_concepts: list[str]) -> None:
@@ -70,19 +88,203 @@ def check_groups(dataset: "DatasetDict") -> None:
                 )
 
 
-def _check_row(row: Mapping[str, Any], numbers: tuple[int, int, int], where: str) -> None:
-    num_labels, num_global, num_spatial = numbers
+@dataclass(frozen=True)
+class CheckReport:
+    """
+    What a check of a dataset found.
+
+    Args:
+        rows: number of rows that were checked.
+        decoded: number of images that were decoded.
+        errors: sentences on what cannot be trained on, each with split, row and file where it has them.
+        warnings: sentences on what may be meant otherwise, with numbers and the option that cures it.
+        bad_rows: rows with an error, by split.
+    """
+
+    rows: int = 0
+    decoded: int = 0
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    bad_rows: dict[str, list[int]] = field(default_factory=dict)
+
+    def shown_errors(self) -> list[str]:
+        """The first ten errors, and the number of the others."""
+        more = len(self.errors) - MOST_SHOWN
+        return self.errors[:MOST_SHOWN] + ([f"And {more} more errors."] if more > 0 else [])
+
+    def raise_errors(self) -> None:
+        """Raises a ValueError with the first errors, if there are any."""
+        if len(self.errors) == 1:
+            raise ValueError(self.errors[0])
+        if self.errors:
+            raise ValueError(f"The dataset has {len(self.errors)} errors. {' '.join(self.shown_errors())}")
+
+
+def _check_structure(dataset: "DatasetDict") -> list[str]:
+    if not len(dataset):
+        return ["The dataset has no split; expected train, and validation and test where there are such."]
+    first = next(iter(dataset))
+    found = []
+    for name, split in dataset.items():
+        missing = [column for column in ("image", "label") if column not in split.features]
+        if missing:
+            found.append(
+                f"The split {name} has no column {' and no '.join(missing)}; it has {', '.join(split.features)}. "
+                "Rename its columns, or map them."
+            )
+        elif split.features != dataset[first].features:
+            found.append(f"The splits {first} and {name} must have the same features: cast one to the other's.")
+        elif not len(split):
+            found.append(f"The split {name} has no rows: leave it out.")
+    return found
+
+
+def _check_image(
+    cell: Any, where: str, decode: bool, window: Sequence[float] | None, tally: Tally
+) -> tuple[Any, bool]:
+    """Reads an image's height and width, and decodes it if asked to or if its file may be cut off; tells whether."""
+    with opened_cell(cell, f"{where}.image") as image:
+        size, deep = upright_size(image), is_deep(image)
+        decode = decode or is_cut_off(cell, image)
+        if deep:
+            tally.add_deep(image.mode)
+        if decode:
+            # JPEGs are then decoded at an eighth of their size, which still reads the file to its end.
+            image.draft("L", (1, 1))
+            image.load()
+            if deep:
+                pixels = np.asarray(image)
+                tally.add_deep(image.mode, float(pixels.min()), float(pixels.max()))
+                eight_bit(image, window)
+    return size, decode
+
+
+def _check_mask(mask: Any, size: tuple[int, int], num_concepts: int, where: str, tally: Tally) -> np.ndarray:
+    """Ids of the concepts in a mask, of which nothing but the values is looked at."""
+    array = np.asarray(mask)
+    if array.dtype == np.uint8 and array.shape == size:
+        values = np.flatnonzero(np.bincount(array.ravel()))
+        tally.add_mask(values.tolist())
+        named = values[(values > 0) & (values != MASK_IGNORE)]
+        if not named.size or named.max() <= num_concepts:
+            return named - 1
+    return read_mask(array, size, num_concepts, f"{where}.mask")[1]
+
+
+def _check_row(
+    row: Mapping[str, Any], where: str, split: str, decode: bool, window: Sequence[float] | None, tally: Tally
+) -> bool:
+    """Checks a row as the image processor will read it, and adds it to the tally; tells whether it was decoded."""
+    num_global, num_spatial = (len(tally.streams[stream]) for stream in ("global", "spatial"))
+    size, decoded = _check_image(row["image"], where, decode, window, tally)
+    tally.add_places(row, size)
+    annotation = stored_mask(row, where)
+    in_mask: Any = _check_mask(annotation.pop("mask"), size, num_spatial, where, tally) if "mask" in annotation else []
     label = row["label"]
-    if label is None or not 0 <= label < num_labels:
-        raise ValueError(f"{where}.label must be a class from 0 to {num_labels - 1}; got {label}.")
-    annotation, (height, width) = stored_annotation(row, where)
+    if label is None or not 0 <= label < len(tally.labels):
+        raise ValueError(f"{where}.label must be a class from 0 to {len(tally.labels) - 1}; got {label}.")
+    streams = {}
     if num_global:
-        global_concept_targets(annotation, num_global, where)
+        targets = global_concept_targets(annotation, num_global, where)
+        streams["global"] = targets == 1, ~np.isnan(targets)
     if num_spatial:
         # With the whole image as one patch, this is the image processor's own check.
-        axes = PatchAxis.identity(height, height), PatchAxis.identity(width, width)
+        axes = PatchAxis.identity(size[0], size[0]), PatchAxis.identity(size[1], size[1])
         targets = spatial_concept_targets(annotation, axes, num_spatial, where=where)
-        spatial_concept_presence(annotation, targets, axes, where)
+        targets[:, in_mask] = 1
+        presence = spatial_concept_presence(annotation, targets, axes, where)
+        shown = (targets == 1).any(axis=0) | (presence == 1)
+        streams["spatial"] = shown, shown | ~np.isnan(presence)
+    tally.add_row(split, label, streams)
+    return decoded
+
+
+def _row_error(error: Exception, row: Mapping[str, Any], where: str) -> str:
+    """Says what is wrong with a row, and in which file."""
+    path = (row["image"] or {}).get("path")
+    hint = " If its values mean something else, give mask_values." if "mask must hold" in str(error) else ""
+    return f"{where}{f' ({path})' if path else ''}: {error}{hint} Correct the row, or leave it out."
+
+
+def check_dataset(
+    dataset: "DatasetDict",
+    spatial_concepts: list[str] | None = None,
+    decode: int | None = 100,
+    seed: int = 0,
+    window: Sequence[float] | None = None,
+    progress: bool = False,
+) -> CheckReport:
+    """
+    Checks every row of a concept dataset as the image processor will read it, and asks whether it means what it says.
+
+    Annotations, masks, headers and the ends of files are read of every row, and pictures are decoded in a sample.
+
+    Args:
+        dataset: dataset with the columns of the schema.
+        spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
+        decode: number of pictures to decode, drawn by the seed; None for all.
+        seed: random seed of the pictures to decode.
+        window: range of the image processor for images of more than eight bits.
+        progress: whether to show a progress bar.
+    """
+    errors = _check_structure(dataset)
+    if errors:
+        return CheckReport(errors=errors)
+    try:
+        labels, *names = concepts_from_features(next(iter(dataset.values())).features, spatial_concepts)
+        check_groups(dataset)
+    except ValueError as error:
+        return CheckReport(errors=[str(error)])
+    tally = Tally(labels, {"global": names[0], "spatial": names[1]})
+    total = sum(map(len, dataset.values()))
+    chosen = set(np.random.default_rng(seed).permutation(total)[:decode].tolist())
+    number = decoded = 0
+    bad_rows: dict[str, list[int]] = {}
+    bar = tqdm(total=total, desc="Checking the dataset", unit="row", leave=False, disable=not progress)
+    for name, split in dataset.items():
+        stored = stored_columns(split)
+        for start in range(0, len(stored), ROWS_AT_A_TIME):
+            columns = stored[start : start + ROWS_AT_A_TIME]
+            for i, values in enumerate(zip(*columns.values(), strict=True), start=start):
+                row = dict(zip(columns, values, strict=True))
+                try:
+                    decoded += _check_row(row, f"{name}[{i}]", name, number in chosen, window, tally)
+                except (TypeError, ValueError) as error:
+                    errors.append(_row_error(error, row, f"Split {name}, row {i}"))
+                    bad_rows.setdefault(name, []).append(i)
+                number += 1
+            bar.update(len(columns["label"]))
+    bar.close()
+    # First, as it may explain the others.
+    errors = [f"{sentence}." for sentence in tally.errors()] + errors
+    warnings = [f"{sentence}." for sentence in tally.warnings(window)]
+    return CheckReport(total, decoded, errors, warnings, bad_rows)
+
+
+def check_once(dataset: "DatasetDict", progress: bool = False, **settings: Any) -> CheckReport:
+    """
+    Gives the report of [`check_dataset`]: kept from before, for a dataset that it had no errors in.
+
+    A report is kept in the cache of `datasets`, by the fingerprints and files of the splits and by the settings.
+    """
+    from datasets import config
+
+    from ascent_vit import __version__
+
+    state: list[Any] = [__version__, sorted(settings.items())]
+    for name, split in dataset.items():
+        files = [Path(file["filename"]) for file in split.cache_files]
+        state.append((name, split._fingerprint, [(str(path), path.stat().st_mtime_ns) for path in files]))
+    key = hashlib.sha256(repr(state).encode()).hexdigest()[:32]
+    kept = Path(config.HF_DATASETS_CACHE) / "ascent_vit_checks" / f"{key}.json"
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return CheckReport(**read_json(kept))
+    report = check_dataset(dataset, progress=progress, **settings)
+    if not report.errors:
+        # A cache that cannot be written makes the check slower the next time, and nothing else.
+        with suppress(OSError):
+            write_json(kept, asdict(report))
+    return report
 
 
 def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None = None) -> None:
@@ -94,37 +296,15 @@ def validate_dataset(dataset: "DatasetDict", spatial_concepts: list[str] | None 
         spatial_concepts: names of a mask's concepts, see [`concepts_from_features`].
 
     Raises:
-        ValueError: naming the split, the row, the column, what is wrong and what to do: for splits with different
-            features, with rows of the same group or without rows, missing columns, labels and concepts out of range,
-            points and boxes outside their image, masks of another size or with other values than the concepts', and
-            places of concepts that the row's `present` leaves out.
+        ValueError: naming the split, the row, the column, what is wrong and what to do, of the first ten errors: for
+            splits with different features, with rows of the same group or without rows, missing columns, labels and
+            concepts out of range, points and boxes outside their image, masks of another size or with other values
+            than the concepts', and places of concepts that the row's `present` leaves out.
     """
-    if not len(dataset):
-        raise ValueError("The dataset has no split; expected train, and validation and test where there are such.")
-    first = next(iter(dataset))
-    for name, split in dataset.items():
-        missing = [column for column in ("image", "label") if column not in split.features]
-        if missing:
-            raise ValueError(
-                f"The split {name} has no column {' and no '.join(missing)}; it has {', '.join(split.features)}. "
-                "Rename its columns, or map them."
-            )
-        if split.features != dataset[first].features:
-            raise ValueError(f"The splits {first} and {name} must have the same features: cast one to the other's.")
-        if not len(split):
-            raise ValueError(f"The split {name} has no rows: leave it out.")
-    labels, global_names, spatial_names = concepts_from_features(dataset[first].features, spatial_concepts)
-    check_groups(dataset)
-    numbers = len(labels), len(global_names), len(spatial_names)
-    for name, split in dataset.items():
-        stored = stored_columns(split)
-        for start in range(0, len(stored), ROWS_AT_A_TIME):
-            rows = stored[start : start + ROWS_AT_A_TIME]
-            for i, values in enumerate(zip(*rows.values(), strict=True), start=start):
-                try:
-                    _check_row(dict(zip(rows, values, strict=True)), numbers, f"{name}[{i}]")
-                except ValueError as error:
-                    raise ValueError(f"Split {name}, row {i}: {error} Correct the row, or leave it out.") from error
+    report = check_dataset(dataset, spatial_concepts)
+    for warning in report.warnings:
+        logger.warning("%s", warning)
+    report.raise_errors()
 
 
-__all__ = ["check_concepts", "check_groups", "validate_dataset"]
+__all__ = ["CheckReport", "check_concepts", "check_dataset", "check_groups", "check_once", "validate_dataset"]

@@ -3,12 +3,18 @@
 
 import hashlib
 import inspect
+import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .conventions import Conventions, apply_conventions, other_keys, part_names, rewrite_column
 from .digits import load_digits_dataset
+from .local_files import check_files, innermost_cause, load_parts
 from .schema import (
     COLUMNS,
     COORDINATES,
@@ -19,10 +25,13 @@ from .schema import (
     concepts_from_features,
     innermost,
 )
+from .splits import encoded, encoded_feature, read_images, unite_columns, unite_names
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features, IterableDatasetDict
+
+logger = logging.getLogger(__name__)
 
 # Keys within columns that `columns` may map, beside the columns themselves.
 KEYS = ("objects.bbox", "objects.category", "points.xy", "points.category")
@@ -32,7 +41,6 @@ SPLIT_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation"
 
 def _rename_keys_within(dataset: Any, column: str, keys: dict[str, str]) -> Any:
     """Renames the keys within a column of dicts of a dataset or stream, `keys` being {new: old}."""
-    from datasets import Dataset, concatenate_datasets
 
     def renamed(value: Any) -> Any:
         if isinstance(value, list):
@@ -55,15 +63,7 @@ def _rename_keys_within(dataset: Any, column: str, keys: dict[str, str]) -> Any:
     features = dataset.features.copy()
     features[column] = renamed_feature(features[column])
 
-    def rename_row(value: Any) -> dict[str, Any]:
-        return {column: renamed(value)}
-
-    if not isinstance(dataset, Dataset):
-        return dataset.map(rename_row, input_columns=column, features=features)
-    # The column alone: mapping the whole dataset would write its images again.
-    part = dataset.select_columns([column])
-    part = part.map(rename_row, input_columns=column, features=type(features)({column: features[column]}))
-    return concatenate_datasets([dataset.remove_columns(column), part], axis=1)
+    return rewrite_column(dataset, column, renamed, features[column])
 
 
 def _values(value: Any, key: str | None) -> Iterator[Any]:
@@ -78,53 +78,36 @@ def _values(value: Any, key: str | None) -> Iterator[Any]:
 
 def _found_names(
     dataset: Any, columns: list[str], key: str | None, names: list[str] | None, parameter: str
-) -> list[str]:
-    """Checks that the names given are those of all that columns of text or numbers hold; without them, finds them."""
+) -> tuple[list[str], list[int] | None]:
+    """
+    Checks that the names given are those of all that columns of text or numbers hold; without them, finds them.
+
+    Returns:
+        The names, and for columns of numbers the number of each. -1 stands for what has no number.
+    """
     values: set = set()
     for split in dataset.values():
         for column in columns:
             values |= set(_values(list(split.select_columns([column])[column]), key))
     numbers = bool(values) and not all(isinstance(value, str) for value in values)
-    if numbers and min(values) < 0:
+    if numbers:
+        values -= {-1}
+    if numbers and min(values, default=0) < 0:
         raise ValueError(f"Column {columns[0]} holds the class number {min(values)}; numbers start at 0.")
     if names is None:
-        return [str(number) for number in range(max(values) + 1)] if numbers else sorted(values)
+        found = sorted(values)
+        if numbers and found != list(range(len(found))):
+            option = "labels" if parameter == "labels" else "category_names={1: ...}"
+            logger.warning(
+                "Column %s holds %d different numbers from %d to %d, with gaps or not from 0: each becomes a name, "
+                "which %s would give.",
+                *(columns[0], len(found), found[0], found[-1], option),
+            )
+        return [str(value) for value in found], found if numbers else None
     strange = sorted(values - set(range(len(names)) if numbers else names))
     if strange:
         raise ValueError(f"Column {columns[0]} holds {strange[0]!r}, which has no name among {parameter}.")
-    return names
-
-
-def _encoded_feature(feature: Any, names: list[str]) -> Any:
-    """Turns a feature of text or numbers, or of dicts with such a category, into ClassLabels."""
-    from datasets import ClassLabel
-
-    if hasattr(feature, "feature"):
-        return type(feature)(_encoded_feature(feature.feature, names))
-    if isinstance(feature, Mapping):
-        return {key: _encoded_feature(item, names) if key == "category" else item for key, item in feature.items()}
-    return ClassLabel(names=names)
-
-
-def _encode_stream(stream: Any, column: str, feature: Any, names: list[str], parameter: str) -> Any:
-    """Turns the names in a column of a stream into class numbers, which are checked as rows are read."""
-    known = dict(zip(names, range(len(names)), strict=True)) | {i: i for i in range(len(names))}
-
-    def encoded(value: Any) -> Any:
-        if isinstance(value, list):
-            return [encoded(item) for item in value]
-        if isinstance(value, Mapping):
-            return {key: encoded(item) if key == "category" else item for key, item in value.items()}
-        if value is not None and value not in known:
-            raise ValueError(f"Column {column} holds {value!r}, which has no name among {parameter}.")
-        return None if value is None else known[value]
-
-    def encode_row(value: Any) -> dict[str, Any]:
-        return {column: encoded(value)}
-
-    features = stream.features.copy()
-    features[column] = feature
-    return stream.map(encode_row, input_columns=column, features=features)
+    return names, list(range(len(names))) if numbers else None
 
 
 def _open_columns(
@@ -145,13 +128,16 @@ def _open_columns(
     return found
 
 
-def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
+def _encode_names(
+    dataset: Any, given: dict[str, list[str] | None], category_names: Mapping[int, str] | None = None
+) -> Any:
     """
     Turns names that are still text, and class numbers, into ClassLabels, over all splits.
 
     Args:
         dataset: dict of all splits, or of their streams.
         given: names by parameter; None for those found, sorted.
+        category_names: names of spatial concepts by the numbers that stand for them.
     """
     from datasets import IterableDatasetDict
 
@@ -164,23 +150,37 @@ def _encode_names(dataset: Any, given: dict[str, list[str] | None]) -> Any:
     ):
         names = given[parameter]
         columns = _open_columns(features, sources, names, parameter)
+        numbered = category_names if parameter == "spatial_concepts" else None
         if not columns:
+            if numbered:
+                raise ValueError("category_names names numbers, but no column of spatial concepts holds any.")
             continue
-        if not streaming:
-            names = _found_names(dataset, columns, key, names, parameter)
+        known: dict[Any, int] = {}
+        if numbered:
+            names = list(dict.fromkeys(name for _, name in sorted(numbered.items())))
+            known |= {number: names.index(name) for number, name in numbered.items()}
+            parameter = "category_names"
+        elif not streaming:
+            names, numbers = _found_names(dataset, columns, key, names, parameter)
+            known |= dict(zip(names if numbers is None else numbers, range(len(names)), strict=True))
         elif names is None:
             raise ValueError(
                 f"Column {columns[0]} holds text or numbers, whose names a stream does not tell: give them in "
                 f"their order, in the recipe as dataset_options: {{{parameter}: [...]}}, or leave streaming out."
             )
-        names = list(names)
+        else:
+            known |= dict(zip(names, range(len(names)), strict=True)) | {i: i for i in range(len(names))}
+        # Numbers without gaps, and text, `datasets` casts by itself.
+        is_plain = all(name == i or isinstance(name, str) for i, name in enumerate(known))
         for column in columns:
-            feature = _encoded_feature(features[column], names)
-            if streaming:
-                for split in dataset:
-                    dataset[split] = _encode_stream(dataset[split], column, feature, names, parameter)
-            else:
+            feature = encoded_feature(features[column], list(names))
+            if is_plain and not streaming and not numbered:
                 dataset = dataset.cast_column(column, feature)
+                continue
+            # Of -1, which stands for what is not known, the check of rows tells the row.
+            encode = partial(encoded, numbers=known | {-1: -1}, column=column, parameter=parameter)
+            for split in dataset:
+                dataset[split] = rewrite_column(dataset[split], column, encode, feature)
     return dataset
 
 
@@ -200,12 +200,16 @@ def _cache_of(folder: Path) -> str:
 
 def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "DatasetDict | IterableDatasetDict":
     from datasets import load_dataset, load_from_disk
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+    from pyarrow import ArrowException
 
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-            dataset = load_from_disk(str(folder))
+            try:
+                dataset = load_from_disk(str(folder))
+            except (ArrowException, OSError) as error:
+                raise ValueError(f"{folder} cannot be read ({error}): a file is cut off, get it again.") from error
             if streaming:
                 raise ValueError(
                     f"{folder} was written by save_to_disk, which cannot be streamed: leave streaming out."
@@ -217,9 +221,17 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
         raise ValueError(f"{folder} is a file: give the folder that holds the dataset.")
     elif name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise FileNotFoundError(f"There is no dataset folder {folder}.")
+    features: dict[str, str] = {}
     if folder.is_dir():
         options = {"cache_dir": _cache_of(folder), **options}
+        features = check_files(folder)
+    in_parts = folder.is_dir() and not streaming and "split" not in options
     try:
+        if in_parts and len(set(features.values())) > 1:
+            # Given whole, `datasets` would take the first file's features for those of all, and numbers for others.
+            parts = load_parts(folder.absolute(), options, features)
+            if parts is not None:
+                return parts
         # Whole, as a folder's bare name may be that of a format: text, csv, json.
         name = str(folder.absolute()) if folder.is_dir() else name_or_path
         return load_dataset(name, streaming=streaming, **options)
@@ -231,6 +243,13 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
         raise ConnectionError(f"{name_or_path} is no local folder, and the Hub cannot be reached: {error}") from error
     except DataFilesNotFoundError as error:
         raise FileNotFoundError(f"{name_or_path} holds no data files that datasets can read: {error}") from error
+    except (DatasetGenerationError, ValueError) as error:
+        if in_parts:
+            with suppress(DatasetGenerationError, ValueError):
+                parts = load_parts(folder.absolute(), options, features)
+                if parts is not None:
+                    return parts
+        raise ValueError(f"{name_or_path} cannot be read: {innermost_cause(error)}") from error
 
 
 def _load_digits(streaming: bool, options: dict[str, Any]) -> "DatasetDict":
@@ -244,13 +263,14 @@ def _load_digits(streaming: bool, options: dict[str, Any]) -> "DatasetDict":
 
 
 def _as_splits(dataset: Any, name_or_path: str) -> Any:
-    """Makes a dict of splits: a single one is train, and validation splits are called so."""
+    """Makes a dict of splits: a single one keeps its name or is train, and validation splits are called so."""
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-    if isinstance(dataset, Dataset):
-        dataset = DatasetDict(train=dataset)
-    elif isinstance(dataset, IterableDataset):
-        dataset = IterableDatasetDict(train=dataset)
+    if isinstance(dataset, Dataset | IterableDataset):
+        # A part, such as train[:10%], is of the split that it names.
+        own = re.fullmatch(r"(\w+)(\[.*\])?", str(dataset.split or "train"))
+        kind = DatasetDict if isinstance(dataset, Dataset) else IterableDatasetDict
+        dataset = kind({own[1] if own else "train": dataset})
     renamed = {SPLIT_ALIASES.get(name, name): split for name, split in dataset.items()}
     if len(renamed) < len(dataset):
         raise ValueError(f"{name_or_path} has two validation splits: {', '.join(dataset)}.")
@@ -290,6 +310,21 @@ def _rename_keys(dataset: Any, columns: Mapping[str, str]) -> Any:
     return dataset
 
 
+def _classes_of_folders(dataset: Any) -> Any:
+    """Takes the classes from the names of the folders that the images are in."""
+    from datasets import Value
+
+    def folder_of(*values: Any) -> str:
+        path = values[-1].get("path") if isinstance(values[-1], Mapping) else None
+        if not path:
+            raise ValueError("class_from=folder needs images with files of their own: give a column label.")
+        return Path(path).parent.name
+
+    for name, split in dataset.items():
+        dataset[name] = rewrite_column(split, "label", folder_of, Value("string"), of_image=True)
+    return dataset
+
+
 def _check_columns(dataset: Any, name_or_path: str) -> None:
     for name, split in dataset.items():
         if split.features is None:
@@ -298,8 +333,14 @@ def _check_columns(dataset: Any, name_or_path: str) -> None:
         if missing:
             raise ValueError(
                 f"The split {name} of {name_or_path} has no column {' and no '.join(missing)}; it has "
-                f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}."
+                f"{', '.join(split.features)}. Map the names with dataset_options: {{columns: {{label: ...}}}}"
+                + (", or take the class from the folder: {class_from: folder}." if missing == ["label"] else ".")
             )
+
+
+def spatial_names(options: Mapping[str, Any]) -> list[str] | None:
+    """Names of a mask's concepts among the options of [`load_concept_dataset`], None where the features have them."""
+    return options.get("spatial_concepts")
 
 
 def load_concept_dataset(
@@ -326,8 +367,9 @@ def load_concept_dataset(
         global_concepts: names of the concepts in `concepts` and `unknown_concepts`, likewise.
         spatial_concepts: names of the categories of `objects` and `points` and of the concepts in `present`, likewise;
             or of a mask's concepts, see [`concepts_from_features`].
-        options: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_dir`, ...), or of
-            [`load_digits_dataset`].
+        options: arguments of [`~ascent_vit.data.conventions.Conventions`], which say what the annotations mean where
+            it is not what the schema says, and further arguments of `datasets.load_dataset` (`name`, `revision`,
+            `data_dir`, ...), or of [`load_digits_dataset`].
 
     Returns:
         A `DatasetDict`, or `IterableDatasetDict` when streaming, with the columns of the schema. Splits val, valid and
@@ -343,15 +385,34 @@ def load_concept_dataset(
         raise ValueError(f"streaming must be true or false; got {streaming!r}.")
     if name_or_path == "digits":
         return _load_digits(streaming, options)
+    conventions = Conventions.pop(options)
     dataset = _as_splits(_read(name_or_path, streaming, options), name_or_path)
     columns = columns or {}
     dataset = _rename_columns(dataset, columns)
+    folder = Path(name_or_path).expanduser()
+    if not any(split.features is None for split in dataset.values()):
+        dataset = read_images(dataset, folder.absolute() if folder.is_dir() else None)
+        if conventions.class_from == "folder":
+            dataset = _classes_of_folders(dataset)
     _check_columns(dataset, name_or_path)
-    dataset = _rename_keys(dataset, columns)
+    dataset = unite(_rename_keys(dataset, columns), conventions.separator)
     names = {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
-    dataset = _encode_names(dataset, names)
+    dataset = _encode_names(dataset, names, conventions.category_names)
+    dataset = apply_conventions(dataset, conventions, spatial_concepts)
     concepts_from_features(next(iter(dataset.values())).features, spatial_concepts)
     return dataset
 
 
-__all__ = ["load_concept_dataset"]
+def unite(dataset: Any, separator: str | None = None) -> Any:
+    """Gives all splits the same columns, keys and names, those of the schema; streams the keys alone."""
+    from datasets import IterableDatasetDict
+
+    for name, split in dataset.items():
+        for column, keys in other_keys(split).items():
+            split = _rename_keys_within(split, column, keys)
+        dataset[name] = split
+    dataset = part_names(dataset, separator)
+    return dataset if isinstance(dataset, IterableDatasetDict) else unite_columns(unite_names(dataset))
+
+
+__all__ = ["load_concept_dataset", "spatial_names", "unite"]

@@ -190,7 +190,7 @@ def concepts_from_features(
     if not (spatial_concepts or global_concepts):
         raise ValueError(
             "The dataset has a mask, but no names for its values: give them as spatial_concepts, in the recipe as "
-            "dataset_options: {spatial_concepts: [...]}."
+            "dataset_options: {spatial_concepts: [...]}, or each with its number as mask_values: {1: ...}."
         )
     return names["label"], global_concepts, list(spatial_concepts or global_concepts)
 

@@ -61,6 +61,8 @@ class Explainer:
         if fusion and not config.fusion_levels:
             raise ValueError("This model has no pyramid (fusion_levels is 0), so there is no fusion to show.")
         self.model, self.processor, self.fusion = model, processor, fusion
+        # An image processor of older remote code has none.
+        self.window = getattr(processor, "window", None)
         self.labels, self.concept_names = class_names(config), concept_names(config)
         with torch.no_grad():
             self.class_biases = to_array(model.class_bias())
@@ -191,7 +193,7 @@ def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None
     """Explains images, each with the index of its class, as one batch."""
     images, classes = [], []
     for image, class_id in pairs:
-        images.append(read_image(image))
+        images.append(read_image(image, explainer.window))
         classes.append(class_id)
     return deque(explainer.run(images, classes) if images else ())
 

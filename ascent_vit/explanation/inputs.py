@@ -2,7 +2,7 @@
 """Reads images of every kind as upright RGB."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ def is_single(images: Any) -> bool:
     return isinstance(images, str | bytes | Mapping) or not isinstance(images, Iterable)
 
 
-def read_image(image: ImageInput) -> Image.Image:
+def read_image(image: ImageInput, window: Sequence[float] | None = None) -> Image.Image:
     """
     Reads an image as PIL in RGB, transparency over white, turned upright by its EXIF orientation; of an animation, the
     first frame.
@@ -30,6 +30,8 @@ def read_image(image: ImageInput) -> Image.Image:
     Args:
         image (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`):
             Image to read; arrays as [`array_to_image`] takes them.
+        window (`Sequence[float]`, *optional*):
+            Low and high value of images of more than 8 bits, as of the image processor.
 
     Raises:
         FileNotFoundError: for a path that does not exist.
@@ -43,7 +45,7 @@ def read_image(image: ImageInput) -> Image.Image:
         opened = image
     else:
         raise ValueError(f"An image must be a PIL image, a path, a URL or an array; got {type(image).__name__}.")
-    return Image.fromarray(rgb_array(upright(opened)))
+    return Image.fromarray(rgb_array(upright(opened), window))
 
 
 def open_image(source: str) -> Image.Image:

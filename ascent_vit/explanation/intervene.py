@@ -251,7 +251,7 @@ def intervene(
     results: list[CorrectedExplanation] = []
     for start in range(0, len(pairs), batch_size):
         batch = slice(start, start + batch_size)
-        pictures = [read_image(image) for image, _ in pairs[batch]]
+        pictures = [read_image(image, explainer.window) for image, _ in pairs[batch]]
         classes = [class_id for _, class_id in pairs[batch]]
         before = explainer.run(pictures, classes)
         after = explainer.run(pictures, classes, **make_overrides(placed[batch], before, processor))

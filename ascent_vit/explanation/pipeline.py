@@ -83,7 +83,7 @@ class ConceptImageClassificationPipeline(Pipeline):
         return [] if isinstance(inputs, list | tuple) and not inputs else super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
-        picture = read_image(image)
+        picture = read_image(image, getattr(self.image_processor, "window", None))
         pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values.to(self.dtype), "images": [picture]}
 

@@ -78,6 +78,8 @@ class ImageFiles:
     """
 
     streams = False
+    # Range of images of more than 8 bits: that of the image processor they are read for.
+    window: Any = None
 
     def __init__(self, inputs: Iterable[str]):
         self.files: list[str] = []
@@ -111,7 +113,7 @@ class ImageFiles:
         """The images from `start` to before `stop`."""
         for index in range(len(self.files))[start:stop]:
             file = self.files[index]
-            yield Item(index, self.names[index], file, None, partial(read_image, file))
+            yield Item(index, self.names[index], file, None, partial(read_image, file, self.window))
 
 
 class DatasetImages:
@@ -121,6 +123,8 @@ class DatasetImages:
     Args:
         split (`datasets.Dataset` or `datasets.IterableDataset`): Split with the columns `image` and `label`.
     """
+
+    window: Any = None
 
     def __init__(self, split: Any):
         self.feature = split.features["image"]
@@ -154,7 +158,7 @@ class DatasetImages:
                 # `datasets` decodes images of any size: those above Pillow's limit are refused before it does.
                 with opened_image(path if content is None else io.BytesIO(content), "it"):
                     pass
-            return read_image(self.feature.decode_example(row["image"]))
+            return read_image(self.feature.decode_example(row["image"]), self.window)
         except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files.
             raise ValueError(f"The image of row {index} cannot be read ({error}).") from error
 

@@ -19,11 +19,24 @@ import numpy as np
 from PIL import Image
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Reads an image as RGB, transparency over white, as it is stored: its EXIF orientation is not applied."""
+def read_image(path: str | Path, window: list[float] | None = None) -> Image.Image:
+    """
+    Reads an image as RGB, transparency over white, as it is stored: its EXIF orientation is not applied.
+
+    Args:
+        path: image file.
+        window: low and high value, shown black and white, of images of more than 8 bits; without it the smallest
+            range of 0 to 1 (floats alone), 0 to 255, 0 to 4095 and 0 to 65535 that holds the image's values.
+    """
     image: Image.Image = Image.open(path)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image)
+        tops = ([1] if image.mode == "F" else []) + [255, 4095, 65535]
+        low, high = window or (0, next(top for top in tops if pixels.max() <= top))
+        if not window and high == 65535 and image.mode != "F":
+            pixels, high = pixels >> 8, 255
+        share = (pixels.astype(np.float64) - low) / (high - low)
+        image = Image.fromarray(np.round(np.clip(share, 0, 1) * 255).astype(np.uint8))
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
@@ -153,7 +166,7 @@ def main() -> None:
         tables = dict(file)
     run = load(folder)
     for path in sys.argv[1:]:
-        pixels = prepare(read_image(path), facts["image"])
+        pixels = prepare(read_image(path, facts["image"]["window"]), facts["image"])
         print(path, explain(run(pixels[None]), facts, tables), sep="\n")
 
 

@@ -59,7 +59,9 @@ def image_settings(processor: "ConceptImageProcessor") -> dict[str, Any]:
     if processor.do_center_crop:
         crop = {"height": int(processor.crop_size["height"]), "width": int(processor.crop_size["width"])}
     normalizes = processor.do_normalize
+    window = getattr(processor, "window", None)
     return {
+        "window": None if window is None else [float(value) for value in window],
         "resize": size,
         "resample": int(processor.resample),
         "crop": crop,

@@ -147,7 +147,7 @@ def explain_both(
         ValueError: for a file that cannot be read as an image.
     """
     try:
-        image = read_image(path)
+        image = read_image(path, getattr(processor, "window", None))
     # Pillow raises many kinds of errors, and their texts name files of the server.
     except Exception as error:
         raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error

@@ -15,6 +15,7 @@ from ascent_vit.data.augmentation import (
     EpochSampler,
 )
 from ascent_vit.data.checks import check_groups
+from ascent_vit.data.loading import spatial_names
 from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
 
 from .reading import model_fields, processor_fields
@@ -89,7 +90,9 @@ def build_model(
             raise ValueError(f"The recipe's model is not valid: {error}") from error
         except OSError as error:
             raise FileNotFoundError(f"The backbone {recipe.backbone} cannot be read: {error}") from error
-    return model.train(), AscentViTImageProcessor.from_model_config(model.config, **processor_fields(recipe))
+    return model.train(), AscentViTImageProcessor.from_model_config(
+        model.config, **{"window": recipe.dataset_options.get("window")} | processor_fields(recipe)
+    )
 
 
 def _cut_by_group(train: "Dataset", seed: int) -> tuple["Dataset", "Dataset | None"]:
@@ -164,8 +167,8 @@ def build_augmenter(
             "augmentation.crop_scale gives crops of many sizes, which the image processor must resize: "
             "leave crop_scale out, or do_resize: false out of processor."
         )
-    names = concepts_from_features(features, recipe.dataset_options.get("spatial_concepts"))
-    return ConceptAugmenter(augmentation, *names[1:])
+    names = concepts_from_features(features, spatial_names(recipe.dataset_options))
+    return ConceptAugmenter(augmentation, *names[1:], window=processor.window)
 
 
 def make_loader(

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +17,12 @@ from accelerate.utils import (
     ProjectConfiguration,
     set_seed,
 )
+from datasets import DatasetDict, IterableDataset
 
-from ascent_vit.data import check_concepts, concepts_from_features, load_concept_dataset
+from ascent_vit.data import check_concepts, check_once, concepts_from_features, load_concept_dataset
+from ascent_vit.data.loading import spatial_names, unite
+from ascent_vit.data.splits import read_images
+from ascent_vit.data.suspicions import flip_suspicion
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
@@ -28,15 +32,12 @@ from .divergence import DivergenceGuard
 from .errors import writing
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import resolve_precision, training_device
-from .recipe import FREE_KEYS, Recipe
+from .recipe import FREE_KEYS, Recipe, augmentation_of
 from .run import Run, RunData
 from .sharding import check_sharding
 from .stream import StreamLoader
 from .watch import Watcher, check_tracker
 
-
-if TYPE_CHECKING:
-    from datasets import DatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +93,37 @@ def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
     return accelerator
 
 
-def load_data(recipe: Recipe, dataset: "DatasetDict | None", accelerator: Accelerator) -> RunData:
-    """Splits a dataset; None loads the recipe's, in the first process before the others."""
+def check_data(recipe: Recipe, dataset: DatasetDict, loud: bool) -> None:
+    """Checks a dataset for training, and if `loud` warns of what may be meant otherwise; ValueError for errors."""
+    if any(isinstance(split, IterableDataset) for split in dataset.values()):
+        if loud:
+            logger.info("A stream is not checked before it is read.")
+        return
+    names = spatial_names(recipe.dataset_options)
+    window = recipe.processor.get("window", recipe.dataset_options.get("window"))
+    used = DatasetDict({name: split for name, split in dataset.items() if name in ("train", "validation", "test")})
+    report = check_once(used, spatial_concepts=names, window=window, progress=loud)
+    report.raise_errors()
+    concepts = concepts_from_features(next(iter(used.values())).features, names)[1:]
+    options = augmentation_of(recipe)
+    flip = options and flip_suspicion(sum(concepts, []), options.horizontal_flip, options.flip_pairs)
+    for warning in report.warnings + ([f"{flip}."] if flip else []) if loud else ():
+        logger.warning("%s", warning)
+
+
+def load_data(recipe: Recipe, dataset: DatasetDict | None, accelerator: Accelerator, check: bool) -> RunData:
+    """Checks and splits a dataset; None loads the recipe's, in the first process before the others."""
     name = recipe.dataset or "given in Python"
     if dataset is None:
         with accelerator.main_process_first():
             dataset = load_concept_dataset(name, **recipe.dataset_options)
+    elif not any(isinstance(split, IterableDataset) for split in dataset.values()):
+        dataset = unite(read_images(DatasetDict(dataset), None))
+    if check and "train" in dataset:
+        with accelerator.main_process_first():
+            check_data(recipe, dataset, accelerator.is_main_process)
     train, validation, test = split_dataset(dataset, recipe.seed)
-    names = concepts_from_features(train.features, recipe.dataset_options.get("spatial_concepts"))
+    names = concepts_from_features(train.features, spatial_names(recipe.dataset_options))
     is_cut = validation is not None and "validation" not in dataset
     return RunData(name, train, validation, test, names, is_cut)
 
@@ -189,7 +213,7 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     )
 
 
-def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: bool) -> Run:
+def set_up(recipe: Recipe, output: Path, dataset: DatasetDict | None, resume: bool, check: bool = True) -> Run:
     """
     Makes a run that is ready to train, and records its recipe.
 
@@ -198,6 +222,7 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
         output: folder for everything that the run writes.
         dataset: loaded dataset; None loads the recipe's.
         resume: whether to go on from the last checkpoint in `output`.
+        check: whether to check every row of the dataset first.
 
     Raises:
         ValueError: for a recipe, dataset, folder or group of processes that does not serve.
@@ -208,7 +233,7 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
     # From here on the recipe says what the run does on this device, and so do its records.
     recipe = dataclasses.replace(recipe, mixed_precision=resolve_precision(recipe.mixed_precision, training_device()))
     accelerator = start_accelerator(recipe, output)
-    data = load_data(recipe, dataset, accelerator)
+    data = load_data(recipe, dataset, accelerator, check)
     plan = make_plan(recipe, data.num_images, accelerator)
     record = dataclasses.asdict(recipe) | {"dataset": data.name, "steps": dataclasses.asdict(plan)}
     check_resumed(output, record)

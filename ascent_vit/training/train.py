@@ -39,6 +39,7 @@ def train(
     dataset: "str | os.PathLike | DatasetDict | None" = None,
     resume: bool = False,
     seed: int | None = None,
+    check: bool = True,
 ) -> TrainingResult:
     """
     Trains a model by a recipe.
@@ -58,6 +59,8 @@ def train(
         resume: whether to go on from the last checkpoint in `output_dir` that is whole, from the start if there is
             none. A run that is finished is left as it is.
         seed: random seed instead of the recipe's.
+        check: whether to check every row first, as [`check_dataset`] does. A dataset that passed is not checked again,
+            and a stream never.
 
     Returns:
         The best weights' folder and metrics.
@@ -81,7 +84,7 @@ def train(
     check_output(output, resume)
     # Of several processes the first one, which writes.
     with claim(output, inside=True) if os.environ.get("RANK", "0") == "0" else nullcontext():
-        run = set_up(recipe, output, loaded, resume)
+        run = set_up(recipe, output, loaded, resume, check)
         fit(run)
         return finish(run)
 

@@ -122,8 +122,12 @@ def test_sixteen_bits_keep_their_range(processor_class):
     processor = processor_class(do_resize=False, do_normalize=False)
     pixels = processor(Image.fromarray(grey), return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(pixels[0, 0], grey / 65535, atol=1 / 255)
-    with pytest.raises(ValueError, match=r'mode "I" must have values from 0 to 255; got 0 to 65535\. Convert'):
-        processor(Image.fromarray(grey.astype(np.int32)))
+    same = processor(Image.fromarray(grey.astype(np.int32)), return_tensors="np")["pixel_values"]
+    np.testing.assert_array_equal(same, pixels)
+    with pytest.raises(
+        ValueError, match=r'mode "I" must have values from 0 to 65535; got 0 to 131070\. Give the range'
+    ):
+        processor(Image.fromarray(grey.astype(np.int32) * 2))
 
 
 def test_arrays_and_tensors_channels_first_or_last(processor_class):

@@ -148,6 +148,39 @@ def read_volume(path: Path) -> np.ndarray:
     return values
 
 
+def check_same_place(scan: Path, labels: Path) -> None:
+    """
+    Checks that the voxels of two volumes are at the same places of the patient, so that turned they still are.
+
+    Raises:
+        ValueError: for affines that differ, unless one is the identity, which tells no place, and the other's volume
+            is not turned.
+    """
+    try:
+        import nibabel
+    except ImportError:
+        # Reading them says what to install.
+        return
+    if not (scan.is_file() and labels.is_file()):
+        return
+    try:
+        volumes: Any = [nibabel.load(path) for path in (scan, labels)]
+        first, second = (volume.affine for volume in volumes)
+    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error):
+        # Reading it says what is wrong.
+        return
+    if np.allclose(first, second, atol=1e-3):
+        return
+    told = [affine for affine in (first, second) if not np.array_equal(affine, np.eye(4))]
+    if len(told) == 1 and nibabel.orientations.aff2axcodes(told[0]) == tuple(ORIENTATION):
+        return
+    raise ValueError(
+        f"{scan} and {labels} have different affines, so that a scan and its labels would be turned each by its own, "
+        "as in a mirror: resample the labels to the scan, for example by nibabel.processing.resample_from_to with "
+        "order 0."
+    )
+
+
 def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterator[Slice]:
     """
     Reads the slices of a case with imaging.nii.gz and segmentation.nii.gz; `left_out` counts those left out.
@@ -156,6 +189,7 @@ def read_case(folder: Path, options: SliceOptions, left_out: Counter) -> Iterato
         FileNotFoundError: for one of the two that is missing.
         ValueError: for volumes that cannot be read, have different shapes, or impossible values.
     """
+    check_same_place(folder / "imaging.nii.gz", folder / "segmentation.nii.gz")
     mask = _check_mask(read_volume(folder / "segmentation.nii.gz"), str(folder / "segmentation.nii.gz"))
     density = read_volume(folder / "imaging.nii.gz")
     if density.shape != mask.shape:

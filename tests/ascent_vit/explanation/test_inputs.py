@@ -43,9 +43,9 @@ def test_every_mode_becomes_rgb(mode):
         assert np.asarray(read).min() >= 254
 
 
-def test_values_beyond_eight_bits_are_refused():
-    with pytest.raises(ValueError, match='mode "F" must have values from 0 to 255; got 0.0 to 1000.0'):
-        read_image(Image.fromarray(np.array([[0, 1000]], dtype=np.float32)))
+def test_values_beyond_sixteen_bits_are_refused():
+    with pytest.raises(ValueError, match='mode "F" must have values from 0 to 65535; got 0.0 to 100000.0'):
+        read_image(Image.fromarray(np.array([[0, 100000]], dtype=np.float32)))
 
 
 def test_what_is_one_image():
