@@ -22,10 +22,11 @@ from ascent_vit.data import check_concepts, concepts_from_features, load_concept
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
-from .build import build_model, make_loader, split_dataset
+from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
+from .features import CachedTokens, number_rows
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe
@@ -156,6 +157,13 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     set_seed(recipe.seed)
     model, processor = build_model(recipe, *data.names)
     check_concepts(model.config, *data.names[1:])
+    if recipe.class_weights == "balanced":
+        model.config.class_weights = balanced_weights(data.train, len(data.names[0]))
+    if not recipe.trains_backbone:
+        model.ascent_vit.backbone.requires_grad_(False)
+    features = None
+    if recipe.cache_features:
+        features, data = CachedTokens(model), number_data(data, recipe)
     bare_model = place_model(model, accelerator)
     # Before the accelerator, which gives a sharded model another class.
     model_class = type(bare_model)
@@ -184,9 +192,37 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
         loader=loader,
         validation_loader=evaluation_loader(recipe, data.validation, processor, accelerator),
         test_loader=evaluation_loader(recipe, data.test, processor, accelerator),
-        guard=DivergenceGuard(loader, recipe, data.validation_is_cut),
+        guard=DivergenceGuard(loader, recipe, data.validation_is_cut, data.num_images),
         watcher=Watcher(accelerator, recipe, output, data.train if data.validation is None else data.validation),
+        features=features,
     )
+
+
+def number_data(data: RunData, recipe: Recipe) -> RunData:
+    """Numbers the rows of train, as many times as there are views, and those of validation after them."""
+    num_views = recipe.feature_views if recipe.augmentation else 1
+    train, validation = number_rows(data.train, 0), data.validation
+    if validation is not None:
+        validation = number_rows(validation, num_views * len(train))
+    return dataclasses.replace(data, train=train, validation=validation)
+
+
+def fill_features(run: Run) -> None:
+    """Computes the tokens of all images that a run trains and validates on, where it caches them."""
+    if run.features is None or run.finished:
+        return
+    loaders = [loader for loader in (run.loader, run.validation_loader) if loader is not None]
+    accelerator = run.accelerator
+    with writing("The features", run.output):
+        run.features.fill(
+            [(loader.dataset, loader.collate_fn) for loader in loaders],
+            run.output / "features",
+            run.recipe.per_device_eval_batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.wait_for_everyone,
+            progress=accelerator.is_main_process,
+        )
 
 
 def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: bool) -> Run:
@@ -223,6 +259,7 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
         if accelerator.is_main_process:
             write_json(output / "recipe.json", record)
         run.watcher.start(record, run.progress.step)
+    fill_features(run)
     run.setup_seconds = time.perf_counter() - start
     return run
 
