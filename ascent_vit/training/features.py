@@ -7,25 +7,34 @@ made it. What is interrupted goes on where it was, and a row whose weights, sett
 anew.
 """
 
+import logging
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutput
 
-from ascent_vit.data.batches import FEATURE_ROWS
+from ascent_vit.data.batches import FEATURE_ROWS, ConceptCollator
+from ascent_vit.data.schema import PRESENCE_COLUMNS
 from ascent_vit.inference.mode import evaluation_mode
 from modeling_ascent_vit.checks_ascent_vit import checked_pixel_values
 
 from .errors import TrainingError
 
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+logger = logging.getLogger(__name__)
 
 KEY_BYTES = 16
 # Images that are computed once more and compared, and the largest difference: float16 rounds to 5e-4 of a value.
@@ -33,15 +42,34 @@ NUM_CHECKED, TOLERANCE = 4, 5e-3
 
 
 def number_rows(split: Any, start: int) -> Any:
-    """Gives a split with the column `feature_rows`, numbers from `start` on; ValueError for what cannot be cached."""
+    """Gives a split with the column `feature_rows`, numbers from `start` on; ValueError for a stream."""
     if not hasattr(split, "__len__"):
         raise ValueError("cache_features numbers the images, and a stream has no numbers: load the dataset whole.")
-    if "present" in split.features:
-        raise ValueError(
-            "cache_features keeps the backbone's last tokens alone, and lists of what is present need earlier ones: "
-            "leave cache_features out, and set freeze_backbone: true."
-        )
     return split.add_column(FEATURE_ROWS, np.arange(start, start + len(split)))
+
+
+def without_lists(train: Any) -> Any:
+    """
+    Gives a train split without lists of what is present: places are learned from them by earlier tokens.
+
+    Raises:
+        ValueError: for an image that has a list and no places, of which nothing would be left to learn.
+    """
+    if not hasattr(train, "__len__") or "present" not in train.features:
+        return train
+    placed = [name for name in ("objects", "points", "mask") if name in train.features]
+    rows = train.select_columns(["present", *placed])
+    if "mask" in placed:
+        rows = rows.cast_column("mask", Image(decode=False))
+    if any(row["present"] is not None and all(row[name] is None for name in placed) for row in rows):
+        raise ValueError(
+            "cache_features keeps the backbone's last tokens alone, and lists of what is present need earlier ones "
+            "where there are no places: leave cache_features out, and set freeze_backbone: true."
+        )
+    logger.info(
+        "Lists of what is present are left out of training, as cached features do not serve them: all have places."
+    )
+    return train.remove_columns([name for name in PRESENCE_COLUMNS if name in train.features])
 
 
 def weights_digest(module: torch.nn.Module) -> bytes:
@@ -193,4 +221,34 @@ def make_file(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
     np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
 
 
-__all__ = ["CachedTokens", "number_rows"]
+def cache_features(
+    model: Any, processor: Any, dataset: "DatasetDict", folder: str | os.PathLike, batch_size: int = 32
+) -> "DatasetDict":
+    """
+    Freezes a model's backbone and computes its tokens of all images once, to train pyramid and head by `Trainer`.
+
+    Args:
+        model: model to train.
+        processor: the model's image processor, which must act on an image in the same way each time.
+        dataset: splits "train", and others to evaluate on, which are not augmented.
+        folder: folder of the file of tokens; what is in it already is not computed again.
+        batch_size: number of images to compute at a time.
+
+    Returns:
+        The dataset, with the column by which the model looks its tokens up: pass it to `Trainer` with
+        [`~ascent_vit.data.ConceptCollator`] and `remove_unused_columns=False`.
+
+    Raises:
+        ValueError: for a stream, or images to train on with lists of what is present and no places.
+        TrainingError: for a full disk, or tokens that are not what the backbone computes.
+    """
+    tokens, numbered, start = CachedTokens(model), {}, 0
+    for name, split in dataset.items():
+        numbered[name] = number_rows(without_lists(split) if name == "train" else split, start)
+        start += len(split)
+    collate = ConceptCollator(processor)
+    tokens.fill([(split, collate) for split in numbered.values()], Path(folder), batch_size, progress=True)
+    return type(dataset)(numbered)
+
+
+__all__ = ["CachedTokens", "cache_features", "number_rows", "without_lists"]

@@ -26,7 +26,7 @@ from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
-from .features import CachedTokens, number_rows
+from .features import CachedTokens, number_rows, without_lists
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe
@@ -201,7 +201,7 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
 def number_data(data: RunData, recipe: Recipe) -> RunData:
     """Numbers the rows of train, as many times as there are views, and those of validation after them."""
     num_views = recipe.feature_views if recipe.augmentation else 1
-    train, validation = number_rows(data.train, 0), data.validation
+    train, validation = number_rows(without_lists(data.train), 0), data.validation
     if validation is not None:
         validation = number_rows(validation, num_views * len(train))
     return dataclasses.replace(data, train=train, validation=validation)

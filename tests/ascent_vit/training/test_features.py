@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
+from transformers import Trainer, TrainingArguments
 
-from ascent_vit.data import load_digits_dataset
-from ascent_vit.training import TrainingError, train
+from ascent_vit.data import ConceptCollator, concepts_from_features, load_digits_dataset
+from ascent_vit.training import TrainingError, cache_features, train
+from ascent_vit.training.build import build_model
 from ascent_vit.training.features import CachedTokens, make_file
 from modeling_ascent_vit import AscentViTForImageClassification
 
@@ -124,6 +126,34 @@ def test_features_that_are_not_the_backbones_are_refused(few_digits, tiny_recipe
         train(recipe, tmp_path, few_digits, resume=True)
 
 
+def test_trainer_on_cached_features(few_digits, tiny_recipe, tmp_path, forwards):
+    names = concepts_from_features(few_digits["train"].features)
+    losses = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        model, processor = build_model(tiny_recipe(), *names)
+        model.ascent_vit.backbone.requires_grad_(False)
+        data = {name: few_digits[name] for name in ("train", "validation")}
+        if cached:
+            data = cache_features(model, processor, DatasetDict(data), tmp_path / "features")
+        arguments = TrainingArguments(
+            str(tmp_path / "run"),
+            max_steps=4,
+            logging_steps=1,
+            use_cpu=True,
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            save_strategy="no",
+        )
+        splits = {"train_dataset": data["train"], "eval_dataset": data["validation"]}
+        run = Trainer(model, arguments, data_collator=ConceptCollator(processor), **splits)
+        run.train()
+        steps = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+        losses.append([*steps, run.evaluate()["eval_loss"]])
+    assert len(losses[0]) == 5 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert sum(forwards) <= 56 + 1 + 6
+
+
 def test_a_full_disk_and_a_file_that_was_cut_short(tmp_path):
     with pytest.raises(TrainingError, match="lower feature_views"):
         make_file(tmp_path / "tokens.npy", np.float16, (10**9, 10**9))
@@ -135,10 +165,16 @@ def test_a_full_disk_and_a_file_that_was_cut_short(tmp_path):
 
 
 def test_lists_of_what_is_present_need_the_backbone_itself(tiny_recipe, tmp_path):
-    listed = load_digits_dataset(copies=1, canvas=32, ink=False, present=True)
-    listed = DatasetDict({name: split.select(range(16)) for name, split in listed.items()})
-    with pytest.raises(ValueError, match="leave cache_features out, and set freeze_backbone: true"):
-        train(tiny_recipe(cache_features=True), tmp_path, listed)
+    """Where there are places too they are left out of training; metrics still have them."""
+    for ink in (False, True):
+        listed = load_digits_dataset(copies=1, canvas=32, ink=ink, present=True)
+        listed = DatasetDict({name: split.select(range(16)) for name, split in listed.items()})
+        if not ink:
+            with pytest.raises(ValueError, match="leave cache_features out, and set freeze_backbone: true"):
+                train(tiny_recipe(cache_features=True), tmp_path / "lists", listed)
+        else:
+            result = train(tiny_recipe(cache_features=True, max_steps=2), tmp_path / "both", listed)
+            assert {"presence_auroc", "pixel_tpr"} <= result.metrics.keys()
 
 
 def test_a_frozen_backbone_has_no_learning_rate(tiny_recipe):
