@@ -81,7 +81,7 @@ def backbone_settings(backbone: Any, config: Any, **hub_kwargs) -> dict[str, Any
         known = {}
     facts = backbone_facts(own.model_type)
     # The older form of a file that names a class alone tells nothing.
-    if "image_mean" not in known:
+    if "image_mean" not in known and known.get("do_normalize", True):
         known = timm_settings(getattr(own, "pretrained_cfg", None) or {}) or {**facts.normalisation, **facts.resample}
     settings = {name: known[name] for name in STATISTICS if known.get(name) is not None}
     for name in ("image_mean", "image_std"):

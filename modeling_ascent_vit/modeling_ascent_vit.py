@@ -863,8 +863,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         wanted: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if isinstance(pretrained, PreTrainedConfig):
             bare: Any = cls(config_class(backbone_config=pretrained, **config_kwargs))
-            return bare.to(wanted).eval()
-        if isinstance(backbone, PreTrainedModel):
+            return bare.eval() if wanted is None else bare.to(wanted).eval()
+        if wanted is not None and isinstance(backbone, PreTrainedModel):
             pretrained = pretrained.to(wanted)
         model = cls(config_class(backbone_config=pretrained.config, **config_kwargs), pretrained)
         new_parts = {

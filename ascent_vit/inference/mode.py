@@ -26,8 +26,8 @@ def evaluation_mode(model: "ConceptClassifier | torch.nn.Module") -> Iterator[No
 
 def size_options(config: Any, pixel_values: torch.Tensor) -> dict[str, bool]:
     """Arguments of a model's forward for pixels `(B, C, H, W)`: to interpolate where they have another size."""
-    is_own = tuple(pixel_values.shape[2:]) == tuple(config.image_size)
-    return {} if is_own else {"interpolate_pos_encoding": True}
+    own = getattr(config, "image_size", None)
+    return {} if own is None or tuple(pixel_values.shape[2:]) == tuple(own) else {"interpolate_pos_encoding": True}
 
 
 __all__ = ["evaluation_mode", "size_options"]
