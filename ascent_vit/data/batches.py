@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ascent_vit.inference.protocols import ConceptImageProcessor
     from modeling_ascent_vit import AscentViTImageProcessorPil
 
-# The column of a row's number in the file of its backbone's tokens, where these are cached.
+# Column of a row's number in the file of its backbone's tokens, where these are cached.
 FEATURE_ROWS = "feature_rows"
 
 # Stands for NaN among targets held as bytes, beside 0 and 1.
@@ -67,6 +67,27 @@ class ConceptCollator:
 def _rows(dataset: Any, start: int, stop: int) -> list[dict[str, Any]]:
     columns = dataset[start:stop]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class NumberedRows(torch.utils.data.Dataset):
+    """
+    A split whose rows have a number, from `start` on, in the column `feature_rows`.
+
+    Args:
+        dataset: split with random access.
+        start: number of the first row.
+    """
+
+    def __init__(self, dataset: Any, start: int):
+        self.dataset, self.numbers = dataset, range(start, start + len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | slice) -> dict[str, Any]:
+        return self.dataset[key] | {
+            FEATURE_ROWS: list(self.numbers[key]) if isinstance(key, slice) else self.numbers[key]
+        }
 
 
 class CachedConceptDataset(torch.utils.data.Dataset):
@@ -134,7 +155,8 @@ class CachedConceptDataset(torch.utils.data.Dataset):
         chosen = torch.as_tensor(list(indices))
         batch = {name: values[chosen] for name, values in self.columns.items()}
         # In the order of the processor's own arithmetic: (pixel - mean / factor) / (std / factor).
-        batch["pixel_values"] = (batch["pixel_values"].float() - self.mean * self.scale).div_(self.std * self.scale)
+        pixels = batch["pixel_values"].float()
+        batch["pixel_values"] = pixels.sub_(self.mean * self.scale).div_(self.std * self.scale)
         for name in batch.keys() - {"pixel_values", "labels", FEATURE_ROWS}:
             codes = batch[name]
             batch[name] = codes.float().masked_fill_(codes == UNKNOWN_CODE, torch.nan)
@@ -147,4 +169,4 @@ def cached_bytes(dataset: Any, processor: "AscentViTImageProcessorPil") -> int:
     return len(dataset) * sum(values.numel() for values in batch.values())
 
 
-__all__ = ["FEATURE_ROWS", "CachedConceptDataset", "ConceptCollator", "cached_bytes"]
+__all__ = ["FEATURE_ROWS", "CachedConceptDataset", "ConceptCollator", "NumberedRows", "cached_bytes"]

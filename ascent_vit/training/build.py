@@ -16,7 +16,7 @@ from ascent_vit.data.augmentation import (
     EpochSampler,
     ViewSampler,
 )
-from ascent_vit.data.batches import FEATURE_ROWS
+from ascent_vit.data.batches import NumberedRows
 from ascent_vit.data.checks import check_groups
 from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
 
@@ -210,6 +210,7 @@ def make_loader(
     progress: bool = False,
     process_index: int = 0,
     num_processes: int = 1,
+    first_row: int | None = None,
 ) -> "DataLoader | StreamLoader":
     """
     Makes batches of a split for the model, from memory where the split fits the recipe's `cache_mebibytes`.
@@ -224,10 +225,12 @@ def make_loader(
         progress: whether to show a progress bar while a split is read into memory.
         process_index: index of this process, for a stream to train on, of which each process reads its own share.
         num_processes: number of processes that share the stream.
+        first_row: number of the first image, where the tokens of a frozen backbone are cached by number; views of
+            augmented images are then as many as the recipe has. None for images without numbers.
     """
     training = num_shuffled is not None
     augmenter = build_augmenter(recipe, split.features, processor) if training else None
-    split = split.select_columns([name for name in (*COLUMNS, FEATURE_ROWS) if name in split.features])
+    split = split.select_columns([name for name in COLUMNS if name in split.features])
     collate: Any = ConceptCollator(processor)
     workers = recipe.dataloader_num_workers
     memory = recipe.cache_mebibytes * 2**20
@@ -237,18 +240,21 @@ def make_loader(
             return StreamLoader(stream, batch_size, collate, workers)
         return DataLoader(split, batch_size, collate_fn=collate, num_workers=workers)
     sampler: Any = None
-    views = augmenter is not None and FEATURE_ROWS in split.features
-    if augmenter is not None and num_shuffled is not None and views:
-        sampler = ViewSampler(len(split), recipe.feature_views, num_shuffled, recipe.seed)
-        split = AugmentedViews(split, augmenter, recipe.seed, recipe.feature_views)
-    elif augmenter is not None:
+    if augmenter is not None and first_row is None:
         assert num_shuffled is not None
         sampler = EpochSampler(len(split), num_shuffled, recipe.seed)
         split = AugmentedConceptDataset(split, augmenter, recipe.seed, memory, progress)
-    if augmenter is None or views:
+    else:
+        if augmenter is not None:
+            assert num_shuffled is not None
+            sampler = ViewSampler(len(split), recipe.feature_views, num_shuffled, recipe.seed)
+            split = AugmentedViews(split, augmenter, recipe.seed, recipe.feature_views)
+        elif first_row is not None:
+            split = NumberedRows(split, first_row)
         if memory and len(split) and cached_bytes(split, processor) <= memory:
             split, collate, workers = CachedConceptDataset(split, processor, progress=progress), _as_it_is, 0
-        sampler = RandomSampler(split, num_samples=num_shuffled) if training and not views else sampler
+        if sampler is None and training:
+            sampler = RandomSampler(split, num_samples=num_shuffled)
     return DataLoader(
         split,
         batch_size,

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutput
 
-from ascent_vit.data.batches import FEATURE_ROWS, ConceptCollator
+from ascent_vit.data.batches import FEATURE_ROWS, ConceptCollator, NumberedRows
 from ascent_vit.data.schema import PRESENCE_COLUMNS
 from ascent_vit.inference.mode import evaluation_mode
 from modeling_ascent_vit.checks_ascent_vit import checked_pixel_values
@@ -41,21 +41,17 @@ KEY_BYTES = 16
 NUM_CHECKED, TOLERANCE = 4, 5e-3
 
 
-def number_rows(split: Any, start: int) -> Any:
-    """Gives a split with the column `feature_rows`, numbers from `start` on; ValueError for a stream."""
-    if not hasattr(split, "__len__"):
-        raise ValueError("cache_features numbers the images, and a stream has no numbers: load the dataset whole.")
-    return split.add_column(FEATURE_ROWS, np.arange(start, start + len(split)))
-
-
 def without_lists(train: Any) -> Any:
     """
     Gives a train split without lists of what is present: places are learned from them by earlier tokens.
 
     Raises:
-        ValueError: for an image that has a list and no places, of which nothing would be left to learn.
+        ValueError: for a stream, whose images have no numbers, and for an image that has a list and no places, of
+            which nothing would be left to learn.
     """
-    if not hasattr(train, "__len__") or "present" not in train.features:
+    if not hasattr(train, "__len__"):
+        raise ValueError("cache_features numbers the images, and a stream has no numbers: load the dataset whole.")
+    if "present" not in train.features:
         return train
     placed = [name for name in ("objects", "points", "mask") if name in train.features]
     rows = train.select_columns(["present", *placed])
@@ -223,7 +219,7 @@ def make_file(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
 
 def cache_features(
     model: Any, processor: Any, dataset: "DatasetDict", folder: str | os.PathLike, batch_size: int = 32
-) -> "DatasetDict":
+) -> dict[str, NumberedRows]:
     """
     Freezes a model's backbone and computes its tokens of all images once, to train pyramid and head by `Trainer`.
 
@@ -235,7 +231,7 @@ def cache_features(
         batch_size: number of images to compute at a time.
 
     Returns:
-        The dataset, with the column by which the model looks its tokens up: pass it to `Trainer` with
+        The splits by name, with numbers by which the model looks its tokens up: pass them to `Trainer` with
         [`~ascent_vit.data.ConceptCollator`] and `remove_unused_columns=False`.
 
     Raises:
@@ -244,11 +240,11 @@ def cache_features(
     """
     tokens, numbered, start = CachedTokens(model), {}, 0
     for name, split in dataset.items():
-        numbered[name] = number_rows(without_lists(split) if name == "train" else split, start)
+        numbered[name] = NumberedRows(without_lists(split) if name == "train" else split, start)
         start += len(split)
     collate = ConceptCollator(processor)
     tokens.fill([(split, collate) for split in numbered.values()], Path(folder), batch_size, progress=True)
-    return type(dataset)(numbered)
+    return numbered
 
 
-__all__ = ["CachedTokens", "cache_features", "number_rows", "without_lists"]
+__all__ = ["CachedTokens", "cache_features", "without_lists"]

@@ -26,7 +26,7 @@ from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
-from .features import CachedTokens, number_rows, without_lists
+from .features import CachedTokens, without_lists
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe
@@ -140,15 +140,19 @@ def train_loader(recipe: Recipe, data: RunData, plan: StepPlan, processor: Any, 
         progress=accelerator.is_main_process,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        first_row=0 if recipe.cache_features else None,
     )
 
 
-def evaluation_loader(recipe: Recipe, split: Any | None, processor: Any, accelerator: Accelerator) -> Any | None:
+def evaluation_loader(
+    recipe: Recipe, split: Any | None, processor: Any, accelerator: Accelerator, first_row: int | None = None
+) -> Any | None:
     """Makes the batches to evaluate on, prepared by the accelerator; None without a split."""
     if split is None:
         return None
     batch_size = recipe.per_device_eval_batch_size
-    loader = make_loader(split, processor, recipe, batch_size, progress=accelerator.is_main_process)
+    progress = accelerator.is_main_process
+    loader = make_loader(split, processor, recipe, batch_size, progress=progress, first_row=first_row)
     return accelerator.prepare_data_loader(loader)
 
 
@@ -161,9 +165,11 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
         model.config.class_weights = balanced_weights(data.train, len(data.names[0]))
     if not recipe.trains_backbone:
         model.ascent_vit.backbone.requires_grad_(False)
-    features = None
+    features, first_row = None, None
     if recipe.cache_features:
-        features, data = CachedTokens(model), number_data(data, recipe)
+        features, data = CachedTokens(model), dataclasses.replace(data, train=without_lists(data.train))
+        # Validation comes behind the views of train.
+        first_row = (recipe.feature_views if recipe.augmentation else 1) * len(data.train)
     bare_model = place_model(model, accelerator)
     # Before the accelerator, which gives a sharded model another class.
     model_class = type(bare_model)
@@ -190,21 +196,12 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
-        validation_loader=evaluation_loader(recipe, data.validation, processor, accelerator),
+        validation_loader=evaluation_loader(recipe, data.validation, processor, accelerator, first_row),
         test_loader=evaluation_loader(recipe, data.test, processor, accelerator),
         guard=DivergenceGuard(loader, recipe, data.validation_is_cut, data.num_images),
         watcher=Watcher(accelerator, recipe, output, data.train if data.validation is None else data.validation),
         features=features,
     )
-
-
-def number_data(data: RunData, recipe: Recipe) -> RunData:
-    """Numbers the rows of train, as many times as there are views, and those of validation after them."""
-    num_views = recipe.feature_views if recipe.augmentation else 1
-    train, validation = number_rows(without_lists(data.train), 0), data.validation
-    if validation is not None:
-        validation = number_rows(validation, num_views * len(train))
-    return dataclasses.replace(data, train=train, validation=validation)
 
 
 def fill_features(run: Run) -> None:
