@@ -29,6 +29,9 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    PILImageResampling,
 )
 from transformers.modeling_utils import PreTrainedModel
 
@@ -37,6 +40,11 @@ from .concept_targets_ascent_vit import pair
 
 IMAGENET = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
 HALVES = {"image_mean": IMAGENET_STANDARD_MEAN, "image_std": IMAGENET_STANDARD_STD}
+CLIP = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD}
+BICUBIC = {"resample": int(PILImageResampling.BICUBIC)}
+
+# Arguments of `from_pretrained` that say where a model is, not what it is.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
 
 
 def window_stride(config: Any) -> tuple[int, int]:
@@ -104,6 +112,7 @@ class BackboneFacts:
         is_square (`bool`):
             whether its position embeddings are a square, so that other image shapes come by interpolation alone.
         has_fixed_size (`bool`): whether it cannot interpolate its position embeddings.
+        antialiases (`bool`): whether it smooths position embeddings that it interpolates to a coarser grid.
         total_stride (`Callable`, *optional*):
             height and width in pixels of a cell of the last stage by its configuration, if it is hierarchical.
         hidden_size (`Callable`): size of its tokens by its configuration.
@@ -112,11 +121,13 @@ class BackboneFacts:
         describe (`Callable`, *optional*): writes the sizes into a configuration that does not say them.
         drop_pooling (`Callable`, *optional*): takes out of a model what only pooling needs, beside a pooler.
         normalisation (`dict`): `image_mean` and `image_std` that the family usually has; empty where not known.
+        resample (`dict`): `resample` that the family usually has; empty for bilinear, or where not known.
     """
 
     unsuitable: str = ""
     is_square: bool = False
     has_fixed_size: bool = False
+    antialiases: bool = False
     total_stride: Callable[[Any], tuple[int, int]] | None = None
     hidden_size: Callable[[Any], int] = lambda config: config.hidden_size
     check: Callable[[Any], None] | None = None
@@ -124,27 +135,39 @@ class BackboneFacts:
     describe: Callable[[Any], None] | None = None
     drop_pooling: Callable[[Any], None] | None = None
     normalisation: dict[str, list[float]] = field(default_factory=dict)
+    resample: dict[str, int] = field(default_factory=dict)
 
 
 # Any other is taken for a plain vision transformer.
 BACKBONES = {
-    "aimv2_vision_model": BackboneFacts(is_square=True, has_fixed_size=True),
-    "chinese_clip_vision_model": BackboneFacts(drop_pooling=drop_norm_of_pooled_token),
-    "clip_vision_model": BackboneFacts(is_square=True, drop_pooling=drop_norm_of_pooled_token),
-    "deit": BackboneFacts(normalisation=IMAGENET),
-    "dinov2": BackboneFacts(is_square=True, normalisation=IMAGENET),
-    "dinov2_with_registers": BackboneFacts(is_square=True, normalisation=IMAGENET),
+    "aimv2_vision_model": BackboneFacts(is_square=True, has_fixed_size=True, normalisation=CLIP, resample=BICUBIC),
+    "beit": BackboneFacts(normalisation=HALVES),
+    "chinese_clip_vision_model": BackboneFacts(
+        drop_pooling=drop_norm_of_pooled_token, normalisation=CLIP, resample=BICUBIC
+    ),
+    "clip_vision_model": BackboneFacts(
+        is_square=True, drop_pooling=drop_norm_of_pooled_token, normalisation=CLIP, resample=BICUBIC
+    ),
+    "data2vec-vision": BackboneFacts(normalisation=HALVES),
+    "deit": BackboneFacts(normalisation=IMAGENET, resample=BICUBIC),
+    "dinov2": BackboneFacts(is_square=True, normalisation=IMAGENET, resample=BICUBIC),
+    "dinov2_with_registers": BackboneFacts(is_square=True, antialiases=True, normalisation=IMAGENET, resample=BICUBIC),
+    "dinov3_vit": BackboneFacts(normalisation=IMAGENET),
     "donut-swin": BackboneFacts(total_stride=window_stride),
-    "hiera": BackboneFacts(total_stride=hiera_stride, check=check_hiera),
-    "mlcd_vision_model": BackboneFacts(is_square=True, drop_pooling=drop_norm_of_pooled_token),
+    "hiera": BackboneFacts(total_stride=hiera_stride, check=check_hiera, normalisation=IMAGENET, resample=BICUBIC),
+    "mlcd_vision_model": BackboneFacts(
+        is_square=True, drop_pooling=drop_norm_of_pooled_token, normalisation=CLIP, resample=BICUBIC
+    ),
     "pixio": BackboneFacts(is_square=True),
     "pixtral": BackboneFacts(unsuitable="it packs the patches of all images into one sequence"),
-    "pvt_v2": BackboneFacts(total_stride=pvt_stride, hidden_size=lambda config: config.hidden_sizes[-1]),
-    "siglip_vision_model": BackboneFacts(is_square=True),
+    "pvt_v2": BackboneFacts(
+        total_stride=pvt_stride, hidden_size=lambda config: config.hidden_sizes[-1], normalisation=IMAGENET
+    ),
+    "siglip_vision_model": BackboneFacts(is_square=True, normalisation=HALVES, resample=BICUBIC),
     "siglip2_vision_model": BackboneFacts(unsuitable="it needs a pixel mask beside the pixels"),
-    "swin": BackboneFacts(total_stride=window_stride),
+    "swin": BackboneFacts(total_stride=window_stride, normalisation=IMAGENET, resample=BICUBIC),
     "swin2sr": BackboneFacts(unsuitable="it makes images larger, at their own resolution"),
-    "swinv2": BackboneFacts(total_stride=window_stride),
+    "swinv2": BackboneFacts(total_stride=window_stride, normalisation=IMAGENET, resample=BICUBIC),
     "timesformer": BackboneFacts(unsuitable="it takes videos"),
     "timm_wrapper": BackboneFacts(
         has_fixed_size=True,
@@ -156,6 +179,7 @@ BACKBONES = {
     # timm's own weights of ViT; its DeiT and DINO weights have ImageNet's statistics.
     "vit": BackboneFacts(normalisation=HALVES),
     "vit_mae": BackboneFacts(unsuitable="it drops patches at random"),
+    "vit_msn": BackboneFacts(normalisation=IMAGENET),
     "yolos": BackboneFacts(unsuitable="its last tokens are detections, not patches"),
 }
 
@@ -181,7 +205,8 @@ def pretrained_backbone(
     backbone: str | os.PathLike | PreTrainedConfig | PreTrainedModel, **kwargs
 ) -> PreTrainedConfig | PreTrainedModel:
     """
-    The pretrained model of a Hub id or a folder; a configuration or a model as it is. Of images and text, the vision part.
+    The pretrained model of a Hub id or a folder, in float32 unless `dtype` says otherwise; a configuration or a model as
+    it is. Of images and text, the vision part.
 
     Args:
         backbone (`str`, `os.PathLike`, `PreTrainedConfig` or `PreTrainedModel`): what was given as backbone.
@@ -191,13 +216,12 @@ def pretrained_backbone(
         ValueError: for anything else, and for arguments beside a configuration or a model.
     """
     if isinstance(backbone, str | os.PathLike):
-        hub_kwargs = {
-            name: kwargs[name]
-            for name in ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
-            if name in kwargs
-        }
+        hub_kwargs = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         config = AutoConfig.from_pretrained(backbone, **hub_kwargs)
         config = getattr(config, "vision_config", config)
+        if "quantization_config" not in kwargs and getattr(config, "quantization_config", None) is None:
+            # What was saved in bfloat16 would train in it, and at small learning rates most weights would never move.
+            kwargs = {"dtype": torch.float32} | kwargs
         return AutoModel.from_pretrained(backbone, config=config, **kwargs | without_pooling_layer(config))
     if not isinstance(backbone, PreTrainedConfig | PreTrainedModel):
         raise ValueError(
@@ -240,6 +264,7 @@ def has_cls_token(backbone: PreTrainedModel) -> bool:
 
 __all__ = [
     "BACKBONES",
+    "HUB_ARGUMENTS",
     "BackboneFacts",
     "backbone_facts",
     "build_backbone",

@@ -93,9 +93,12 @@ def checked_pixel_values(
         takes_interpolation and not (interpolate_pos_encoding and can_interpolate)
     )
     if needs_own_size and shape[2:] != config.image_size:
+        advice = (
+            ", or pass interpolate_pos_encoding=True, or build the model for them: from_backbone(..., image_size=...)"
+        )
         raise ValueError(
             f"pixel_values must be {config.image_size[0]}x{config.image_size[1]} pixels, the backbone's size; got "
-            f"{shape[2]}x{shape[3]}. Resize them{', or pass interpolate_pos_encoding=True' if can_interpolate else ''}."
+            f"{shape[2]}x{shape[3]}. Resize them{advice if can_interpolate else ''}."
         )
     return pixel_values
 
@@ -246,6 +249,7 @@ def class_indices(
 
 
 __all__ = [
+    "IGNORED_LABEL",
     "check_backbone",
     "check_concepts",
     "check_presence",

@@ -107,6 +107,11 @@ class AscentViTConfig(PreTrainedConfig):
             Weight lambda of the alignment term in the loss.
         entropy_loss_weight (`float`, *optional*, defaults to 0.5):
             Weight mu of the entropy term in the loss.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Share of a class label that cross-entropy spreads evenly over all classes, from 0 to below 1. `Trainer`'s
+            `label_smoothing_factor` would take the place of the whole loss, and concepts would not be supervised.
+        class_weights (`list[float]`, *optional*):
+            Weight of each class in the cross-entropy, whose mean stays that over images.
         alignment_loss (`"mse"` or `"kl"`, *optional*, defaults to `"mse"`):
             Alignment between target and attention: squared error (the paper) or cross-entropy.
         global_token (`"cls"`, `"cls_mean"` or `"pool"`, *optional*, defaults to `"cls"`):
@@ -193,6 +198,8 @@ class AscentViTConfig(PreTrainedConfig):
     concept_attention_heads: int = 2
     concept_loss_weight: float | int = 1.0
     entropy_loss_weight: float | int = 0.5
+    label_smoothing: float | int = 0.0
+    class_weights: list[float | int] | None = None
     alignment_loss: Literal["mse", "kl"] = "mse"
     global_token: Literal["cls", "cls_mean", "pool"] = "cls"
     none_concept: bool = False
@@ -453,6 +460,16 @@ class AscentViTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name} must be at most {LARGEST_NUMBER:g} and 0 or more; got {getattr(self, name)}."
                 )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be from 0 to below 1; got {self.label_smoothing}.")
+        weights = self.class_weights
+        if weights is not None and (
+            len(weights) != self.num_labels or not all(0 <= weight <= LARGEST_NUMBER for weight in weights)
+        ):
+            raise ValueError(
+                f"class_weights must be a number of at most {LARGEST_NUMBER:g} and 0 or more for each of {self.num_labels} "
+                f"classes; got {weights}."
+            )
         if not 0 < self.initializer_range <= LARGEST_NUMBER:
             raise ValueError(
                 f"initializer_range must be above 0 and at most {LARGEST_NUMBER:g}; got {self.initializer_range}."

@@ -289,6 +289,40 @@ def rgb_array(image: Image.Image, window: Sequence[float] | None = None) -> np.n
     return np.asarray(convert_to_rgb(eight_bit(image, window), return_numpy=True))
 
 
+def with_channels(
+    image: Any, num_channels: int, data_format: str | None = None, window: Sequence[float] | None = None
+) -> np.ndarray | torch.Tensor:
+    """
+    An image as an array of so many channels, which come first.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Image. A PIL image becomes grey for one channel.
+        num_channels (`int`): Number of channels.
+        data_format (`str`, *optional*): `"channels_first"` or `"channels_last"`; by default it is seen by the shape.
+        window (`Sequence[float]`, *optional*): see [`eight_bit`].
+
+    Raises:
+        ValueError: for an image of another number of channels.
+    """
+    if isinstance(image, Image.Image):
+        if num_channels != 1:
+            raise ValueError(
+                f"The model takes {num_channels} channels, and a picture of mode {image.mode!r} is of colours: give an array "
+                f"of the shape ({num_channels}, height, width) or (height, width, {num_channels})."
+            )
+        image = np.array(Image.fromarray(rgb_array(image, window)).convert("L"))
+    elif num_channels == 1 and image.ndim == 3 and image.dtype in (np.uint8, torch.uint8) and image.shape[0] == 3:
+        # As a picture's: augmented ones are such arrays.
+        image = np.array(Image.fromarray(np.moveaxis(np.asarray(image), 0, -1)).convert("L"))
+    image = image[None] if image.ndim == 2 else image
+    is_first = image.shape[0] == num_channels if data_format is None else data_format == "channels_first"
+    if not is_first and image.ndim == 3:
+        image = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else image.permute(2, 0, 1)
+    if image.ndim != 3 or image.shape[0] != num_channels:
+        raise ValueError(f"An image array must have {num_channels} channels, first or last; got {tuple(image.shape)}.")
+    return image
+
+
 __all__ = [
     "check_window",
     "checked_array",
@@ -302,4 +336,5 @@ __all__ = [
     "rgb_array",
     "shown_source",
     "upright",
+    "with_channels",
 ]

@@ -13,7 +13,6 @@
 # limitations under the License.
 """Image processor of ASCENT-ViT: what both backends share, and the PIL backend."""
 
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +33,12 @@ from transformers.image_utils import (
     get_image_size_for_max_height_width,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
+from .backbone_images_ascent_vit import backbone_settings
+from .backbones_ascent_vit import HUB_ARGUMENTS
 from .concept_targets_ascent_vit import (
     ANNOTATION_KEYS,
-    LARGEST_COUNT,
     PatchAxis,
     check_annotations,
     global_concept_targets,
@@ -46,12 +46,23 @@ from .concept_targets_ascent_vit import (
     spatial_concept_presence,
     spatial_concept_targets,
 )
-from .image_inputs_ascent_vit import check_window, checked_array, eight_bit, flat_images, load_source
+from .image_inputs_ascent_vit import (
+    check_window,
+    checked_array,
+    eight_bit,
+    flat_images,
+    load_source,
+    with_channels,
+)
+from .image_settings_ascent_vit import SIZE_KEYS, as_float, check_numbers, check_size, check_targets
 
 
 if TYPE_CHECKING:
     # `save_pretrained` copies relatively imported files: this one must be there beside the PIL backend.
     from .image_processing_ascent_vit import AscentViTImageProcessor  # noqa: F401
+
+
+logger = logging.get_logger(__name__)
 
 
 class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -64,6 +75,9 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
         Number S of spatial concepts; 0 makes no targets for them.
     annotation_coverage (`float`, *optional*, defaults to 0.5):
         Share of a patch's area that a box or a mask must cover to mark the patch, above 0 and at most 1.
+    num_channels (`int`, *optional*, defaults to 3):
+        Channels of the pixels. With 1, images of any mode become grey; with another number than 1 and 3, images are
+        arrays with as many channels.
     unannotated (`"ignore"` or `"none"`, *optional*, defaults to `"ignore"`):
         Whether patches without annotation, in an image with spatial annotations, are not annotated (NaN) or show none
         of the concepts (0).
@@ -77,21 +91,9 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
     num_global_concepts: int
     num_spatial_concepts: int
     annotation_coverage: float | int
+    num_channels: int
     unannotated: str
     window: list[float | int] | tuple[float | int, ...] | None
-
-
-# Limits of what pixels are multiplied with or divided by.
-TINY, LARGE = 1e-9, 1e9
-
-
-def is_whole(number: Any) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
-
-
-def as_float(number: Any) -> Any:
-    """A whole number as a float, anything else as it is."""
-    return float(number) if is_whole(number) and abs(number) <= LARGE else number
 
 
 def height_width(size: Any) -> tuple[int, int]:
@@ -125,39 +127,6 @@ def check_resized_size(original: tuple[int, int], size: SizeDict):
 def crop_start(length: int, crop: int) -> int:
     """First pixel of a center crop; negative where the image is smaller than the crop and gets a margin."""
     return (length - crop) // 2 if crop <= length else -((crop - length) // 2)
-
-
-SIZE_KEYS = {
-    "size": (
-        {"height", "width"},
-        {"shortest_edge"},
-        {"shortest_edge", "longest_edge"},
-        {"max_height", "max_width"},
-    ),
-    "crop_size": ({"height", "width"},),
-    "pad_size": ({"height", "width"},),
-}
-
-
-def check_size(name: str, size: SizeDict):
-    """Raises one `ValueError` for a size of other keys, of sides below 1, or larger than an image file may be."""
-    sides = {key: side for key, side in dict(size).items() if side is not None}
-    if set(sides) not in SIZE_KEYS[name]:
-        known = ", or ".join(" and ".join(sorted(keys)) for keys in SIZE_KEYS[name])
-        raise ValueError(f"{name} must have {known}; got {sides}.")
-    if not all(is_whole(side) and side > 0 for side in sides.values()):
-        raise ValueError(f"{name} must be whole numbers of pixels, 1 or more; got {sides}.")
-    if Image.MAX_IMAGE_PIXELS and math.prod(sides.values()) > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{name} must be at most {Image.MAX_IMAGE_PIXELS} pixels in all; got {sides}.")
-
-
-def check_numbers(name: str, values: float | tuple[float, ...], above_zero: bool = False):
-    """Raises one `ValueError` for values with which pixels would be NaN, infinite or beyond float32."""
-    for value in values if isinstance(values, tuple) else (values,):
-        in_range = TINY <= value <= LARGE if above_zero else -LARGE <= value <= LARGE
-        if isinstance(value, bool) or not in_range:
-            limits = f"from {TINY:g} to {LARGE:g}" if above_zero else f"from {-LARGE:g} to {LARGE:g}"
-            raise ValueError(f"{name} must be a number {limits}, or one for each channel; got {values}.")
 
 
 def has_unreadable_source(images: Any) -> bool:
@@ -201,6 +170,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
     num_global_concepts = 0
     num_spatial_concepts = 0
     annotation_coverage = 0.5
+    num_channels = 3
     unannotated = "ignore"
     window: Any = None
 
@@ -225,6 +195,16 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         (torch.Size([1, 2]), torch.Size([1, 196, 3]))
         ```"""
         height, width = config.image_size
+        if "image_mean" not in kwargs and kwargs.get("do_normalize", True):
+            # To be seen where weights were trained with others.
+            say = logger.warning_once if config.backbone_config.name_or_path else logger.info
+            say(
+                "Nothing says how the backbone's images are normalised: mean 0.5 and std 0.5 are taken, and bilinear "
+                "resizing. For a pretrained one use AscentViTImageProcessor.from_backbone(backbone, model.config)."
+            )
+        if config.num_channels != 3:
+            kwargs = {name: [0.5] * config.num_channels for name in ("image_mean", "image_std")} | kwargs
+            kwargs.setdefault("num_channels", config.num_channels)
         if kwargs.get("do_center_crop"):
             kwargs.setdefault("crop_size", {"height": height, "width": width})
         kwargs.setdefault("size", {"height": height, "width": width})
@@ -232,6 +212,21 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         kwargs.setdefault("num_global_concepts", config.num_global_concepts)
         kwargs.setdefault("num_spatial_concepts", config.num_spatial_concepts)
         return cls(**kwargs)
+
+    @classmethod
+    def from_backbone(cls, backbone, config, **kwargs):
+        """
+        An image processor that fits a model on a pretrained backbone: with the backbone's own mean, standard deviation,
+        resampling and rescaling, from its `preprocessor_config.json`, else timm's configuration, else its family's.
+
+        Args:
+            backbone (`str`, `os.PathLike`, `PreTrainedConfig` or `PreTrainedModel`): What the model was built on.
+            config (`AscentViTConfig`): Configuration of the model.
+            kwargs: As for [`~AscentViTImageProcessor.from_model_config`], and `revision`, `token`, `cache_dir` and
+                `local_files_only` of a backbone on the Hub.
+        """
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        return cls.from_model_config(config, **backbone_settings(backbone, config, **hub_kwargs) | kwargs)
 
     def _set_attributes(self, **kwargs):
         # A file may have 1 for 1.0, which the check of types refuses.
@@ -266,22 +261,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         known = [int(item) for item in PILImageResampling]
         if resample is not None and type(resample).__name__ != "InterpolationMode" and resample not in known:
             raise ValueError(f"resample must be a PIL.Image.Resampling, {known}; got {resample!r}.")
-        patch_size = kwargs["patch_size"]
-        if isinstance(patch_size, list):
-            patch_size = kwargs["patch_size"] = tuple(patch_size)
-        sides = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
-        if len(sides) != 2 or not all(is_whole(side) and side > 0 for side in sides):
-            raise ValueError(f"patch_size must be a positive int or a pair of them, height first; got {patch_size!r}.")
-        for name in ("num_global_concepts", "num_spatial_concepts"):
-            if not is_whole(kwargs[name]) or not 0 <= kwargs[name] <= LARGEST_COUNT:
-                raise ValueError(
-                    f"{name} must be a number of concepts, at most {LARGEST_COUNT} and 0 or more; got {kwargs[name]!r}."
-                )
-        coverage = kwargs["annotation_coverage"]
-        if not isinstance(coverage, int | float) or isinstance(coverage, bool) or not 0 < coverage <= 1:
-            raise ValueError(f"annotation_coverage must be above 0 and at most 1; got {coverage!r}.")
-        if kwargs["unannotated"] not in ("ignore", "none"):
-            raise ValueError(f'unannotated must be "ignore" or "none"; got {kwargs["unannotated"]!r}.')
+        check_targets(kwargs)
         check_window(kwargs.get("window"))
         return kwargs
 
@@ -310,6 +290,13 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         return flat
 
     def process_image(self, image: Any, *args, input_data_format=None, **kwargs):
+        num_channels = kwargs.get("num_channels", 3)
+        if num_channels != 3:
+            image, kwargs["do_convert_rgb"] = (
+                with_channels(image, num_channels, input_data_format, kwargs.get("window")),
+                False,
+            )
+            input_data_format = ChannelDimension.FIRST
         if isinstance(image, Image.Image):
             image = eight_bit(image, kwargs.get("window"))
         else:
@@ -356,7 +343,7 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
         Returns:
             `BatchFeature` with
 
-            - `pixel_values`: `(B, 3, H, W)`.
+            - `pixel_values`: `(B, C, H, W)`, C being `num_channels`.
             - `concept_targets`, with annotations and `num_global_concepts` G > 0: `(B, G)` float32, 1 present,
               0 absent, NaN not annotated.
             - `spatial_concept_targets`, with annotations and `num_spatial_concepts` S > 0: `(B, N, S)` float32 over
@@ -584,6 +571,14 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
 class AscentViTImageProcessorPil(AscentViTImageProcessorBase, PilBackend):
     __doc__ = f"""ASCENT-ViT image processor on PIL and numpy, without torchvision.
     {AscentViTImageProcessorBase.__doc__}"""
+
+    def resize(self, image: np.ndarray, *args, **kwargs) -> np.ndarray:  # type: ignore[override]
+        """Resizes `(C, height, width)`; Pillow knows no images of five channels, so that each is one of its own."""
+        if image.shape[0] in (1, 3, 4):
+            return super().resize(image, *args, **kwargs)
+        return np.concatenate(
+            [super(AscentViTImageProcessorPil, self).resize(p[None], *args, **kwargs) for p in image]
+        )
 
     def center_crop(self, image: np.ndarray, size: Any, **kwargs) -> np.ndarray:  # type: ignore[override]
         """Crops `(C, height, width)` as the torchvision backend does, which splits an odd margin the other way."""

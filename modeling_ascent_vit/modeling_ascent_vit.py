@@ -32,8 +32,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .backbone_images_ascent_vit import on_images
 from .backbones_ascent_vit import build_backbone, drop_unused_parameters, has_cls_token, pretrained_backbone
 from .checks_ascent_vit import (
+    IGNORED_LABEL,
     check_backbone,
     check_concepts,
     check_presence,
@@ -816,19 +818,31 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, backbone: str | os.PathLike | PreTrainedConfig | PreTrainedModel, **kwargs
+        cls,
+        backbone: str | os.PathLike | PreTrainedConfig | PreTrainedModel,
+        image_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        dtype: str | torch.dtype | None = None,
+        **kwargs,
     ) -> "AscentViTForImageClassification":
         """
-        Puts a new concept head, and the pyramid, on top of a vision transformer.
+        Puts a new concept head, and the pyramid, on top of a vision transformer. Its image processor is
+        `AscentViTImageProcessor.from_backbone(backbone, model.config)`.
 
         Args:
             backbone (`str`, `os.PathLike`, `PreTrainedConfig` or `PreTrainedModel`):
                 A Hub id or a folder, whose pretrained weights are loaded; a configuration, for random weights; or a
                 model, which is used as it is. Of a model of images and text, the vision part is taken.
+            image_size (`int` or a pair of `int`, *optional*, defaults to the backbone's):
+                Height and width of the images. Position embeddings are interpolated to them once, so that the saved
+                model takes that size without being asked to interpolate.
+            num_channels (`int`, *optional*, defaults to the backbone's):
+                Channels of the images. Each gets the mean of the pretrained ones, scaled to an equal sum.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
+                Dtype of the weights, whatever they were saved in; `"auto"` for that. A model keeps its own by default.
             kwargs:
                 Fields of [`AscentViTConfig`], `num_labels`, `num_global_concepts` and `num_spatial_concepts`. Others
-                (`dtype`, `revision`, `token`, `device_map`, `quantization_config`, ...) go to
-                `AutoModel.from_pretrained`.
+                (`revision`, `token`, `device_map`, `quantization_config`, ...) go to `AutoModel.from_pretrained`.
 
         Returns:
             [`AscentViTForImageClassification`], in training mode off as after `from_pretrained`.
@@ -844,9 +858,15 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         fields = {field.name for field in dataclasses.fields(config_class)} - {"dtype"}
         fields |= {"num_labels", "num_global_concepts", "num_spatial_concepts"}
         config_kwargs = {name: kwargs.pop(name) for name in list(kwargs) if name in fields}
-        pretrained: Any = pretrained_backbone(backbone, **kwargs)
+        if dtype is not None and isinstance(backbone, str | os.PathLike):
+            kwargs["dtype"] = dtype
+        pretrained: Any = on_images(pretrained_backbone(backbone, **kwargs), image_size, num_channels)
+        wanted: Any = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if isinstance(pretrained, PreTrainedConfig):
-            return cls(config_class(backbone_config=pretrained, **config_kwargs)).eval()
+            bare: Any = cls(config_class(backbone_config=pretrained, **config_kwargs))
+            return bare.eval() if wanted is None else bare.to(wanted).eval()
+        if wanted is not None and isinstance(backbone, PreTrainedModel):
+            pretrained = pretrained.to(wanted)
         model = cls(config_class(backbone_config=pretrained.config, **config_kwargs), pretrained)
         new_parts = {
             name: child
@@ -1023,6 +1043,24 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    def class_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        The loss of the classes by the config's problem type; of single labels, cross-entropy with its `label_smoothing` and
+        `class_weights`, as a mean over images, so that a batch equals its parts.
+        """
+        config = self.config
+        if not config.label_smoothing and config.class_weights is None:
+            return self.loss_function(labels, logits, config)
+        if labels.is_floating_point() or config.num_labels < 2:
+            raise ValueError(
+                "label_smoothing and class_weights need one class an image: leave them out of the config."
+            )
+        weight = None if config.class_weights is None else torch.tensor(config.class_weights).to(logits)
+        config.problem_type, labels = "single_label_classification", labels.to(logits.device)
+        known, smoothing = labels != IGNORED_LABEL, float(config.label_smoothing)
+        loss = nn.functional.cross_entropy(logits, labels, weight, reduction="none", label_smoothing=smoothing)
+        return loss.sum() / known.sum()
+
     def losses(
         self,
         logits: torch.Tensor,
@@ -1033,9 +1071,9 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """The weighted sum of the loss terms (the paper's equation 11) and each term; nothing without any target."""
         config = self.config
-        terms = {}
+        terms: dict[str, Any] = {}
         if labels is not None:
-            terms["class_loss"] = self.loss_function(labels, logits, config)
+            terms["class_loss"] = self.class_loss(logits, labels)
         alignments = []
         for stream, targets in (("global", concept_targets), ("spatial", spatial_concept_targets)):
             if targets is not None:
@@ -1044,6 +1082,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 alignments.append(alignment_loss(tokens, targets, config.alignment_loss, config.none_concept))
         if alignments:
             terms["alignment_loss"] = sum(alignments)
+            if labels is None and self.training and not torch.compiler.is_compiling():
+                logger.warning_once(
+                    "Training with targets of concepts and no labels. Trainer takes the labels away, and drops the loss of "
+                    "concepts, with label_smoothing_factor or compute_loss_func: set label_smoothing or class_weights of "
+                    "the model's config instead, or add outputs.loss in compute_loss_func."
+                )
         if not terms:
             return None, {}
         entropies = [attention_entropy(attention[stream]) for stream in ("global", "spatial") if stream in attention]

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE, read_ids, read_mask
 from modeling_ascent_vit.image_inputs_ascent_vit import rgb_array
 
+from .batches import FEATURE_ROWS
 from .schema import COORDINATES, GLOBAL_COLUMNS, PRESENCE_COLUMNS, placed_concepts
 
 
@@ -397,9 +398,59 @@ class EpochSampler(torch.utils.data.Sampler):
         return iter([(self.epoch, index) for index in order[: self.num_samples].tolist()])
 
 
+class AugmentedViews(torch.utils.data.Dataset):
+    """
+    Several augmented views of each row of a split, the same whenever they are asked for: all rows in a first view,
+    then all in a second. Rows have the view's own number in the column `feature_rows`.
+
+    Args:
+        dataset: split of a concept dataset, with random access.
+        augmenter: augmenter that draws the views.
+        seed: random seed of the views.
+        num_views: number of views of each row.
+    """
+
+    def __init__(self, dataset: Any, augmenter: ConceptAugmenter, seed: int, num_views: int):
+        self.dataset, self.augmenter, self.seed, self.num_views = dataset, augmenter, seed, num_views
+
+    def __len__(self) -> int:
+        return self.num_views * len(self.dataset)
+
+    def __getitem__(self, key: int | slice) -> dict[str, Any]:
+        if isinstance(key, slice):
+            rows = [self[number] for number in range(*key.indices(len(self)))]
+            return {name: [row[name] for row in rows] for name in rows[0]}
+        view, index = divmod(key, len(self.dataset))
+        row = self.augmenter(self.dataset[index], np.random.default_rng([self.seed, view, index]))
+        return row | {FEATURE_ROWS: key}
+
+
+class ViewSampler(EpochSampler):
+    """
+    Draws random places of a dataset, and one of the views of each, for [`AugmentedViews`].
+
+    Args:
+        length: number of rows of the dataset.
+        num_views: number of views of each row.
+        num_samples: number of places per epoch, each different; at most `length`.
+        seed: random seed of order and views.
+    """
+
+    def __init__(self, length: int, num_views: int, num_samples: int, seed: int):
+        super().__init__(length, num_samples, seed)
+        self.num_views = num_views
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        places = generator.permutation(self.length)[: self.num_samples]
+        return iter((places + self.length * generator.integers(self.num_views, size=len(places))).tolist())
+
+
 __all__ = [
     "Augmentation",
     "AugmentedConceptDataset",
+    "AugmentedViews",
     "ConceptAugmenter",
     "EpochSampler",
+    "ViewSampler",
 ]

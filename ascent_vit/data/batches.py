@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ascent_vit.inference.protocols import ConceptImageProcessor
     from modeling_ascent_vit import AscentViTImageProcessorPil
 
+# Column of a row's number in the file of its backbone's tokens, where these are cached.
+FEATURE_ROWS = "feature_rows"
+
 # Stands for NaN among targets held as bytes, beside 0 and 1.
 UNKNOWN_CODE = 255
 
@@ -30,7 +33,8 @@ class ConceptCollator:
         When called with a list of rows, a dict of `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 and, where
         the processor has such concepts, `concept_targets` (B, G) and `spatial_concept_targets` (B, N, S) float32; of
         rows with the column `present` also `spatial_concept_presence` (B, S), NaN where it is null, unless the
-        processor is remote code of a model that does not know it.
+        processor is remote code of a model that does not know it. Rows with the column `feature_rows` give that too,
+        (B,) int64.
     """
 
     def __init__(self, processor: "ConceptImageProcessor", **kwargs: Any):
@@ -55,12 +59,35 @@ class ConceptCollator:
             # All batches of a dataset have the same keys, also those of rows that all have null.
             batch.setdefault("spatial_concept_presence", unknown)
         batch["labels"] = torch.tensor([row["label"] for row in rows])
+        if FEATURE_ROWS in rows[0]:
+            batch[FEATURE_ROWS] = torch.tensor([row[FEATURE_ROWS] for row in rows])
         return batch
 
 
 def _rows(dataset: Any, start: int, stop: int) -> list[dict[str, Any]]:
     columns = dataset[start:stop]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class NumberedRows(torch.utils.data.Dataset):
+    """
+    A split whose rows have a number, from `start` on, in the column `feature_rows`.
+
+    Args:
+        dataset: split with random access.
+        start: number of the first row.
+    """
+
+    def __init__(self, dataset: Any, start: int):
+        self.dataset, self.numbers = dataset, range(start, start + len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | slice) -> dict[str, Any]:
+        return self.dataset[key] | {
+            FEATURE_ROWS: list(self.numbers[key]) if isinstance(key, slice) else self.numbers[key]
+        }
 
 
 class CachedConceptDataset(torch.utils.data.Dataset):
@@ -106,7 +133,7 @@ class CachedConceptDataset(torch.utils.data.Dataset):
 
     @staticmethod
     def _encode(name: str, values: torch.Tensor) -> torch.Tensor:
-        if name == "labels":
+        if name in ("labels", FEATURE_ROWS):
             return values
         if name == "pixel_values":
             fits = values.dtype == torch.uint8
@@ -128,8 +155,9 @@ class CachedConceptDataset(torch.utils.data.Dataset):
         chosen = torch.as_tensor(list(indices))
         batch = {name: values[chosen] for name, values in self.columns.items()}
         # In the order of the processor's own arithmetic: (pixel - mean / factor) / (std / factor).
-        batch["pixel_values"] = (batch["pixel_values"].float() - self.mean * self.scale).div_(self.std * self.scale)
-        for name in batch.keys() - {"pixel_values", "labels"}:
+        pixels = batch["pixel_values"].float()
+        batch["pixel_values"] = pixels.sub_(self.mean * self.scale).div_(self.std * self.scale)
+        for name in batch.keys() - {"pixel_values", "labels", FEATURE_ROWS}:
             codes = batch[name]
             batch[name] = codes.float().masked_fill_(codes == UNKNOWN_CODE, torch.nan)
         return batch
@@ -141,4 +169,4 @@ def cached_bytes(dataset: Any, processor: "AscentViTImageProcessorPil") -> int:
     return len(dataset) * sum(values.numel() for values in batch.values())
 
 
-__all__ = ["CachedConceptDataset", "ConceptCollator", "cached_bytes"]
+__all__ = ["FEATURE_ROWS", "CachedConceptDataset", "ConceptCollator", "NumberedRows", "cached_bytes"]

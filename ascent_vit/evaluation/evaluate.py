@@ -3,13 +3,14 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics import MaxMetric
 
-from ascent_vit.inference.mode import evaluation_mode
+from ascent_vit.data.batches import FEATURE_ROWS
+from ascent_vit.inference.mode import evaluation_mode, size_options
 
 from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics
 
@@ -66,7 +67,7 @@ class _Evaluation:
         self.model = model
         self.accelerator = accelerator
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-        config = bare_model.config
+        self.config = config = bare_model.config
         self.num_classes = config.num_labels or 0
         if self.num_classes < 2:
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {self.num_classes}.")
@@ -88,7 +89,11 @@ class _Evaluation:
         self.additivity_error = MaxMetric(nan_strategy="error", **kwargs).to(self.metric_device)
 
     def update(self, batch: dict[str, Tensor]):
-        out = self.model(batch["pixel_values"].to(self.device, self.dtype), output_contributions=True)
+        pixel_values = batch["pixel_values"].to(self.device, self.dtype)
+        options: dict[str, Any] = size_options(self.config, pixel_values)
+        # By these a model in training looks its frozen backbone's tokens up; any other leaves them aside.
+        options |= {name: batch[name] for name in (FEATURE_ROWS,) if name in batch}
+        out = self.model(pixel_values, output_contributions=True, **options)
         explained = out.concept_contributions.sum(1, dtype=self.precision) + self.class_bias
         strongest = None if out.spatial_concept_attention is None else out.spatial_concept_attention.amax(1)
         outputs = {

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ascent_vit.inference.mode import evaluation_mode
+from ascent_vit.inference.mode import evaluation_mode, size_options
 from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
 
 from .explanation import Explanation
 from .fusion import FusionMaps
-from .inputs import ImageInput, is_single, read_image
+from .inputs import ImageInput, is_single, picture_of, read_input
 from .names import STREAMS, class_index, class_names, concept_names
 
 
@@ -62,7 +62,6 @@ class Explainer:
             raise ValueError("This model has no pyramid (fusion_levels is 0), so there is no fusion to show.")
         self.model, self.processor, self.fusion = model, processor, fusion
         # An image processor of older remote code has none.
-        self.window = getattr(processor, "window", None)
         self.labels, self.concept_names = class_names(config), concept_names(config)
         with torch.no_grad():
             self.class_biases = to_array(model.class_bias())
@@ -75,12 +74,12 @@ class Explainer:
         """Arguments of the model's forward for the outputs that [`~Explainer.read`] takes."""
         return {"output_contributions": True, "output_concept_heads": True, "output_fusion": self.fusion}
 
-    def run(self, images: list[Image.Image], classes: list[int | None], **overrides) -> list[Explanation]:
+    def run(self, images: list[Any], classes: list[int | None], **overrides) -> list[Explanation]:
         """
         Runs the model on images as one batch and explains them.
 
         Args:
-            images (`list[PIL.Image.Image]`): Upright RGB images.
+            images (`list`): Upright RGB images, or arrays, as [`read_input`] gives them.
             classes (`list[int | None]`): Index of the class to explain for each image, None for the predicted one.
             overrides: `global_concept_override` and `spatial_concept_override` of the model's forward.
         """
@@ -88,11 +87,11 @@ class Explainer:
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
         pixel_values = pixel_values.to(parameter.device, parameter.dtype)
         options: dict[str, Any] = {name: override.to(parameter.device) for name, override in overrides.items()}
-        if tuple(pixel_values.shape[2:]) != tuple(self.model.config.image_size):
-            options["interpolate_pos_encoding"] = True
+        options |= size_options(self.model.config, pixel_values)
         with evaluation_mode(self.model):
             outputs = self.model(pixel_values, return_dict=True, **self.arguments(), **options)
-        return self.read(outputs, images, classes, (pixel_values.shape[2], pixel_values.shape[3]))
+        pictures = [picture_of(image) for image in images]
+        return self.read(outputs, pictures, classes, (pixel_values.shape[2], pixel_values.shape[3]))
 
     def read(
         self,
@@ -193,7 +192,7 @@ def run_pairs(explainer: Explainer, pairs: Iterable[tuple[ImageInput, int | None
     """Explains images, each with the index of its class, as one batch."""
     images, classes = [], []
     for image, class_id in pairs:
-        images.append(read_image(image, explainer.window))
+        images.append(read_input(image, explainer.processor))
         classes.append(class_id)
     return deque(explainer.run(images, classes) if images else ())
 
@@ -261,7 +260,7 @@ def explain(
         processor (`AscentViTImageProcessor`): The model's image processor.
         images (`PIL.Image.Image`, path, URL, `np.ndarray` or `torch.Tensor`, or an iterable of them):
             Images to explain. Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or
-            floats from 0 to 1.
+            floats from 0 to 1. A model of another number of channels than 1 and 3 takes arrays with as many.
         class_ids (`int` or `str`, or an iterable with one per image, *optional*, defaults to the predicted classes):
             Class to explain, by index or by name.
         batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.

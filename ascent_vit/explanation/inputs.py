@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modeling_ascent_vit.image_inputs_ascent_vit import checked_array, load_source, rgb_array, shown_source, upright
+from modeling_ascent_vit.image_inputs_ascent_vit import (
+    checked_array,
+    load_source,
+    rgb_array,
+    shown_source,
+    upright,
+    with_channels,
+)
 
 
 ImageInput = Image.Image | str | os.PathLike | np.ndarray | torch.Tensor
@@ -48,6 +55,44 @@ def read_image(image: ImageInput, window: Sequence[float] | None = None) -> Imag
     return Image.fromarray(rgb_array(upright(opened), window))
 
 
+def read_input(image: ImageInput, processor: Any) -> Image.Image | np.ndarray:
+    """
+    Reads an image for an image processor: as [`read_image`] where it takes colours or grey, else as an array of its
+    channels, `(C, H, W)` uint8.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist.
+        ValueError: for anything that cannot be read as an image of so many channels.
+    """
+    # Older remote code takes three and has no name for it.
+    num_channels, window = getattr(processor, "num_channels", 3), getattr(processor, "window", None)
+    if num_channels in (1, 3):
+        return read_image(image, window)
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        image = read_image(image, window)
+    array = with_channels(image, num_channels)
+    return as_bytes(array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array)
+
+
+def picture_of(image: Image.Image | np.ndarray) -> Image.Image:
+    """What is shown of an image: itself, or the first three of its channels, of two the first alone."""
+    if isinstance(image, Image.Image):
+        return image
+    shown = image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(shown, 0, -1)))
+
+
+def as_bytes(array: np.ndarray) -> np.ndarray:
+    """Pixels as uint8; ValueError for other than integers from 0 to 255 or floats from 0 to 1."""
+    floating = array.dtype.kind == "f"
+    if not (array.min() >= 0 and array.max() <= (1 if floating else 255)):
+        raise ValueError(
+            "An image array must hold integers from 0 to 255 or floats from 0 to 1; "
+            f"got {array.dtype} from {array.min()} to {array.max()}."
+        )
+    return (np.round(array * 255) if floating else array).astype(np.uint8)
+
+
 def open_image(source: str) -> Image.Image:
     """Reads the image of a path or URL in full."""
     is_url = source.startswith(("http://", "https://"))
@@ -68,14 +113,8 @@ def array_to_image(array: np.ndarray | torch.Tensor) -> Image.Image:
         raise ValueError(
             f"An image array must have the shape (H, W), (H, W, C) or (C, H, W) with C 1, 3 or 4; got {array.shape}."
         )
-    floating = array.dtype.kind == "f"
-    if not (array.min() >= 0 and array.max() <= (1 if floating else 255)):
-        raise ValueError(
-            "An image array must hold integers from 0 to 255 or floats from 0 to 1; "
-            f"got {array.dtype} from {array.min()} to {array.max()}."
-        )
-    array = (np.round(array * 255) if floating else array).astype(np.uint8)
+    array = as_bytes(array)
     return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-__all__ = ["ImageInput", "array_to_image", "is_single", "open_image", "read_image"]
+__all__ = ["ImageInput", "array_to_image", "is_single", "open_image", "picture_of", "read_image", "read_input"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .explain import ClassIds, Explainer, pair_with_classes
 from .explanation import Explanation
-from .inputs import ImageInput, is_single, read_image
+from .inputs import ImageInput, is_single, read_input
 from .names import find_concept
 
 
@@ -251,7 +251,7 @@ def intervene(
     results: list[CorrectedExplanation] = []
     for start in range(0, len(pairs), batch_size):
         batch = slice(start, start + batch_size)
-        pictures = [read_image(image, explainer.window) for image, _ in pairs[batch]]
+        pictures = [read_input(image, processor) for image, _ in pairs[batch]]
         classes = [class_id for _, class_id in pairs[batch]]
         before = explainer.run(pictures, classes)
         after = explainer.run(pictures, classes, **make_overrides(placed[batch], before, processor))

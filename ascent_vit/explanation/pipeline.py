@@ -8,10 +8,12 @@ import torch
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 
+from ascent_vit.inference.mode import size_options
+
 from .decomposition import ConceptContribution
 from .explain import Explainer
 from .explanation import Explanation
-from .inputs import read_image
+from .inputs import picture_of, read_input
 from .names import class_index, class_names
 
 
@@ -83,14 +85,15 @@ class ConceptImageClassificationPipeline(Pipeline):
         return [] if isinstance(inputs, list | tuple) and not inputs else super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
-        picture = read_image(image, getattr(self.image_processor, "window", None))
-        pixel_values = self.image_processor(picture, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values.to(self.dtype), "images": [picture]}
+        read = read_input(image, self.image_processor)
+        pixel_values = self.image_processor(read, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values.to(self.dtype), "images": [picture_of(read)]}
 
     def _forward(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         # Made for each batch, as it holds tables of parameters, which may have changed since the last one.
         self.explainer = Explainer(self.model, self.image_processor)
-        outputs = self.model(inputs["pixel_values"], return_dict=True, **self.explainer.arguments())
+        options = self.explainer.arguments() | size_options(self.model.config, inputs["pixel_values"])
+        outputs = self.model(inputs["pixel_values"], return_dict=True, **options)
         tensors = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
         return {**tensors, "images": inputs["images"]}
 

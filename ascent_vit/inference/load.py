@@ -225,6 +225,7 @@ def load_processor(name_or_path: str | Path) -> "ConceptImageProcessor":
         FileNotFoundError: if there is none.
         ValueError: for another kind of image processor, or one that is damaged.
     """
+    import numpy as np
     from PIL import Image
     from transformers import AutoImageProcessor
 
@@ -238,7 +239,10 @@ def load_processor(name_or_path: str | Path) -> "ConceptImageProcessor":
                 f"The image processor of {name_or_path} is a {type(processor).__name__}: give an ASCENT-ViT's."
             )
         # Some wrong settings raise an error at the first image only.
-        processor(Image.new("RGB", (64, 64)), return_tensors="pt")
+        num_channels = getattr(processor, "num_channels", 3)
+        plain = num_channels in (1, 3)
+        image: Any = Image.new("RGB", (64, 64)) if plain else np.zeros((num_channels, 64, 64), np.uint8)
+        processor(image, return_tensors="pt")
     return processor
 
 

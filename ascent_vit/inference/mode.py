@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mode in which a model answers."""
+"""How a model is asked: its mode, and what images of another size than its own need."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,4 +24,10 @@ def evaluation_mode(model: "ConceptClassifier | torch.nn.Module") -> Iterator[No
         model.train(training)
 
 
-__all__ = ["evaluation_mode"]
+def size_options(config: Any, pixel_values: torch.Tensor) -> dict[str, bool]:
+    """Arguments of a model's forward for pixels `(B, C, H, W)`: to interpolate where they have another size."""
+    own = getattr(config, "image_size", None)
+    return {} if own is None or tuple(pixel_values.shape[2:]) == tuple(own) else {"interpolate_pos_encoding": True}
+
+
+__all__ = ["evaluation_mode", "size_options"]

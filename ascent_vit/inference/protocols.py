@@ -92,7 +92,7 @@ class ConceptImageProcessor(Protocol):
 
     def __call__(self, *args: Any, **kwargs: Any) -> "BatchFeature":
         """
-        `pixel_values` `(B, 3, H, W)` of images and, from annotations, the second argument, targets of the concepts.
+        `pixel_values` `(B, C, H, W)` of images and, from annotations, the second argument, targets of the concepts.
         """
 
     def resize_concept_maps(self, maps: "torch.Tensor", target_size: tuple[int, int] | None = None) -> "torch.Tensor":

@@ -34,7 +34,13 @@ OPEN_LICENSES = frozenset(_OPEN_NAMES.split())
 # Settings of the recipe that the card shows.
 CARD_SETTINGS = (
     "backbone",
+    "image_size",
+    "freeze_backbone",
+    "cache_features",
+    "label_smoothing",
+    "class_weights",
     "learning_rate",
+    "backbone_learning_rate",
     "weight_decay",
     "num_train_epochs",
     "max_steps",

@@ -11,15 +11,18 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from ascent_vit.data import CachedConceptDataset, ConceptCollator, cached_bytes, concepts_from_features
 from ascent_vit.data.augmentation import (
     AugmentedConceptDataset,
+    AugmentedViews,
     ConceptAugmenter,
     EpochSampler,
+    ViewSampler,
 )
+from ascent_vit.data.batches import NumberedRows
 from ascent_vit.data.checks import check_groups
 from ascent_vit.data.loading import spatial_names
 from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
 
 from .reading import model_fields, processor_fields
-from .recipe import Recipe, augmentation_of
+from .recipe import Recipe, as_pair, augmentation_of
 from .stream import ShuffledStream, StreamLoader
 
 
@@ -34,14 +37,29 @@ logger = logging.getLogger(__name__)
 VALIDATION_SHARE = 0.1
 
 
+def image_fields(recipe: Recipe) -> dict[str, Any]:
+    """Gives what a recipe asks of the backbone's images: their size and channels; empty for the backbone's own."""
+    size: Any = None if recipe.image_size is None else tuple(as_pair(recipe.image_size))
+    # One number where it serves: some backbones take no other.
+    size = size[0] if size is not None and size[0] == size[-1] else size
+    fields = {"image_size": size, "num_channels": recipe.num_channels}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def config_fields(
     recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
 ) -> dict[str, Any]:
     """Gives the fields of [`AscentViTConfig`] for a recipe and a dataset's names; the recipe's own prevail."""
     fields = model_fields(recipe)
+    if recipe.backbone is None:
+        fields["backbone_config"] = fields["backbone_config"] | image_fields(recipe)
     for stream, names in (("global_concepts", global_concepts), ("spatial_concepts", spatial_concepts)):
         if fields.get(stream) is None:
             fields[stream] = names
+    if recipe.label_smoothing:
+        fields["label_smoothing"] = recipe.label_smoothing
+    if isinstance(recipe.class_weights, list):
+        fields["class_weights"] = recipe.class_weights
     return fields | {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
 
 
@@ -80,19 +98,23 @@ def build_model(
     """
     from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
+    settings = {"window": recipe.dataset_options.get("window")} | processor_fields(recipe)
     if recipe.backbone is None:
-        model = AscentViTForImageClassification(build_config(recipe, labels, global_concepts, spatial_concepts))
-    else:
-        fields = config_fields(recipe, labels, global_concepts, spatial_concepts)
-        try:
-            model = AscentViTForImageClassification.from_backbone(recipe.backbone, trust_remote_code=False, **fields)
-        except StrictDataclassError as error:
-            raise ValueError(f"The recipe's model is not valid: {error}") from error
-        except OSError as error:
-            raise FileNotFoundError(f"The backbone {recipe.backbone} cannot be read: {error}") from error
-    return model.train(), AscentViTImageProcessor.from_model_config(
-        model.config, **{"window": recipe.dataset_options.get("window")} | processor_fields(recipe)
-    )
+        config = build_config(recipe, labels, global_concepts, spatial_concepts)
+        bare: Any = AscentViTForImageClassification(config)
+        model = bare.to(getattr(torch, recipe.dtype))
+        return model.train(), AscentViTImageProcessor.from_model_config(config, **settings)
+    fields = config_fields(recipe, labels, global_concepts, spatial_concepts)
+    try:
+        model = AscentViTForImageClassification.from_backbone(
+            recipe.backbone, **image_fields(recipe), dtype=recipe.dtype, trust_remote_code=False, **fields
+        )
+        processor = AscentViTImageProcessor.from_backbone(recipe.backbone, model.config, **settings)
+    except StrictDataclassError as error:
+        raise ValueError(f"The recipe's model is not valid: {error}") from error
+    except OSError as error:
+        raise FileNotFoundError(f"The backbone {recipe.backbone} cannot be read: {error}") from error
+    return model.train(), processor
 
 
 def _cut_by_group(train: "Dataset", seed: int) -> tuple["Dataset", "Dataset | None"]:
@@ -146,6 +168,15 @@ def split_dataset(dataset: "DatasetDict", seed: int) -> tuple[Any, Any | None, A
     return train, validation, test
 
 
+def balanced_weights(split: Any, num_classes: int) -> list[float]:
+    """Gives each class a weight in inverse proportion to its images, of mean 1 over these; 1 to a class without."""
+    if not hasattr(split, "__len__"):
+        raise ValueError("class_weights: balanced counts images, which a stream does not let: give a list of weights.")
+    counts = torch.bincount(torch.as_tensor(split["label"][:]), minlength=num_classes)
+    weights = len(split) / ((counts > 0).sum() * counts.clamp(min=1))
+    return weights.masked_fill(counts == 0, 1.0).tolist()
+
+
 def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
 
@@ -180,6 +211,7 @@ def make_loader(
     progress: bool = False,
     process_index: int = 0,
     num_processes: int = 1,
+    first_row: int | None = None,
 ) -> "DataLoader | StreamLoader":
     """
     Makes batches of a split for the model, from memory where the split fits the recipe's `cache_mebibytes`.
@@ -194,6 +226,8 @@ def make_loader(
         progress: whether to show a progress bar while a split is read into memory.
         process_index: index of this process, for a stream to train on, of which each process reads its own share.
         num_processes: number of processes that share the stream.
+        first_row: number of the first image, where the tokens of a frozen backbone are cached by number; views of
+            augmented images are then as many as the recipe has. None for images without numbers.
     """
     training = num_shuffled is not None
     augmenter = build_augmenter(recipe, split.features, processor) if training else None
@@ -207,14 +241,21 @@ def make_loader(
             return StreamLoader(stream, batch_size, collate, workers)
         return DataLoader(split, batch_size, collate_fn=collate, num_workers=workers)
     sampler: Any = None
-    if augmenter is not None:
+    if augmenter is not None and first_row is None:
         assert num_shuffled is not None
         sampler = EpochSampler(len(split), num_shuffled, recipe.seed)
         split = AugmentedConceptDataset(split, augmenter, recipe.seed, memory, progress)
     else:
+        if augmenter is not None:
+            assert num_shuffled is not None
+            sampler = ViewSampler(len(split), recipe.feature_views, num_shuffled, recipe.seed)
+            split = AugmentedViews(split, augmenter, recipe.seed, recipe.feature_views)
+        elif first_row is not None:
+            split = NumberedRows(split, first_row)
         if memory and len(split) and cached_bytes(split, processor) <= memory:
             split, collate, workers = CachedConceptDataset(split, processor, progress=progress), _as_it_is, 0
-        sampler = RandomSampler(split, num_samples=num_shuffled) if training else None
+        if sampler is None and training:
+            sampler = RandomSampler(split, num_samples=num_shuffled)
     return DataLoader(
         split,
         batch_size,
@@ -227,4 +268,4 @@ def make_loader(
     )
 
 
-__all__ = ["build_augmenter", "build_config", "build_model", "make_loader", "split_dataset"]
+__all__ = ["balanced_weights", "build_augmenter", "build_config", "build_model", "make_loader", "split_dataset"]

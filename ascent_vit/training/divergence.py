@@ -58,10 +58,12 @@ class DivergenceGuard:
         loader: batches to train on, prepared by the accelerator.
         recipe: recipe of the run.
         validation_is_cut: whether the validation split was cut from the dataset's train split.
+        num_images: number of images in the train split, of which the loader may have several views; None for a stream.
     """
 
-    def __init__(self, loader: Any, recipe: "Recipe", validation_is_cut: bool):
+    def __init__(self, loader: Any, recipe: "Recipe", validation_is_cut: bool, num_images: int | None):
         self.loader, self.recipe, self.validation_is_cut = loader, recipe, validation_is_cut
+        self.num_images = num_images
         # The batches of the step that is being made, and the gradient of the last one with its step and batches.
         self.taken: list[TakenBatch] = []
         self.gradient: tuple[torch.Tensor, int, list[TakenBatch]] | None = None
@@ -102,7 +104,7 @@ class DivergenceGuard:
         for epoch, place, _ in batches:
             self.loader.set_epoch(epoch)
             indices += next(islice(self.loader.batch_sampler, place, None))
-        rows = [str(index[1] if isinstance(index, tuple) else index) for index in indices]
+        rows = [str(index[1] if isinstance(index, tuple) else index % self.num_images) for index in indices]
         cut = ", from which the validation split has been cut" if self.validation_is_cut else ""
         return f"rows {', '.join(rows)}, counted from 0, of the train split{cut}"
 

@@ -48,6 +48,9 @@ def train_epoch(run: "Run", bar: tqdm) -> None:
     end = (epoch + 1) * plan.steps_per_epoch
     skipped = done * recipe.gradient_accumulation_steps
     run.model.train()
+    if not recipe.trains_backbone:
+        # As its tokens are cached: without dropout.
+        accelerator.unwrap_model(run.model).ascent_vit.backbone.eval()
     start = time.perf_counter()
     for place, batch in enumerate(batches_of(run, epoch, skipped), start=skipped):
         run.guard.take_batch(epoch, place)

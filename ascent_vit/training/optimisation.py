@@ -65,19 +65,35 @@ def plan_steps(recipe: "Recipe", num_images: int | None, num_processes: int = 1)
     return StepPlan(steps_per_epoch, total_steps, warmup, head_only)
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Puts trainable parameters in two groups: matrices and larger decay, biases, norms and other vectors do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, backbone_learning_rate: float | None = None
+) -> list[dict]:
+    """
+    Puts trainable parameters in groups: matrices and larger decay, biases, norms and other vectors do not.
+
+    Args:
+        model: model to train.
+        weight_decay: weight decay of matrices and larger.
+        backbone_learning_rate: learning rate of the backbone's parameters, which then come last, in groups of their
+            own; None for that of all others.
+    """
+    separate = backbone_learning_rate is not None
+    backbone = {id(p) for p in model.ascent_vit.backbone.parameters()} if separate else set()  # type: ignore[union-attr,operator]
+    groups = []
+    for inside in (False, True) if separate else (False,):
+        chosen = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
+        rate = {"lr": backbone_learning_rate} if inside else {}
+        groups += [
+            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": weight_decay, **rate},
+            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0, **rate},
+        ]
+    return groups
 
 
 def build_optimizer(model: torch.nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
     """Makes AdamW with a recipe's settings."""
     return torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay),
+        parameter_groups(model, recipe.weight_decay, recipe.backbone_learning_rate),
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,

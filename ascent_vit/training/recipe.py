@@ -29,11 +29,20 @@ class Recipe:
             classes and concepts come from the dataset; a stream given as an empty list is left out of the model.
         backbone: Hub id or folder of pretrained weights. Its configuration is then the backbone's, so `model` may
             have neither `preset` nor `backbone_config`.
+        image_size: height and width of the images, or one number for both; null for the backbone's own. The position
+            embeddings of a pretrained backbone are interpolated once.
+        num_channels: channels of the images, 1 for grey; null for the backbone's own.
+        dtype: dtype of the weights that are trained, whatever the backbone was saved in: "float32" or "bfloat16", in
+            which steps of a small learning rate are lost. What lowers the cost of a step is `mixed_precision`.
         dataset: Hub id or local folder of the dataset, or "digits".
         dataset_options: further arguments of [`load_concept_dataset`].
-        processor: parameters of the image processor.
+        processor: parameters of the image processor, before those that the backbone was trained with.
         augmentation: fields of [`Augmentation`], drawn anew for each training image in each epoch; none when empty.
+        label_smoothing: share of a class label that is spread evenly over all classes.
+        class_weights: weight of each class in the loss, "balanced" for weights in inverse proportion to the images of
+            a class in the train split, or null.
         learning_rate: peak learning rate of AdamW.
+        backbone_learning_rate: peak learning rate of the backbone, beside that of all else; null for the same.
         weight_decay: weight decay of AdamW; not on biases, norms and other vectors.
         adam_beta1: decay rate of AdamW's first moment.
         adam_beta2: decay rate of AdamW's second moment.
@@ -43,6 +52,11 @@ class Recipe:
             epochs has warm-up and head-only training shortened in proportion.
         warmup_epochs: number of epochs in which the learning rate grows linearly from 0.
         head_only_epochs: number of first epochs in which the backbone is frozen.
+        freeze_backbone: whether the backbone keeps its weights, so that pyramid and head alone train.
+        cache_features: whether what the backbone, which is then frozen, makes of each image is computed once, and kept
+            in the run's folder as float16 numbers. The pyramid still sees the pixels.
+        feature_views: number of augmented views of each training image that are cached, one of which is drawn in each
+            epoch; without augmentation the image itself is the only one.
         lr_scheduler_type: course of the learning rate after the warm-up.
         per_device_train_batch_size: number of images per process and forward pass.
         per_device_eval_batch_size: the same in evaluation.
@@ -72,11 +86,17 @@ class Recipe:
 
     model: str | dict | None = None
     backbone: str | None = None
+    image_size: int | list[int] | None = None
+    num_channels: int | None = _number(None, least=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
     dataset: str | None = None
     dataset_options: dict = field(default_factory=dict)
     processor: dict = field(default_factory=dict)
     augmentation: dict = field(default_factory=dict)
+    label_smoothing: float = _number(0.0, least=0, below=1)
+    class_weights: Literal["balanced"] | list[float] | None = None
     learning_rate: float = _number(5e-5, above=0)
+    backbone_learning_rate: float | None = _number(None, above=0)
     weight_decay: float = _number(0.0, least=0)
     adam_beta1: float = _number(0.9, least=0, below=1)
     adam_beta2: float = _number(0.999, least=0, below=1)
@@ -85,6 +105,9 @@ class Recipe:
     max_steps: int = _number(-1, least=-1)
     warmup_epochs: float = _number(0.0, least=0)
     head_only_epochs: float = _number(0.0, least=0)
+    freeze_backbone: bool = False
+    cache_features: bool = False
+    feature_views: int = _number(4, least=1)
     lr_scheduler_type: SCHEDULES = "cosine"
     per_device_train_batch_size: int = _number(8, least=1)
     per_device_eval_batch_size: int = _number(8, least=1)
@@ -105,6 +128,11 @@ class Recipe:
 
     def __post_init__(self):
         check_recipe(dataclasses.asdict(self), "Recipe")
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone's weights change."""
+        return not (self.freeze_backbone or self.cache_features)
 
     @property
     def best_is_greatest(self) -> bool:
@@ -128,6 +156,11 @@ FREE_KEYS = (
     "per_device_eval_batch_size",
     "name",
 )
+
+
+def as_pair(size: int | list[int]) -> list[int]:
+    """Height and width of a size that may be one number for both."""
+    return [size, size] if isinstance(size, int) else size
 
 
 def _augmentation(options: dict[str, Any], source: str) -> Augmentation:
@@ -167,6 +200,9 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
             bound = FIELDS[key].metadata.get(limit)
             if bound is not None and not holds(value, bound):
                 raise ValueError(f"{source}: {key} must be {text} {bound}; got {value!r}.")
+    size = values.get("image_size")
+    if size is not None and not (all(side > 0 for side in as_pair(size)) and len(as_pair(size)) == 2):
+        raise ValueError(f"{source}: image_size must be one number of pixels or [height, width]; got {size!r}.")
     if values.get("max_steps") == 0:
         raise ValueError(f"{source}: max_steps must be at least 1, or -1 for no limit; got 0.")
     if values.get("lr_scheduler_type") == "constant" and values.get("warmup_epochs", 0) > 0:
@@ -174,6 +210,9 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
     metric = values.get("metric_for_best_model", "accuracy")
     if metric not in EPOCH_METRICS:
         raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, EPOCH_METRICS)}")
+    for key in ("freeze_backbone", "cache_features"):
+        if values.get(key) and values.get("backbone_learning_rate") is not None:
+            raise ValueError(f"{source}: {key} leaves the backbone as it is: leave backbone_learning_rate out.")
     if values.get("augmentation"):
         _augmentation(values["augmentation"], source)
     epochs = values.get("num_train_epochs", FIELDS["num_train_epochs"].default)
@@ -190,4 +229,4 @@ def augmentation_of(recipe: Recipe) -> Augmentation | None:
     return _augmentation(recipe.augmentation, "The recipe") if recipe.augmentation else None
 
 
-__all__ = ["FREE_KEYS", "Recipe", "augmentation_of", "check_recipe"]
+__all__ = ["FREE_KEYS", "Recipe", "as_pair", "augmentation_of", "check_recipe"]

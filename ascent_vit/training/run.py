@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ascent_vit.inference.protocols import ConceptClassifier, ConceptImageProcessor
 
     from .divergence import DivergenceGuard
+    from .features import CachedTokens
     from .optimisation import Freezer, StepPlan
     from .recipe import Recipe
     from .watch import Watcher
@@ -110,6 +111,7 @@ class Run:
         test_loader: batches of the test split; None without one.
         guard: stops the run when it diverges.
         watcher: sends values and pictures to a tracker.
+        features: tokens of the frozen backbone in a file; None where it computes them.
         progress: how far the run has come.
         finished: whether the run had been finished before it was resumed.
         setup_seconds: time spent on making these parts.
@@ -134,6 +136,7 @@ class Run:
     test_loader: Any | None
     guard: "DivergenceGuard"
     watcher: "Watcher"
+    features: "CachedTokens | None" = None
     progress: Progress = field(default_factory=Progress)
     finished: bool = False
     setup_seconds: float = 0.0

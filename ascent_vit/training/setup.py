@@ -26,10 +26,11 @@ from ascent_vit.data.suspicions import flip_suspicion
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
-from .build import build_model, make_loader, split_dataset
+from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
+from .features import CachedTokens, without_lists
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe, augmentation_of
@@ -163,15 +164,19 @@ def train_loader(recipe: Recipe, data: RunData, plan: StepPlan, processor: Any, 
         progress=accelerator.is_main_process,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        first_row=0 if recipe.cache_features else None,
     )
 
 
-def evaluation_loader(recipe: Recipe, split: Any | None, processor: Any, accelerator: Accelerator) -> Any | None:
+def evaluation_loader(
+    recipe: Recipe, split: Any | None, processor: Any, accelerator: Accelerator, first_row: int | None = None
+) -> Any | None:
     """Makes the batches to evaluate on, prepared by the accelerator; None without a split."""
     if split is None:
         return None
     batch_size = recipe.per_device_eval_batch_size
-    loader = make_loader(split, processor, recipe, batch_size, progress=accelerator.is_main_process)
+    progress = accelerator.is_main_process
+    loader = make_loader(split, processor, recipe, batch_size, progress=progress, first_row=first_row)
     return accelerator.prepare_data_loader(loader)
 
 
@@ -180,6 +185,15 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     set_seed(recipe.seed)
     model, processor = build_model(recipe, *data.names)
     check_concepts(model.config, *data.names[1:])
+    if recipe.class_weights == "balanced":
+        model.config.class_weights = balanced_weights(data.train, len(data.names[0]))
+    if not recipe.trains_backbone:
+        model.ascent_vit.backbone.requires_grad_(False)
+    features, first_row = None, None
+    if recipe.cache_features:
+        features, data = CachedTokens(model), dataclasses.replace(data, train=without_lists(data.train))
+        # Validation comes behind the views of train.
+        first_row = (recipe.feature_views if recipe.augmentation else 1) * len(data.train)
     bare_model = place_model(model, accelerator)
     # Before the accelerator, which gives a sharded model another class.
     model_class = type(bare_model)
@@ -206,14 +220,33 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
         optimizer=optimizer,
         scheduler=scheduler,
         loader=loader,
-        validation_loader=evaluation_loader(recipe, data.validation, processor, accelerator),
+        validation_loader=evaluation_loader(recipe, data.validation, processor, accelerator, first_row),
         test_loader=evaluation_loader(recipe, data.test, processor, accelerator),
-        guard=DivergenceGuard(loader, recipe, data.validation_is_cut),
+        guard=DivergenceGuard(loader, recipe, data.validation_is_cut, data.num_images),
         watcher=Watcher(accelerator, recipe, output, data.train if data.validation is None else data.validation),
+        features=features,
     )
 
 
-def set_up(recipe: Recipe, output: Path, dataset: DatasetDict | None, resume: bool, check: bool = True) -> Run:
+def fill_features(run: Run) -> None:
+    """Computes the tokens of all images that a run trains and validates on, where it caches them."""
+    if run.features is None or run.finished:
+        return
+    loaders = [loader for loader in (run.loader, run.validation_loader) if loader is not None]
+    accelerator = run.accelerator
+    with writing("The features", run.output):
+        run.features.fill(
+            [(loader.dataset, loader.collate_fn) for loader in loaders],
+            run.output / "features",
+            run.recipe.per_device_eval_batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            accelerator.wait_for_everyone,
+            progress=accelerator.is_main_process,
+        )
+
+
+def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: bool, check: bool = True) -> Run:
     """
     Makes a run that is ready to train, and records its recipe.
 
@@ -248,6 +281,7 @@ def set_up(recipe: Recipe, output: Path, dataset: DatasetDict | None, resume: bo
         if accelerator.is_main_process:
             write_json(output / "recipe.json", record)
         run.watcher.start(record, run.progress.step)
+    fill_features(run)
     run.setup_seconds = time.perf_counter() - start
     return run
 

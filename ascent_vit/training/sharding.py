@@ -28,8 +28,8 @@ def check_sharding(recipe: "Recipe", accelerator: "Accelerator") -> None:
         return
     if not accelerator.is_fsdp2:
         raise ValueError("Sharded training needs FSDP2: start with --fsdp_version 2.")
-    # Both hold parameters from before the model is sharded, which are not those that are then trained.
-    for key, off in (("ema_decay", "null"), ("head_only_epochs", "0")):
+    # They hold parameters from before the model is sharded, which are not those that are then trained.
+    for key, off in (("ema_decay", "null"), ("head_only_epochs", "0"), ("cache_features", "false")):
         if getattr(recipe, key):
             raise ValueError(f"{key} does not go with FSDP: set {key}={off}, or start without --use_fsdp.")
 

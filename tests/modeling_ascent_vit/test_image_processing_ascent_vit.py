@@ -588,10 +588,13 @@ def test_saved_with_code_names_both_backends(processor_class, saved_with_code, m
     }
     assert json.loads((saved_with_code / "preprocessor_config.json").read_text())["auto_map"] == expected
     assert {path.name for path in saved_with_code.glob("*.py")} == {
+        "backbone_images_ascent_vit.py",
+        "backbones_ascent_vit.py",
         "concept_targets_ascent_vit.py",
         "image_inputs_ascent_vit.py",
         "image_processing_ascent_vit.py",
         "image_processing_pil_ascent_vit.py",
+        "image_settings_ascent_vit.py",
     }
     loaded = processor_class.from_pretrained(saved_with_code)
     loaded.save_pretrained(tmp_path / "again")

@@ -598,3 +598,36 @@ def test_convolutions_of_the_pyramid_start_small(make_config):
     encoding = AscentViTModel(make_config(initializer_range=0.05)).encoding
     for layer in (*encoding.stem, *encoding.stages):
         assert layer.convolution.weight.std().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_label_smoothing_and_class_weights(make_config):
+    """Of torch's cross-entropy, with a mean over images: a batch is the mean of its parts."""
+    weights = [0.5, 2.0, 1.0, 1.0, 0.0]
+    plain = AscentViTForImageClassification(make_config())
+    model = AscentViTForImageClassification(make_config(label_smoothing=0.1, class_weights=weights))
+    model.load_state_dict(plain.state_dict())
+    pixels, labels = torch.randn(4, 3, 48, 48), torch.tensor([1, 0, -100, 3])
+    with torch.no_grad():
+        outputs, before = model.eval()(pixels, labels), plain.eval()(pixels, labels)
+        parts = [model(pixels[i : i + 1], labels[i : i + 1]).class_loss for i in (0, 1, 3)]
+    expected = torch.nn.functional.cross_entropy(
+        before.logits, labels, torch.tensor(weights), label_smoothing=0.1, reduction="sum"
+    )
+    torch.testing.assert_close(outputs.class_loss, expected / 3)
+    torch.testing.assert_close(outputs.class_loss, sum(parts) / 3)
+    assert outputs.class_loss != before.class_loss and torch.equal(outputs.logits, before.logits)
+    with pytest.raises(ValueError, match="need one class an image: leave them out"):
+        model(pixels, torch.rand(4, 5))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1; got 1.0"),
+        ({"class_weights": [1.0, 2.0]}, "class_weights must be .* for each of 5 classes"),
+        ({"class_weights": [1.0, 2.0, 3.0, 4.0, -1.0]}, "class_weights must be .* 0 or more"),
+    ],
+)
+def test_wrong_smoothing_and_weights(make_config, fields, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**fields)

@@ -25,6 +25,7 @@ from modeling_ascent_vit import (
 
 
 CODE = {
+    "backbone_images_ascent_vit.py",
     "backbones_ascent_vit.py",
     "checks_ascent_vit.py",
     "concept_targets_ascent_vit.py",
@@ -34,6 +35,7 @@ CODE = {
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
+    "image_settings_ascent_vit.py",
     "modeling_ascent_vit.py",
     "presence_ascent_vit.py",
 }

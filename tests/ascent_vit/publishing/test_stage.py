@@ -20,6 +20,7 @@ from ascent_vit.training.reading import load_recipe
 
 
 CODE = {
+    "backbone_images_ascent_vit.py",
     "backbones_ascent_vit.py",
     "checks_ascent_vit.py",
     "concept_targets_ascent_vit.py",
@@ -29,6 +30,7 @@ CODE = {
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
+    "image_settings_ascent_vit.py",
     "modeling_ascent_vit.py",
     "presence_ascent_vit.py",
 }

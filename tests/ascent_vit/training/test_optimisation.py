@@ -6,8 +6,17 @@ import dataclasses
 import pytest
 import torch
 
+from ascent_vit.data import concepts_from_features
 from ascent_vit.training import Recipe
-from ascent_vit.training.optimisation import Freezer, StepPlan, moving_average, parameter_groups, plan_steps
+from ascent_vit.training.build import build_model
+from ascent_vit.training.optimisation import (
+    Freezer,
+    StepPlan,
+    build_optimizer,
+    moving_average,
+    parameter_groups,
+    plan_steps,
+)
 from modeling_ascent_vit import AscentViTForImageClassification
 
 
@@ -81,3 +90,19 @@ def test_moving_average_holds_weights_and_statistics():
     for name, value in expected.items():
         torch.testing.assert_close(average.module.state_dict()[name], value)
     assert not any(parameter.requires_grad for parameter in average.parameters())
+
+
+def test_the_backbone_has_a_learning_rate_of_its_own(tiny_recipe, few_digits):
+    recipe = tiny_recipe(backbone_learning_rate=1e-5, weight_decay=0.1)
+    model = build_model(recipe, *concepts_from_features(few_digits["train"].features))[0]
+    groups = build_optimizer(model, recipe).param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (1e-3, 0.1),
+        (1e-3, 0),
+        (1e-5, 0.1),
+        (1e-5, 0),
+    ]
+    backbone = {id(parameter) for parameter in model.ascent_vit.backbone.parameters()}
+    inside = [{id(parameter) in backbone for parameter in group["params"]} for group in groups]
+    assert inside == [{False}, {False}, {True}, {True}]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))

@@ -70,7 +70,10 @@ def test_an_override_keeps_the_preset(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("learning_rat: 1", "mine.yaml: there is no key learning_rat; did you mean 'learning_rate'?"),
+        (
+            "learning_rat: 1",
+            "mine.yaml: there is no key learning_rat; did you mean 'learning_rate', 'backbone_learning_rate'?",
+        ),
         ("learning_rate: fast", "mine.yaml: learning_rate must be a number; got 'fast'."),
         ("learning_rate: 0", "mine.yaml: learning_rate must be above 0; got 0."),
         ("learning_rate: .nan", "mine.yaml: learning_rate must be a number; got nan."),

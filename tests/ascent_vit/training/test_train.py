@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 from ascent_vit.data import concepts_from_features, load_concept_dataset, load_digits_dataset
 from ascent_vit.evaluation import evaluate
+from ascent_vit.inference import load_model
 from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import build_model, make_loader, split_dataset
 from ascent_vit.training.checkpoints import checkpoints
@@ -107,6 +109,51 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def initial_weights(recipe: Recipe, dataset: DatasetDict) -> dict[str, torch.Tensor]:
     set_seed(recipe.seed)
     return build_model(recipe, *concepts_from_features(dataset["train"].features))[0].state_dict()
+
+
+def pretrained(folder: Path, **fields) -> dict:
+    """Changes of a recipe: a small backbone of bfloat16 weights with statistics of its own."""
+    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 3}
+    config = ViTConfig(**{**{name: value for name, value in BACKBONE.items() if name != "model_type"}, **fields})
+    ViTModel(config).to(torch.bfloat16).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return {"backbone": str(folder), "model": {"fusion_heads": 4, "pyramid_norm": "group"}}
+
+
+@pytest.mark.parametrize("changes", [{}, {"image_size": 48}, {"num_channels": 1}], ids=["own", "size", "grey"])
+def test_a_pretrained_backbone_trains_in_float32_with_its_own_statistics(changes, dataset, tmp_path):
+    chosen = pretrained(tmp_path / "backbone") | changes
+    run = dataclasses.replace(RECIPE, **chosen, processor={"image_std": [0.9] * chosen.get("num_channels", 3)})
+    result = train(dataclasses.replace(run, max_steps=2), tmp_path / "run", dataset)
+    model, processor = load_model(str(result.model_dir))
+    assert model.dtype == torch.float32
+    assert (model.config.image_size[0], model.config.num_channels) == (
+        changes.get("image_size", 32),
+        changes.get("num_channels", 3),
+    )
+    assert tuple(processor.image_mean) == pytest.approx((0.2,) if changes.get("num_channels") else (0.1, 0.2, 0.3))
+    assert processor.resample == 3 and set(processor.image_std) == {0.9}
+    values = evaluate(model, make_loader(dataset["test"], processor, recipe(), 7))
+    assert values["accuracy"] == result.metrics["accuracy"]
+
+
+def test_dtype_and_image_size_of_a_recipe(dataset, tmp_path):
+    names = concepts_from_features(dataset["train"].features)
+    assert build_model(recipe(dtype="bfloat16", image_size=[32, 48]), *names)[0].dtype == torch.bfloat16
+    asked = dataclasses.replace(RECIPE, **pretrained(tmp_path), dtype="bfloat16")
+    assert build_model(asked, *names)[0].dtype == torch.bfloat16
+    assert build_model(recipe(image_size=[32, 48]), *names)[1].size.width == 48
+    with pytest.raises(ValueError, match="image_size must be one number of pixels or"):
+        recipe(image_size=[32, 48, 3])
+
+
+def test_class_weights_and_smoothing_of_a_recipe(dataset, tmp_path):
+    result = train(recipe(class_weights="balanced", label_smoothing=0.1, max_steps=2), tmp_path / "run", dataset)
+    config = AutoModelForImageClassification.from_pretrained(result.model_dir).config
+    counts = np.bincount(dataset["train"]["label"][:])
+    assert config.class_weights == pytest.approx((36 / (2 * counts)).tolist()) and config.label_smoothing == 0.1
+    with pytest.raises(ValueError, match="class_weights must be a number .* for each of 2 classes"):
+        train(recipe(class_weights=[1.0, 2.0, 3.0]), tmp_path / "wrong", dataset)
 
 
 def test_what_a_run_writes(dataset, tmp_path):

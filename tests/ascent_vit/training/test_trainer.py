@@ -2,6 +2,7 @@
 """Fine-tuning by transformers' own Trainer, on a few digits and a model of two layers."""
 
 import itertools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, load_sharded_checkpoint
+from transformers.utils import logging as transformers_logging
 
 from ascent_vit.data import ConceptCollator, load_digits_dataset
 from ascent_vit.evaluation import evaluate
@@ -402,3 +404,36 @@ def test_the_last_checkpoint_is_found_and_resumed(make_model, digits, tmp_path):
     run = trainer(make_model(seed=1), digits, tmp_path, max_steps=3, **values)
     run.train(resume_from_checkpoint=True)
     assert run.state.global_step == 3
+
+
+def hear(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(logging.getLogger("modeling_ascent_vit"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    # Said once in a process otherwise.
+    type(transformers_logging.get_logger("")).warning_once.cache_clear()
+
+
+@pytest.mark.parametrize("way", ["label_smoothing_factor", "compute_loss_func"])
+def test_what_replaces_the_loss_says_what_to_set(way, make_model, digits, tmp_path, monkeypatch, caplog):
+    hear(monkeypatch, caplog)
+    options = {"label_smoothing_factor": 0.1} if way == "label_smoothing_factor" else {}
+    run = trainer(make_model(), digits, tmp_path, **options)
+    if way == "compute_loss_func":
+        run.compute_loss_func = lambda outputs, labels, **kwargs: outputs.logits.logsumexp(-1).mean()
+    run.train()
+    said = [record.getMessage() for record in caplog.records if "drops the loss of concepts" in record.getMessage()]
+    assert len(said) == 1 and "set label_smoothing or class_weights of the model's config" in said[0]
+
+
+def test_smoothing_of_the_model_keeps_the_concepts(make_model, digits, tmp_path, monkeypatch, caplog):
+    hear(monkeypatch, caplog)
+    run = trainer(make_model(label_smoothing=0.1), digits, tmp_path)
+    run.train()
+    assert not [record for record in caplog.records if "drops the loss of concepts" in record.getMessage()]
+    gradients = run.model.spatial_stream.concepts.grad
+    assert gradients is None or gradients.isfinite().all()
+    batch = collator(run.model)([digits["train"][0]])
+    outputs = run.model.train()(**batch)
+    config = run.model.config
+    expected = outputs.class_loss + config.concept_loss_weight * outputs.alignment_loss
+    torch.testing.assert_close(outputs.loss, expected + config.entropy_loss_weight * outputs.entropy_loss)
