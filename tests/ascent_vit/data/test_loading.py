@@ -249,7 +249,7 @@ class TestLoading:
 
     def test_digits(self):
         assert len(load_concept_dataset("digits", copies=1)["train"]) == 1257
-        with pytest.raises(ValueError, match="seed, copies, canvas, held_out_copies, ink, present; got sizes"):
+        with pytest.raises(ValueError, match="seed, copies, canvas, held_out_copies, ink, present, placed; got sizes"):
             load_concept_dataset("digits", sizes=3)
 
     def test_what_does_not_exist(self, tmp_path):
