@@ -53,7 +53,10 @@ def test_a_model_is_small_and_its_card_is_valid(name):
         assert sum(weights.get_tensor(key).numel() for key in weights.keys()) < PARAMETERS  # noqa: SIM118
     text = (folder / "README.md").read_text(encoding="utf-8")
     check_card(text)
-    runs = {"digits": "3 runs that differ in their seed (0, 1, 2)", "concept-mnist": "2 runs that differ in their seed (0, 1)"}
+    runs = {
+        "digits": "3 runs that differ in their seed (0, 1, 2)",
+        "concept-mnist": "2 runs that differ in their seed (0, 1)",
+    }
     assert runs[name] in " ".join(text.split())
     model, _ = load(name)
     assert all(concept in text for concept in model.config.concepts)
