@@ -67,7 +67,7 @@ def check(
         print(f"Would be left out: {bad:,} rows; --output writes the others.")
     if report.errors and (output is None or len(report.errors) > bad):
         raise ValueError(
-            f"{len(report.errors)} errors in {report.rows:,} rows."
+            f"{len(report.errors)} error{'s' * (len(report.errors) > 1)} in {report.rows:,} rows."
             + (" Correct them, or leave these rows out by --fix --output DIR." if bad else "")
         )
     if not (report.errors or report.warnings):
