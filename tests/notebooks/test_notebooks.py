@@ -92,7 +92,7 @@ def test_no_photograph_of_cub_is_committed():
 def check_first_steps(text: str) -> None:
     total, score = numbers(r"sum ([+-][\d.]+)", text)[0], numbers(r"score +([+-][\d.]+)\n", text)[0]
     assert total == pytest.approx(score, abs=1e-4)
-    assert "odd becomes even" in text
+    assert "even becomes odd" in text
 
 
 def check_your_own_data(text: str) -> None:
