@@ -32,7 +32,10 @@ def read_image(path: str | Path, window: list[float] | None = None) -> Image.Ima
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image)
         tops = ([1] if image.mode == "F" else []) + [255, 4095, 65535]
-        low, high = window or (0, next(top for top in tops if pixels.max() <= top))
+        top = next((top for top in tops if pixels.max() <= top), 0)
+        if not window and (top == 0 or pixels.min() < 0):
+            raise ValueError(f"{path} must have values from 0 to 65535, or the image processor a window.")
+        low, high = window or (0, top)
         if not window and high == 65535 and image.mode != "F":
             pixels, high = pixels >> 8, 255
         share = (pixels.astype(np.float64) - low) / (high - low)
