@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
@@ -323,6 +324,15 @@ def _summary(rows: _Rows, result: Reading, unlisted: int, splits: str) -> str:
     return "\n".join(lines + [f"{name}: {n:,}" for name, n in sorted(counts.items()) if n and name not in totals])
 
 
+def options_of(read: Callable[..., None], tool: str, **options: Any) -> dict[str, Any]:
+    """Options that a tool's reader takes; ValueError for one that is given and not taken."""
+    taken = signature(read).parameters
+    for name, value in options.items():
+        if value is not None and name not in taken:
+            raise ValueError(f"{tool} has no use for the option {name}: leave it out.")
+    return {name: value for name, value in options.items() if name in taken}
+
+
 def prepare_annotations(
     read: Callable[..., None],
     source: Path,
@@ -388,7 +398,8 @@ def prepare_annotations(
     if not root.is_dir():
         raise FileNotFoundError(f"There is no folder of images {root}.")
     result = Reading(ImageFiles(root))
-    read(source, result, box_format=box_format, names=names)
+    tool = read.__module__.rsplit(".", 1)[-1].replace("_", "-")
+    read(source, result, **options_of(read, tool, box_format=box_format, names=names))
     if result.missing and (missing == "error" or not result.images):
         raise FileNotFoundError(
             f"{len(result.missing)} of {len(result.missing) + len(result.images)} annotated images are not in {root}, "
@@ -426,7 +437,6 @@ def prepare_annotations(
     rows = _Rows(placed, {path: found[path] for path in chosen}, groups, places, result.counts)
     made = {name: rows.rows(name, paths, root) for name, paths in parts.items()}
     dataset = dataset_from_splits(made, rows.features())
-    tool = read.__module__.rsplit(".", 1)[-1].replace("_", "-")
     summary = _summary(rows, result, added, split_note)
     if leaks := [name for name in told if name in rows.spatial_names]:
         summary += f"\nthe class was told by {' and '.join(leaks)}, which is a concept too (--option concepts=[...])"

@@ -85,7 +85,7 @@ def _is_instances(data: Any) -> bool:
     return not (isinstance(entries, list) and isinstance(entries[0], dict) and "segments_info" in entries[0])
 
 
-def read(source: Path, result: Reading, *, box_format: str | None = None, **_: Any) -> None:
+def read(source: Path, result: Reading, *, box_format: str | None = None) -> None:
     """
     Reads COCO's JSON files. An image that is listed has been looked at.
 

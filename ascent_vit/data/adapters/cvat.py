@@ -6,7 +6,6 @@ CVAT's XML for images 1.1: boxes, polygons, ellipses, masks, points, skeletons, 
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -89,7 +88,7 @@ def _add(image: AnnotatedImage, item: Element, size: tuple[int, int], result: Re
         result.counts[f"shapes of the kind {item.tag}"] += 1
 
 
-def read(source: Path, result: Reading, **_: Any) -> None:
+def read(source: Path, result: Reading) -> None:
     """
     Reads CVAT's XML files. An image that is listed has been looked at.
 

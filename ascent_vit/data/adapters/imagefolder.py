@@ -38,7 +38,7 @@ def _rows(entry: Any, key: str) -> list[tuple[str, list[float]]]:
     return pairs
 
 
-def read(source: Path, result: Reading, **_: Any) -> None:
+def read(source: Path, result: Reading) -> None:
     """
     Reads a folder of images. One that metadata does not list has not been looked at.
 

@@ -149,7 +149,7 @@ def _add(image: AnnotatedImage, item: dict, attributes: list[tuple[str, str]], r
         result.counts[f"results of the kind {kind}"] += 1
 
 
-def read(source: Path, result: Reading, **_: Any) -> None:
+def read(source: Path, result: Reading) -> None:
     """
     Reads Label Studio's JSON files. An image with a finished annotation has been looked at.
 

@@ -6,7 +6,6 @@ import binascii
 import io
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,7 +51,7 @@ def _add(image: AnnotatedImage, entry: dict, size: tuple[int, int], result: Read
     image.shapes.append(shape)
 
 
-def read(source: Path, result: Reading, **_: Any) -> None:
+def read(source: Path, result: Reading) -> None:
     """
     Reads labelme's JSON files. An image with a file has been looked at; its own copy in `imageData` is not read.
 

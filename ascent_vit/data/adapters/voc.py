@@ -7,7 +7,6 @@ Corners count pixels from 1, inclusive (http://host.robots.ox.ac.uk/pascal/VOC/v
 """
 
 from pathlib import Path
-from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -38,7 +37,7 @@ def _image_sets(source: Path) -> dict[str, str]:
     return splits
 
 
-def read(source: Path, result: Reading, *, box_format: str | None = None, **_: Any) -> None:
+def read(source: Path, result: Reading, *, box_format: str | None = None) -> None:
     """
     Reads PASCAL VOC's XML files. An image with a file has been looked at.
 

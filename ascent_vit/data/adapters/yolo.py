@@ -105,7 +105,7 @@ def _add(image: AnnotatedImage, values: np.ndarray, name: str, names: list[str],
             image.points.append(Point(point, x * scale[0], y * scale[1], flags))
 
 
-def read(source: Path, result: Reading, *, names: str | None = None, **_: Any) -> None:
+def read(source: Path, result: Reading, *, names: str | None = None) -> None:
     """
     Reads YOLO's text files. An image with one has been looked at, also where the file is empty; one without has not.
 

@@ -202,3 +202,19 @@ seed: 0
     assert run(["train", "--recipe", str(recipe), "--dataset", str(dataset), "--output", str(output)]) == 0
     config = json.loads((output / "model" / "config.json").read_text())
     assert config["spatial_concepts"] == ["spot"] and set(config["id2label"].values()) == {"ill", "well"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["box_format=cxcywh"], "The option box_format of coco takes xywh or xyxy or null; got 'cxcywh'."),
+        (["names=names.txt"], "coco has no use for the option names: leave it out."),
+    ],
+)
+def test_options_that_a_tool_does_not_take_are_not_ignored(options, message, tmp_path, write_json, capsys):
+    write_coco(tmp_path, write_json, [entry(1, "a.png", (20, 10))], [spot(1, (2, 2, 4, 4))])
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    given = [word for option in ["class_from=category:spot", *options] for word in ("--option", option)]
+    assert run(["prepare", "coco", "--source", str(tmp_path), "--output", str(tmp_path / "out"), *given]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
