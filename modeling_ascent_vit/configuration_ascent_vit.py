@@ -103,6 +103,9 @@ class AscentViTConfig(PreTrainedConfig):
             and unsupervised streams look at the fused CLS token. Needs a backbone with one prefix token.
         concept_attention_heads (`int`, *optional*, defaults to 2):
             Heads of the attention to concepts; divides the hidden size.
+        token_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout probability of the tokens that look at concepts, from 0 to below 1. A head on a frozen backbone and few
+            images fits them by heart without.
         concept_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight lambda of the alignment term in the loss.
         entropy_loss_weight (`float`, *optional*, defaults to 0.5):
@@ -196,6 +199,7 @@ class AscentViTConfig(PreTrainedConfig):
     fusion_hidden_size: int | None = None
     shifted_fusion: bool = False
     concept_attention_heads: int = 2
+    token_dropout: float | int = 0.0
     concept_loss_weight: float | int = 1.0
     entropy_loss_weight: float | int = 0.5
     label_smoothing: float | int = 0.0
@@ -460,8 +464,9 @@ class AscentViTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name} must be at most {LARGEST_NUMBER:g} and 0 or more; got {getattr(self, name)}."
                 )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be from 0 to below 1; got {self.label_smoothing}.")
+        for name in ("label_smoothing", "token_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be from 0 to below 1; got {getattr(self, name)}.")
         weights = self.class_weights
         if weights is not None and (
             len(weights) != self.num_labels or not all(0 <= weight <= LARGEST_NUMBER for weight in weights)

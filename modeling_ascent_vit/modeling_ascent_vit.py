@@ -791,6 +791,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         super().__init__(config)
         self.ascent_vit = AscentViTModel(config, backbone)
         self.drop_unread_fusion()
+        self.token_dropout = nn.Dropout(config.token_dropout)
         has_global_query = config.num_global_concepts or config.num_unsupervised_concepts
         self.token_pool = AscentViTTokenPool(config) if has_global_query and config.global_token == "pool" else None
         self.global_stream = self._build_stream(config.num_global_concepts, config.none_concept, GLOBAL_GATE_BIAS)
@@ -994,7 +995,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         check_presence(config, batch_size, spatial_concept_presence)
         labels = checked_labels(config, labels, batch_size)
 
-        prefix, patches = hidden_states[:, :-num_patches], hidden_states[:, -num_patches:]
+        tokens = self.token_dropout(hidden_states)
+        prefix, patches = tokens[:, :-num_patches], tokens[:, -num_patches:]
         is_given = None if presence is None else unplaced_images(presence, spatial_concept_targets)
         queries = {"spatial": (patches, spatial_concept_override, is_given)}
         if self.global_stream is not None or self.unsupervised_stream is not None:
@@ -1017,10 +1019,10 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
 
         loss, terms = self.losses(logits, labels, means, *targets)
         if presence is not None:
-            tokens = local_tokens(outputs.hidden_states, hidden_states, num_patches)
+            local = local_tokens(outputs.hidden_states, hidden_states, num_patches)
             parts = torch.tensor(config.part_shares, device=logits.device)
             terms["presence_loss"] = presence_loss(
-                means["spatial"], presence, *tokens, parts, config.none_concept, self.presence_memory
+                means["spatial"], presence, *local, parts, config.none_concept, self.presence_memory
             )
             loss = (0.0 if loss is None else loss) + config.concept_loss_weight * terms["presence_loss"]
         heads = attentions if output_concept_heads else {}

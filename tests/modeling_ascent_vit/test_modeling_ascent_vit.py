@@ -620,10 +620,27 @@ def test_label_smoothing_and_class_weights(make_config):
         model(pixels, torch.rand(4, 5))
 
 
+def test_token_dropout(make_config):
+    """In training alone, of the tokens that look at concepts and not of what the model returns as its hidden states."""
+    plain = AscentViTForImageClassification(make_config()).eval()
+    model = AscentViTForImageClassification(make_config(token_dropout=0.5))
+    model.load_state_dict(plain.state_dict())
+    pixels, queries = torch.randn(2, 3, 48, 48), []
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(pixels).logits, plain(pixels).logits, rtol=0, atol=0)
+        model.spatial_stream.register_forward_pre_hook(lambda module, arguments: queries.append(arguments[0]))
+        first, second = model(pixels).logits, model.train()(pixels).logits
+    tokens = queries[1]
+    assert 0.4 < (tokens == 0).float().mean() < 0.6 and not (queries[0] == 0).any()
+    torch.testing.assert_close(tokens[tokens != 0], 2 * queries[0][tokens != 0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(first, second)
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1; got 1.0"),
+        ({"token_dropout": 1.0}, "token_dropout must be from 0 to below 1; got 1.0"),
         ({"class_weights": [1.0, 2.0]}, "class_weights must be .* for each of 5 classes"),
         ({"class_weights": [1.0, 2.0, 3.0, 4.0, -1.0]}, "class_weights must be .* 0 or more"),
     ],
