@@ -621,7 +621,7 @@ def test_label_smoothing_and_class_weights(make_config):
 
 
 def test_token_dropout(make_config):
-    """In training alone, of the tokens that look at concepts and not of what the model returns as its hidden states."""
+    """In training alone, and of the tokens that look at concepts."""
     plain = AscentViTForImageClassification(make_config()).eval()
     model = AscentViTForImageClassification(make_config(token_dropout=0.5))
     model.load_state_dict(plain.state_dict())

@@ -91,7 +91,7 @@ DESCRIPTION = """\
 for non-commercial research and education. Images are the archive's own files; the test split is the official one.
 
 {selection}
-Attributes of the whole bird are global concepts. The others are spatial concepts: where an image shows one, each
+{whole} are global concepts. Those of parts are spatial concepts: where an image shows one, each
 visible part that bears it gets a point (`points`), so that a part with several attributes has several points at one
 place. {origin}
 {lists}
@@ -103,6 +103,7 @@ without a spatial concept at a visible part: {unplaced}. Classes that have image
 |---|---|
 {table}
 """
+WHOLE = {"whole": "Attributes of the whole bird", "all": "All attributes, of the whole bird and of parts,"}
 SELECTIONS = {
     "ct108": "The concepts are the 108 attributes of the Concept Transformer (Rigotti et al., ICLR 2022).",
     "cbm112": "The concepts are the 112 attributes of the Concept Bottleneck Models (Koh et al., ICML 2020).",
@@ -351,12 +352,14 @@ class Attributes:
         names: their names, such as "has_size::small_(5_-_9_in)".
         shown: whether an image shows an attribute, (images, attributes) bool.
         known: whether that is known, (images, attributes) bool.
+        all_global: whether those of parts are global concepts too.
     """
 
     numbers: list[int]
     names: list[str]
     shown: np.ndarray
     known: np.ndarray
+    all_global: bool = False
 
     @property
     def groups(self) -> list[str]:
@@ -367,6 +370,11 @@ class Attributes:
     def whole(self) -> np.ndarray:
         """Whether each belongs to the whole bird, (attributes,) bool."""
         return np.array([group in GLOBAL_ATTRIBUTES for group in self.groups])
+
+    @property
+    def in_global(self) -> np.ndarray:
+        """Whether each is a global concept, (attributes,) bool. The spatial ones are those that are not `whole`."""
+        return self.whole | self.all_global
 
 
 def select_attributes(archive: Archive, concepts: str, min_classes: int, majority: float) -> list[int]:
@@ -381,7 +389,7 @@ def select_attributes(archive: Archive, concepts: str, min_classes: int, majorit
 
 
 def read_attributes(
-    archive: Archive, numbers: list[int], by_image: bool, min_certainty: int, majority: float
+    archive: Archive, numbers: list[int], by_image: bool, min_certainty: int, majority: float, all_global: bool
 ) -> Attributes:
     """Reads which images show the attributes of these numbers, by their own annotations or those of their class."""
     if by_image:
@@ -389,7 +397,8 @@ def read_attributes(
     else:
         shown = archive.class_shares[archive.labels][:, np.array(numbers) - 1] >= majority
         known = np.ones_like(shown)
-    return Attributes(numbers, [archive.attributes[number - 1] for number in numbers], shown, known)
+    names = [archive.attributes[number - 1] for number in numbers]
+    return Attributes(numbers, names, shown, known, all_global)
 
 
 def _rows(
@@ -397,6 +406,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Reads rows with the columns `features`; what the card tells of them is added to `counts`."""
     ids, whole, groups = list(archive.images), attributes.whole, attributes.groups
+    in_global = attributes.in_global
     for row in rows.tolist():
         image, (height, width) = read_image_file(archive.images[ids[row]])
         visible = archive.places[row]
@@ -417,8 +427,8 @@ def _rows(
         cells = {
             "image": image,
             "label": int(archive.labels[row]),
-            "concepts": np.flatnonzero(attributes.shown[row, whole]).tolist(),
-            "unknown_concepts": np.flatnonzero(~attributes.known[row, whole]).tolist(),
+            "concepts": np.flatnonzero(attributes.shown[row, in_global]).tolist(),
+            "unknown_concepts": np.flatnonzero(~attributes.known[row, in_global]).tolist(),
             "points": {"xy": [place for place, _ in marks], "category": [concept for _, concept in marks]},
             "bbox": box,
             "image_id": ids[row],
@@ -437,7 +447,7 @@ def _read_rows(
     from datasets import List, Value
 
     names = np.array(attributes.names)
-    global_names, spatial_names = names[attributes.whole].tolist(), names[~attributes.whole].tolist()
+    global_names, spatial_names = names[attributes.in_global].tolist(), names[~attributes.whole].tolist()
     features = concept_features(
         archive.classes,
         global_names,
@@ -461,12 +471,14 @@ def _read_rows(
 
 
 def _description(
-    archive: Archive, groups: list[str], counts: Counter, selection: str, origin: str, present: bool
+    archive: Archive, attributes: Attributes, counts: Counter, selection: str, origin: str, present: bool
 ) -> str:
+    groups = attributes.groups
     table = [f"| {', '.join(GLOBAL_ATTRIBUTES)} | whole image |"]
     table += [f"| {group} | {', '.join(parts)} |" for group, parts in ATTRIBUTE_PARTS.items() if group in groups]
     return DESCRIPTION.format(
         selection=selection,
+        whole=WHOLE["all" if attributes.all_global else "whole"],
         origin=origin,
         lists=LISTS if present else "",
         clipped=counts["clipped"],
@@ -482,6 +494,7 @@ def prepare(
     source: Path,
     *,
     concepts: Literal["ct108", "cbm112", "threshold"] = "ct108",
+    global_concepts: Literal["whole", "all"] = "whole",
     min_classes: int = 10,
     attributes: Literal["auto", "image", "class"] = "auto",
     min_certainty: int = 3,
@@ -497,6 +510,8 @@ def prepare(
         source: folder into which CUB_200_2011.tgz was unpacked, or the folder CUB_200_2011 in it.
         concepts: ct108 (13 global, 95 spatial; Rigotti et al., ICLR 2022), cbm112 (Koh et al., ICML 2020), or
             threshold: attributes that the majority of a class's images shows, in at least `min_classes` classes.
+        global_concepts: attributes that are global concepts: those of the whole bird, or all, where those of parts are
+            spatial concepts too. More of them tell more classes apart.
         min_classes: least number of classes with an attribute, for threshold.
         attributes: source of whether an image shows an attribute: its own annotation (image), the majority of its
             class (class), or the image's where image_attribute_labels.txt exists, else the class's (auto).
@@ -518,6 +533,8 @@ def prepare(
     """
     if concepts not in SELECTIONS:
         raise ValueError(f"concepts must be {', '.join(SELECTIONS)}; got {concepts!r}.")
+    if global_concepts not in WHOLE:
+        raise ValueError(f"global_concepts must be {', '.join(WHOLE)}; got {global_concepts!r}.")
     if attributes not in ("auto", *ORIGINS):
         raise ValueError(f"attributes must be auto, {', '.join(ORIGINS)}; got {attributes!r}.")
     if not 1 <= min_certainty <= 4:
@@ -530,7 +547,7 @@ def prepare(
     if by_image:
         find_file([archive.image_attributes.parent], archive.image_attributes.name, f"{HINT} Or set attributes=class.")
     numbers = select_attributes(archive, concepts, min_classes, majority)
-    chosen = read_attributes(archive, numbers, by_image, min_certainty, majority)
+    chosen = read_attributes(archive, numbers, by_image, min_certainty, majority, global_concepts == "all")
     dataset, counts = _read_rows(archive, chosen, split_rows(archive, validation_share, seed), by_image, present)
     origin = "image" if by_image else "class"
     options = {"majority": majority, "min_classes": min_classes, "min_certainty": min_certainty}
@@ -540,9 +557,10 @@ def prepare(
         dataset=dataset,
         title=f"CUB-200-2011 with {len(numbers)} concepts",
         license="other",
-        description=_description(archive, chosen.groups, counts, selection, origin_text, present),
+        description=_description(archive, chosen, counts, selection, origin_text, present),
         settings={
             "concepts": concepts,
+            "global_concepts": global_concepts,
             "min_classes": min_classes if concepts == "threshold" else None,
             "attributes": origin,
             "min_certainty": min_certainty if by_image else None,

@@ -142,6 +142,25 @@ def test_attributes_by_class(write_cub, tmp_path):
     assert "unknown_concepts" not in train.features
 
 
+def test_attributes_of_parts_as_global_concepts_too(write_cub, tmp_path):
+    """The global stream gets every attribute, the places stay as they were."""
+    source = write_cub(tmp_path, True)
+    whole, every = (prepare(source, validation_share=0, global_concepts=name) for name in ("whole", "all"))
+    validate_dataset(every.dataset)
+    before, train = whole.dataset["train"], every.dataset["train"]
+    spatial = before.features["points"]["category"].feature.names
+    names = train.features["concepts"].feature.names
+    assert set(names) == {*before.features["concepts"].feature.names, *spatial}
+    assert train.features["points"] == before.features["points"] and train["points"] == before["points"]
+    # A part's attribute is present in the image where a part shows it, and known to be.
+    for row in train:
+        shown, unknown = ({names[i] for i in row[column]} for column in ("concepts", "unknown_concepts"))
+        assert {spatial[i] for i in row["points"]["category"]} <= shown and not shown & unknown
+    assert "All attributes, of the whole bird and of parts, are global concepts." in every.description
+    assert "Attributes of the whole bird are global concepts." in whole.description
+    assert every.settings["global_concepts"] == "all"
+
+
 def test_images_are_the_files_themselves(write_cub, tmp_path):
     prepared = prepare(write_cub(tmp_path))
     files = sorted((tmp_path / "CUB_200_2011" / "images").rglob("*.jpg"))
@@ -277,6 +296,7 @@ def test_bad_archives(write_cub, tmp_path, damage, error, message):
     "options, message",
     [
         ({"concepts": "108"}, "concepts must be ct108, cbm112, threshold"),
+        ({"global_concepts": "bird"}, "global_concepts must be whole, all; got 'bird'"),
         ({"attributes": "bird"}, "attributes must be auto, image, class"),
         ({"min_certainty": 0}, "min_certainty must be from 1 to 4"),
         ({"majority": 0.0}, "majority must be"),
