@@ -48,6 +48,11 @@ def unplaced_images(presence: torch.Tensor, targets: torch.Tensor | None) -> tor
     return listed if targets is None else listed & targets.to(presence.device).isnan().all(-1).all(-1)
 
 
+def local_layers(depth: int) -> tuple[int, int]:
+    """Indices of the hidden states of [`local_tokens`], of a backbone of so many layers."""
+    return depth // 3, round(depth * 2 / 3)
+
+
 def local_tokens(
     hidden_states: tuple[torch.Tensor, ...] | None, last: torch.Tensor, num_patches: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,9 +72,10 @@ def local_tokens(
     """
     layers = hidden_states or (last,)
     depth = len(layers) - 1
-    chosen = [layers[depth // 3], layers[round(depth * 2 / 3)].detach()]
+    first, second = local_layers(depth)
+    chosen = [layers[first], layers[second].detach()]
     early, middle = (tokens if tokens.shape[:2] == last.shape[:2] else last.detach() for tokens in chosen)
-    is_embedding = depth // 3 == 0 and depth > 0
+    is_embedding = first == 0 and depth > 0
     return (early if is_embedding else early.detach())[:, -num_patches:], middle[:, -num_patches:]
 
 
@@ -318,4 +324,4 @@ def presence_loss(
         return loss
 
 
-__all__ = ["PresenceMemory", "local_tokens", "presence_loss", "unplaced_images"]
+__all__ = ["PresenceMemory", "local_layers", "local_tokens", "presence_loss", "unplaced_images"]

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The tokens of a frozen backbone, computed once for each image and kept in a file.
+The tokens of a backbone that is frozen, whole or up to a block, computed once for each image and kept in a file.
 
-A row of the file has a key beside it, the digest of the backbone's weights and of the image as the image processor
-made it. What is interrupted goes on where it was, and a row whose weights, settings or image have changed is computed
-anew.
+A row of the file has a key beside it, the digest of the frozen weights and of the image as the image processor made
+it. What is interrupted goes on where it was, and a row whose weights, settings or image have changed is computed anew.
 """
 
-import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -18,61 +16,40 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutput
 
 from ascent_vit.data.batches import FEATURE_ROWS, ConceptCollator, NumberedRows
-from ascent_vit.data.schema import PRESENCE_COLUMNS
 from ascent_vit.inference.mode import evaluation_mode
 from modeling_ascent_vit.checks_ascent_vit import checked_pixel_values
+from modeling_ascent_vit.presence_ascent_vit import local_layers
 
+from .blocks import first_blocks, freeze
 from .errors import TrainingError
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-logger = logging.getLogger(__name__)
-
 KEY_BYTES = 16
 # Images that are computed once more and compared, and the largest difference: float16 rounds to 5e-4 of a value.
 NUM_CHECKED, TOLERANCE = 4, 5e-3
 
 
-def without_lists(train: Any) -> Any:
-    """
-    Gives a train split without lists of what is present: places are learned from them by earlier tokens.
-
-    Raises:
-        ValueError: for a stream, whose images have no numbers, and for an image that has a list and no places, of
-            which nothing would be left to learn.
-    """
+def check_numbered(train: Any) -> None:
+    """Checks that the images to train on can be numbered; ValueError for a stream."""
     if not hasattr(train, "__len__"):
         raise ValueError("cache_features numbers the images, and a stream has no numbers: load the dataset whole.")
-    if "present" not in train.features:
-        return train
-    placed = [name for name in ("objects", "points", "mask") if name in train.features]
-    rows = train.select_columns(["present", *placed])
-    if "mask" in placed:
-        rows = rows.cast_column("mask", Image(decode=False))
-    if any(row["present"] is not None and all(row[name] is None for name in placed) for row in rows):
-        raise ValueError(
-            "cache_features keeps the backbone's last tokens alone, and lists of what is present need earlier ones "
-            "where there are no places: leave cache_features out, and set freeze_backbone: true."
-        )
-    logger.info(
-        "Lists of what is present are left out of training, as cached features do not serve them: all have places."
-    )
-    return train.remove_columns([name for name in PRESENCE_COLUMNS if name in train.features])
 
 
-def weights_digest(module: torch.nn.Module) -> bytes:
-    """Digest of a module's weights and buffers, with their names."""
-    digest = blake2b()
+def weights_digest(module: torch.nn.Module, trained: Collection[str], start: bytes = b"") -> bytes:
+    """Digest of a module's weights and buffers, with their names, but not of those that are trained."""
+    digest = blake2b(start)
     for name, tensor in module.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        if name not in trained:
+            data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            digest.update(name.encode() + data)
     return digest.digest()
 
 
@@ -89,44 +66,96 @@ class CachedTokens:
     Gives a model its frozen backbone's tokens from a file, in batches that say which rows they are of.
 
     The model's forward takes one more argument, `feature_rows` (B,). With it, the tokens of these rows take the place
-    of the backbone's forward; without it, the backbone computes. Weights, and what is saved, stay as they are.
+    of what is frozen; without it, the backbone computes. Blocks that are not frozen, and what is behind them, run as
+    the backbone runs them. Weights, and what is saved, stay as they are.
 
     Args:
         model: concept classifier in training, whose backbone is frozen by this.
+        frozen_layers: number of the backbone's first blocks that are frozen; None for the whole of it.
+        has_lists: whether the earlier tokens are kept too, from which places are learned by lists of what is present.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, frozen_layers: int | None = None, has_lists: bool = False):
         self.model, self.backbone = model.ascent_vit, model.ascent_vit.backbone
-        self.backbone.requires_grad_(False)
-        self.compute = self.backbone.forward
+        self.frozen_layers, self.has_lists = frozen_layers, has_lists
+        freeze(model, frozen_layers)
+        self.trained = {name for name, parameter in self.backbone.named_parameters() if parameter.requires_grad}
         self.tokens: np.ndarray | None = None
-        self.rows: torch.Tensor | None = None
-        self.backbone.forward = self.give_tokens
+        # What the file has for a batch: tokens, then the hidden states of the layers in `early`, of all `num_states`.
+        self.given: tuple[torch.Tensor, ...] | None = None
+        self.early: tuple[int, ...] = ()
+        self.num_states = 0
+        # The output of the last frozen block that was computed.
+        self.left: Any = None
+        self.compute = self.backbone.forward
+        if frozen_layers is None:
+            self.backbone.forward = self.give_tokens
+        else:
+            embeddings = getattr(self.backbone, "embeddings", None)
+            for module in (embeddings, *first_blocks(self.backbone, frozen_layers)):
+                if module is not None:
+                    self.replace(module)
         model.register_forward_pre_hook(self.take_rows, with_kwargs=True)
+        self.backbone.register_forward_hook(self.give_early)
 
     def __deepcopy__(self, memo: dict) -> "CachedTokens":
-        # A moving average of the model has the same backbone.
+        # A moving average of the model has the same frozen weights.
         return self
 
     def take_rows(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        self.rows = kwargs.pop(FEATURE_ROWS, None)
+        rows, self.given = kwargs.pop(FEATURE_ROWS, None), None
+        if rows is not None and self.tokens is not None:
+            tokens = torch.from_numpy(self.tokens[rows.cpu().numpy()])
+            self.given = tokens.to(self.backbone.device, self.backbone.dtype).unbind(1)
         return args, kwargs
 
-    def give_tokens(self, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self.rows is None or self.tokens is None:
-            return self.compute(pixel_values, *args, **kwargs)
-        tokens = torch.from_numpy(self.tokens[self.rows.cpu().numpy()])
-        return BaseModelOutput(last_hidden_state=tokens.to(pixel_values.device, self.backbone.dtype))
+    def give_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward of a backbone that is frozen as a whole."""
+        if self.given is None:
+            return self.compute(*args, **kwargs)
+        unknown = self.given[0].new_empty(0, 0)
+        return BaseModelOutput(last_hidden_state=self.given[0], hidden_states=(unknown,) * self.num_states or None)
+
+    def replace(self, module: torch.nn.Module) -> None:
+        """Lets the embeddings, or a frozen block, give what leaves the last frozen block."""
+        compute, rest = module.forward, None
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal rest
+            if self.given is not None:
+                return self.given[0] if rest is None else (self.given[0], *rest)
+            output = compute(*args, **kwargs)
+            self.left, *others = output if isinstance(output, tuple) else (output,)
+            # What some families give beside the tokens is the patch grid, the same for all images.
+            rest = others if isinstance(output, tuple) else None
+            return output
+
+        module.forward = forward
+
+    def give_early(self, backbone: Any, args: tuple, output: Any) -> Any:
+        """Puts hidden states from the file among those of the backbone's output."""
+        if self.given is not None and output.hidden_states is not None:
+            known = dict(zip(self.early, self.given[1:], strict=True))
+            output.hidden_states = tuple(known.get(i, states) for i, states in enumerate(output.hidden_states))
+        return output
 
     def compute_tokens(self, pixel_values: torch.Tensor) -> np.ndarray:
-        """Tokens of images as they are kept, `(B, ...)` float16; TrainingError for values beyond float16."""
+        """Tokens of images as they are kept, `(B, 1 + early, ...)` float16; TrainingError for those too large."""
+        self.given = None
         pixel_values = pixel_values.to(self.backbone.device, self.backbone.dtype)
         checked_pixel_values(self.model.config, pixel_values, self.model.takes_interpolation, None)
         with evaluation_mode(self.backbone):
-            tokens = self.compute(pixel_values, return_dict=True).last_hidden_state.half()
-        if not tokens.isfinite().all():
+            outputs = self.compute(pixel_values, output_hidden_states=self.has_lists, return_dict=True)
+        last, states = outputs.last_hidden_state, outputs.hidden_states if self.has_lists else ()
+        self.num_states = len(states)
+        tokens, end = (last, len(states)) if self.frozen_layers is None else (self.left, self.frozen_layers)
+        chosen = dict.fromkeys(local_layers(len(states) - 1)) if states else ()
+        # Hidden states of another shape are not read, see `local_tokens`; those behind the last frozen block are new.
+        self.early = tuple(i for i in chosen if i < end and states[i].shape == last.shape)
+        kept = torch.stack([tokens, *(states[i] for i in self.early)], dim=1).half()
+        if not kept.isfinite().all():
             raise TrainingError("The backbone's tokens are too large for float16: set cache_features: false.")
-        return tokens.cpu().numpy()
+        return kept.cpu().numpy()
 
     def fill(
         self,
@@ -162,7 +191,7 @@ class CachedTokens:
             make_file(folder / "keys.npy", np.uint8, (num_rows, KEY_BYTES))
         wait()
         tokens, keys = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("tokens", "keys"))
-        weights = weights_digest(self.backbone)
+        weights = weights_digest(self.backbone, self.trained, repr((self.frozen_layers, self.early)).encode())
         checked: list[tuple[np.ndarray, torch.Tensor]] = []
         with tqdm(total=num_rows, desc="Computing features", unit="image", leave=False, disable=not progress) as bar:
             for number, batch in enumerate(chain.from_iterable(loaders)):
@@ -218,10 +247,15 @@ def make_file(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
 
 
 def cache_features(
-    model: Any, processor: Any, dataset: "DatasetDict", folder: str | os.PathLike, batch_size: int = 32
+    model: Any,
+    processor: Any,
+    dataset: "DatasetDict",
+    folder: str | os.PathLike,
+    batch_size: int = 32,
+    frozen_layers: int | None = None,
 ) -> dict[str, NumberedRows]:
     """
-    Freezes a model's backbone and computes its tokens of all images once, to train pyramid and head by `Trainer`.
+    Freezes a model's backbone and computes its tokens of all images once, to train the rest by `Trainer`.
 
     Args:
         model: model to train.
@@ -229,22 +263,25 @@ def cache_features(
         dataset: splits "train", and others to evaluate on, which are not augmented.
         folder: folder of the file of tokens; what is in it already is not computed again.
         batch_size: number of images to compute at a time.
+        frozen_layers: number of the backbone's first blocks that are frozen; None for the whole backbone.
 
     Returns:
         The splits by name, with numbers by which the model looks its tokens up: pass them to `Trainer` with
         [`~ascent_vit.data.ConceptCollator`] and `remove_unused_columns=False`.
 
     Raises:
-        ValueError: for a stream, or images to train on with lists of what is present and no places.
+        ValueError: for a stream, or more `frozen_layers` than the backbone has.
         TrainingError: for a full disk, or tokens that are not what the backbone computes.
     """
-    tokens, numbered, start = CachedTokens(model), {}, 0
+    check_numbered(dataset["train"])
+    tokens = CachedTokens(model, frozen_layers, "present" in dataset["train"].features)
+    numbered, start = {}, 0
     for name, split in dataset.items():
-        numbered[name] = NumberedRows(without_lists(split) if name == "train" else split, start)
+        numbered[name] = NumberedRows(split, start)
         start += len(split)
     collate = ConceptCollator(processor)
     tokens.fill([(split, collate) for split in numbered.values()], Path(folder), batch_size, progress=True)
     return numbered
 
 
-__all__ = ["CachedTokens", "cache_features", "without_lists"]
+__all__ = ["CachedTokens", "cache_features", "check_numbered"]

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ascent_vit.evaluation import evaluate
 from ascent_vit.utils.files import write_json
 
+from .blocks import evaluate_frozen
 from .checkpoints import save_checkpoint
 from .errors import writing
 from .report import LOSSES
@@ -48,9 +49,8 @@ def train_epoch(run: "Run", bar: tqdm) -> None:
     end = (epoch + 1) * plan.steps_per_epoch
     skipped = done * recipe.gradient_accumulation_steps
     run.model.train()
-    if not recipe.trains_backbone:
-        # As its tokens are cached: without dropout.
-        accelerator.unwrap_model(run.model).ascent_vit.backbone.eval()
+    if recipe.freezes_layers:
+        evaluate_frozen(accelerator.unwrap_model(run.model).ascent_vit.backbone, recipe.frozen_layers)
     start = time.perf_counter()
     for place, batch in enumerate(batches_of(run, epoch, skipped), start=skipped):
         run.guard.take_batch(epoch, place)

@@ -9,6 +9,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
+from .blocks import layer_rates
+
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -66,7 +68,10 @@ def plan_steps(recipe: "Recipe", num_images: int | None, num_processes: int = 1)
 
 
 def parameter_groups(
-    model: torch.nn.Module, weight_decay: float, backbone_learning_rate: float | None = None
+    model: torch.nn.Module,
+    weight_decay: float,
+    backbone_learning_rate: float | None = None,
+    layer_decay: float | None = None,
 ) -> list[dict]:
     """
     Puts trainable parameters in groups: matrices and larger decay, biases, norms and other vectors do not.
@@ -76,24 +81,33 @@ def parameter_groups(
         weight_decay: weight decay of matrices and larger.
         backbone_learning_rate: learning rate of the backbone's parameters, which then come last, in groups of their
             own; None for that of all others.
+        layer_decay: factor of that rate from each layer of the backbone to the one below; the lowest come first. None
+            for one rate.
     """
-    separate = backbone_learning_rate is not None
-    backbone = {id(p) for p in model.ascent_vit.backbone.parameters()} if separate else set()  # type: ignore[union-attr,operator]
+    rates: dict[int, float] = {}
+    if backbone_learning_rate is not None and layer_decay is not None:
+        rates = layer_rates(model, backbone_learning_rate, layer_decay)
+    elif backbone_learning_rate is not None:
+        rates = {id(p): backbone_learning_rate for p in model.ascent_vit.backbone.parameters()}  # type: ignore[union-attr,operator]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = []
-    for inside in (False, True) if separate else (False,):
-        chosen = [p for p in model.parameters() if p.requires_grad and (id(p) in backbone) == inside]
-        rate = {"lr": backbone_learning_rate} if inside else {}
+    for rate in (None, *sorted({rates[id(p)] for p in trained if id(p) in rates})):
+        chosen = [p for p in trained if rates.get(id(p)) == rate]
+        options = {} if rate is None else {"lr": rate}
         groups += [
-            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": weight_decay, **rate},
-            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0, **rate},
+            {"params": [p for p in chosen if p.ndim > 1], "weight_decay": weight_decay, **options},
+            {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0, **options},
         ]
     return groups
 
 
 def build_optimizer(model: torch.nn.Module, recipe: "Recipe") -> torch.optim.Optimizer:
     """Makes AdamW with a recipe's settings."""
+    rate = recipe.backbone_learning_rate
+    if rate is None and recipe.layer_decay is not None:
+        rate = recipe.learning_rate
     return torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay, recipe.backbone_learning_rate),
+        parameter_groups(model, recipe.weight_decay, rate, recipe.layer_decay),
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,

@@ -43,6 +43,8 @@ class Recipe:
             a class in the train split, or null.
         learning_rate: peak learning rate of AdamW.
         backbone_learning_rate: peak learning rate of the backbone, beside that of all else; null for the same.
+        layer_decay: factor of the backbone's learning rate from each of its layers to the one below, and from the
+            first to the embeddings; the last layer, and the norm behind it, have the whole of it. Null for one rate.
         weight_decay: weight decay of AdamW; not on biases, norms and other vectors.
         adam_beta1: decay rate of AdamW's first moment.
         adam_beta2: decay rate of AdamW's second moment.
@@ -53,8 +55,11 @@ class Recipe:
         warmup_epochs: number of epochs in which the learning rate grows linearly from 0.
         head_only_epochs: number of first epochs in which the backbone is frozen.
         freeze_backbone: whether the backbone keeps its weights, so that pyramid and head alone train.
-        cache_features: whether what the backbone, which is then frozen, makes of each image is computed once, and kept
-            in the run's folder as float16 numbers. The pyramid still sees the pixels.
+        frozen_layers: number of the backbone's first layers that keep their weights, the embeddings with them; null
+            for none, or for all with `freeze_backbone` or `cache_features`.
+        cache_features: whether what the frozen layers make of each image is computed once, and kept in the run's
+            folder as float16 numbers; without `frozen_layers` all of the backbone is frozen. The pyramid still sees
+            the pixels.
         feature_views: number of augmented views of each training image that are cached, one of which is drawn in each
             epoch; without augmentation the image itself is the only one.
         lr_scheduler_type: course of the learning rate after the warm-up.
@@ -97,6 +102,7 @@ class Recipe:
     class_weights: Literal["balanced"] | list[float] | None = None
     learning_rate: float = _number(5e-5, above=0)
     backbone_learning_rate: float | None = _number(None, above=0)
+    layer_decay: float | None = _number(None, above=0, below=1)
     weight_decay: float = _number(0.0, least=0)
     adam_beta1: float = _number(0.9, least=0, below=1)
     adam_beta2: float = _number(0.999, least=0, below=1)
@@ -106,6 +112,7 @@ class Recipe:
     warmup_epochs: float = _number(0.0, least=0)
     head_only_epochs: float = _number(0.0, least=0)
     freeze_backbone: bool = False
+    frozen_layers: int | None = _number(None, least=1)
     cache_features: bool = False
     feature_views: int = _number(4, least=1)
     lr_scheduler_type: SCHEDULES = "cosine"
@@ -130,9 +137,9 @@ class Recipe:
         check_recipe(dataclasses.asdict(self), "Recipe")
 
     @property
-    def trains_backbone(self) -> bool:
-        """Whether the backbone's weights change."""
-        return not (self.freeze_backbone or self.cache_features)
+    def freezes_layers(self) -> bool:
+        """Whether the backbone keeps its weights, all or those of its first layers."""
+        return self.freeze_backbone or self.cache_features or self.frozen_layers is not None
 
     @property
     def best_is_greatest(self) -> bool:
@@ -174,6 +181,17 @@ def _augmentation(options: dict[str, Any], source: str) -> Augmentation:
         raise ValueError(f"{source}: {error}") from error
 
 
+def _check_frozen(values: dict[str, Any], source: str) -> None:
+    is_partial = values.get("frozen_layers") is not None
+    if is_partial and values.get("freeze_backbone"):
+        raise ValueError(f"{source}: freeze_backbone freezes all layers: leave it or frozen_layers out.")
+    for key in ("freeze_backbone", "cache_features"):
+        for rate in ("backbone_learning_rate", "layer_decay"):
+            if values.get(key) and values.get(rate) is not None and not is_partial:
+                hint = ", or set frozen_layers" if key == "cache_features" else ""
+                raise ValueError(f"{source}: {key} leaves the backbone as it is: leave {rate} out{hint}.")
+
+
 def check_recipe(values: dict[str, Any], source: str) -> None:
     """
     Checks keys, types and values of a recipe.
@@ -210,9 +228,7 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
     metric = values.get("metric_for_best_model", "accuracy")
     if metric not in EPOCH_METRICS:
         raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, EPOCH_METRICS)}")
-    for key in ("freeze_backbone", "cache_features"):
-        if values.get(key) and values.get("backbone_learning_rate") is not None:
-            raise ValueError(f"{source}: {key} leaves the backbone as it is: leave backbone_learning_rate out.")
+    _check_frozen(values, source)
     if values.get("augmentation"):
         _augmentation(values["augmentation"], source)
     epochs = values.get("num_train_epochs", FIELDS["num_train_epochs"].default)

@@ -26,11 +26,12 @@ from ascent_vit.data.suspicions import flip_suspicion
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
+from .blocks import freeze
 from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
-from .features import CachedTokens, without_lists
+from .features import CachedTokens, check_numbered
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe, augmentation_of
@@ -187,11 +188,12 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     check_concepts(model.config, *data.names[1:])
     if recipe.class_weights == "balanced":
         model.config.class_weights = balanced_weights(data.train, len(data.names[0]))
-    if not recipe.trains_backbone:
-        model.ascent_vit.backbone.requires_grad_(False)
+    if recipe.freezes_layers:
+        freeze(model, recipe.frozen_layers)
     features, first_row = None, None
     if recipe.cache_features:
-        features, data = CachedTokens(model), dataclasses.replace(data, train=without_lists(data.train))
+        check_numbered(data.train)
+        features = CachedTokens(model, recipe.frozen_layers, "present" in data.train.features)
         # Validation comes behind the views of train.
         first_row = (recipe.feature_views if recipe.augmentation else 1) * len(data.train)
     bare_model = place_model(model, accelerator)

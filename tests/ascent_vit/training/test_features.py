@@ -12,12 +12,21 @@ from datasets import DatasetDict
 from transformers import Trainer, TrainingArguments
 
 from ascent_vit.data import ConceptCollator, concepts_from_features, load_digits_dataset
-from ascent_vit.training import TrainingError, cache_features, train
+from ascent_vit.training import TrainingError, cache_features, loop, train
 from ascent_vit.training.build import build_model
 from ascent_vit.training.features import CachedTokens, make_file
 from modeling_ascent_vit import AscentViTForImageClassification
 
 
+BACKBONE = {
+    "model_type": "vit",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
 FLIPS = {"augmentation": {"horizontal_flip": 0.5, "brightness": 0.3}, "feature_views": 3}
 
 
@@ -39,17 +48,39 @@ def epochs(folder: Path) -> list[dict]:
     return json.loads((folder / "report.json").read_text())["epochs"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.5}, {"cache_mebibytes": 0}], ids=["plain", "ema", "uncached"])
+DROPOUT = {"model": {"backbone_config": BACKBONE | {"hidden_dropout_prob": 0.1}}, "frozen_layers": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ema_decay": 0.5},
+        {"cache_mebibytes": 0},
+        {"frozen_layers": 1},
+        {"frozen_layers": 1, "ema_decay": 0.5, "layer_decay": 0.5},
+        {"frozen_layers": 1, "head_only_epochs": 1, "backbone_learning_rate": 1e-4, "gradient_accumulation_steps": 2},
+        {"frozen_layers": 2},
+    ],
+    ids=["plain", "ema", "uncached", "partly", "partly-ema", "partly-head-first", "all-but-the-norm"],
+)
 def test_a_run_on_cached_features_is_that_of_a_frozen_backbone(changes, few_digits, tiny_recipe, tmp_path):
     """Within the rounding of float16, epoch by epoch; the model that is saved computes its backbone."""
-    frozen = train(tiny_recipe(freeze_backbone=True, **changes), tmp_path / "frozen", few_digits)
+    whole = "frozen_layers" not in changes
+    frozen = train(tiny_recipe(freeze_backbone=whole, **changes), tmp_path / "frozen", few_digits)
     cached = train(tiny_recipe(cache_features=True, **changes), tmp_path / "cached", few_digits)
     for first, second in zip(epochs(tmp_path / "frozen"), epochs(tmp_path / "cached"), strict=True):
         assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-3)
         assert second["alignment_error"] == pytest.approx(first["alignment_error"], rel=1e-2)
     models = [AscentViTForImageClassification.from_pretrained(run.model_dir) for run in (frozen, cached)]
     states = [model.ascent_vit.backbone.state_dict() for model in models]
-    assert states[0] and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    trained = () if whole else ("layernorm", *(f"layers.{layer}" for layer in range(changes["frozen_layers"], 2)))
+    names = [name for name in states[0] if not name.startswith(trained)]
+    assert names and all(torch.equal(states[0][name], states[1][name]) for name in names)
+    start = build_model(tiny_recipe(**changes), *concepts_from_features(few_digits["train"].features))[0]
+    assert whole or any(
+        not torch.equal(states[1][name], start.ascent_vit.backbone.state_dict()[name]) for name in states[0]
+    )
     assert cached.metrics["alignment_error"] == pytest.approx(frozen.metrics["alignment_error"], rel=1e-2)
     assert models[1].state_dict().keys() == models[0].state_dict().keys()
 
@@ -61,7 +92,7 @@ def test_each_image_is_computed_once(changes, few_digits, tiny_recipe, tmp_path,
     # One to know the size, and a few to check; in no epoch any.
     assert 36 * views + 20 < sum(forwards) <= 36 * views + 20 + 1 + 6
     tokens = np.load(tmp_path / "features" / "tokens.npy", mmap_mode="r")
-    assert tokens.dtype == np.float16 and tokens.shape == (36 * views + 20, 17, 32)
+    assert tokens.dtype == np.float16 and tokens.shape == (36 * views + 20, 1, 17, 32)
     distinct = np.unique(np.asarray(tokens[: 36 * views]).reshape(36 * views, -1), axis=0)
     assert len(distinct) > (36 if views == 1 else 2 * 36) - 3
 
@@ -70,9 +101,9 @@ def test_the_backbone_is_not_called_in_an_epoch(few_digits, tiny_recipe, tmp_pat
     calls = []
     give = CachedTokens.give_tokens
 
-    def noted(self, pixel_values, *args, **kwargs):
-        calls.append(self.rows is not None and self.tokens is not None)
-        return give(self, pixel_values, *args, **kwargs)
+    def noted(self, *args, **kwargs):
+        calls.append(self.given is not None)
+        return give(self, *args, **kwargs)
 
     monkeypatch.setattr(CachedTokens, "give_tokens", noted)
     train(tiny_recipe(cache_features=True, ema_decay=0.9), tmp_path, few_digits)
@@ -164,19 +195,61 @@ def test_a_full_disk_and_a_file_that_was_cut_short(tmp_path):
     assert np.load(tmp_path / "tokens.npy").shape == (10, 3)
 
 
-def test_lists_of_what_is_present_need_the_backbone_itself(tiny_recipe, tmp_path):
-    """Where there are places too they are left out of training; metrics still have them."""
-    for ink in (False, True):
-        listed = load_digits_dataset(copies=1, canvas=32, ink=ink, present=True)
-        listed = DatasetDict({name: split.select(range(16)) for name, split in listed.items()})
-        if not ink:
-            with pytest.raises(ValueError, match="leave cache_features out, and set freeze_backbone: true"):
-                train(tiny_recipe(cache_features=True), tmp_path / "lists", listed)
-        else:
-            result = train(tiny_recipe(cache_features=True, max_steps=2), tmp_path / "both", listed)
-            assert {"presence_auroc", "pixel_tpr"} <= result.metrics.keys()
+@pytest.mark.parametrize("layers", [None, 1])
+def test_places_are_learned_from_lists_on_cached_features(layers, tiny_recipe, tmp_path):
+    """By the earlier tokens in the file, as by those of a frozen backbone."""
+    listed = load_digits_dataset(copies=1, canvas=32, ink=False, present=True)
+    listed = DatasetDict({name: split.select(range(24)) for name, split in listed.items()})
+    losses = []
+    for cached in (False, True):
+        values = tiny_recipe(
+            freeze_backbone=not cached and layers is None,
+            cache_features=cached,
+            frozen_layers=layers,
+            model={"backbone_config": BACKBONE | {"num_hidden_layers": 4}},
+        )
+        result = train(values, tmp_path / str(cached), listed)
+        assert "presence_auroc" in result.metrics
+        losses.append([row["train_presence_loss"] for row in epochs(tmp_path / str(cached))])
+    assert losses[0][0] > 0 and losses[1] == pytest.approx(losses[0], rel=2e-3)
+    # Last tokens, then those of layers 1 and 3 of 4; with one frozen layer its tokens alone are beyond the live ones.
+    tokens = np.load(tmp_path / "True" / "features" / "tokens.npy", mmap_mode="r")
+    assert tokens.shape == (48, 3 if layers is None else 1, 17, 32)
 
 
-def test_a_frozen_backbone_has_no_learning_rate(tiny_recipe):
-    with pytest.raises(ValueError, match="leave backbone_learning_rate out"):
-        tiny_recipe(cache_features=True, backbone_learning_rate=1e-5)
+def test_a_partly_frozen_run_goes_on_where_it_was(few_digits, tiny_recipe, tmp_path, monkeypatch, forwards):
+    """The upper layers as they were trained, the frozen ones' tokens from the file; dropout draws as it would have."""
+    values = tiny_recipe(cache_features=True, ema_decay=0.5, save_steps=1, **DROPOUT)
+    whole = train(values, tmp_path / "whole", few_digits)
+    steps = []
+    end_step = loop.end_step
+
+    def interrupted(run):
+        end_step(run)
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "end_step", interrupted)
+        train(values, tmp_path / "run", few_digits)
+    forwards.clear()
+    resumed = train(values, tmp_path / "run", few_digits, resume=True)
+    # One to know the size and a few to check: the trained layers are no part of the keys.
+    assert sum(forwards) <= 1 + 6 and resumed.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"cache_features": True, "backbone_learning_rate": 1e-5},
+            "leave backbone_learning_rate out, or set frozen_l",
+        ),
+        ({"freeze_backbone": True, "layer_decay": 0.5}, "freeze_backbone leaves .* as it is: leave layer_decay out."),
+        ({"freeze_backbone": True, "frozen_layers": 1}, "freeze_backbone freezes all layers: leave it or frozen_lay"),
+    ],
+)
+def test_a_frozen_backbone_has_no_learning_rate(changes, message, tiny_recipe):
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe(**changes)

@@ -8,6 +8,7 @@ import torch
 
 from ascent_vit.data import concepts_from_features
 from ascent_vit.training import Recipe
+from ascent_vit.training.blocks import freeze
 from ascent_vit.training.build import build_model
 from ascent_vit.training.optimisation import (
     Freezer,
@@ -106,3 +107,60 @@ def test_the_backbone_has_a_learning_rate_of_its_own(tiny_recipe, few_digits):
     inside = [{id(parameter) in backbone for parameter in group["params"]} for group in groups]
     assert inside == [{False}, {False}, {True}, {True}]
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+BACKBONE = "ascent_vit.backbone."
+# Learning rate 1, decay 0.5, three layers: what is before the first layer, each layer, and what is behind the last.
+LAYER_RATES = {
+    "vit": {
+        "embeddings.": 0.125,
+        "layers.0.": 0.25,
+        "layers.1.": 0.5,
+        "layers.2.": 1.0,
+        "layernorm.": 1.0,
+    },
+    "beit": {
+        "embeddings.": 0.125,
+        "shared_position_bias.": 0.125,
+        "layers.0.": 0.25,
+        "layers.1.": 0.5,
+        "layers.2.": 1.0,
+    },
+    "clip_vision_model": {
+        "embeddings.": 0.125,
+        "pre_layrnorm.": 0.125,
+        "encoder.layers.0.": 0.25,
+        "encoder.layers.1.": 0.5,
+        "encoder.layers.2.": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("family", LAYER_RATES)
+def test_each_layer_of_the_backbone_has_a_learning_rate_of_its_own(family, make_config):
+    options = {"use_shared_relative_position_bias": True} if family == "beit" else {}
+    model = AscentViTForImageClassification(make_config(family, backbone_kwargs=options | {"num_hidden_layers": 3}))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.1, 1.0, 0.5)
+    assert "lr" not in groups[0] and "lr" not in groups[1]
+    assert [group["lr"] for group in groups[2:]] == [0.125, 0.125, 0.25, 0.25, 0.5, 0.5, 1.0, 1.0]
+    found = 0
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            rates = [rate for start, rate in LAYER_RATES[family].items() if name.startswith(f"{BACKBONE}{start}")]
+            assert rates == ([group["lr"]] if name.startswith(BACKBONE) else []), name
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0)
+            found += 1
+    assert found == len(names)
+
+
+def test_layers_that_are_frozen_have_no_learning_rate(tiny_recipe, few_digits):
+    recipe = tiny_recipe(layer_decay=0.5, frozen_layers=1)
+    model = build_model(recipe, *concepts_from_features(few_digits["train"].features))[0]
+    freeze(model, 1)
+    groups = build_optimizer(model, recipe).param_groups
+    assert [group["lr"] for group in groups] == [1e-3] * 4
+    assert len(groups[2]["params"]) == sum(
+        p.ndim > 1 for p in model.ascent_vit.backbone.parameters() if p.requires_grad
+    )
