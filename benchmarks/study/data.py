@@ -26,7 +26,7 @@ HEIGHTS = (0.3, 0.5, 0.75, 1.0)
 # Digits of at most this height have a place worth naming.
 SMALL = 0.5
 
-# Photographs are reduced to this shorter side once, instead of decoded whole for each run.
+# Photographs for small backbones are reduced to this shorter side once, instead of decoded whole for each run.
 PHOTO_SIDE = 96
 
 ROTATIONS = ["0", "90", "180", "270"]
@@ -47,7 +47,7 @@ def reduced(dataset: DatasetDict) -> DatasetDict:
 
 
 @functools.cache
-def load_once(name: str, text: str, folder: Path) -> DatasetDict:
+def load_once(name: str, text: str, folder: Path, whole_images: bool) -> DatasetDict:
     """A dataset with all splits, read or drawn once for all runs on it; `text` holds the digits' options as JSON."""
     if name == "digits":
         options = json.loads(text)
@@ -58,13 +58,13 @@ def load_once(name: str, text: str, folder: Path) -> DatasetDict:
     if not source.is_dir():
         raise FileNotFoundError(f"There is no {source}: make it with `ascent-vit prepare {name}`.")
     dataset = load_concept_dataset(str(source))
-    return reduced(dataset) if "points" in dataset["train"].features else dataset
+    return reduced(dataset) if "points" in dataset["train"].features and not whole_images else dataset
 
 
 def load(run: StudyRun, recipe: Recipe, folder: Path) -> DatasetDict:
     """All splits of a run's dataset; the digits' are drawn by the run's seed."""
     options = recipe.dataset_options | {"seed": run.seed} if run.dataset == "digits" else {}
-    return load_once(run.dataset, json.dumps(options), folder)
+    return load_once(run.dataset, json.dumps(options), folder, run.whole_images)
 
 
 def train_part(run: StudyRun, recipe: Recipe, dataset: DatasetDict) -> DatasetDict:

@@ -31,7 +31,10 @@ def build_plain(
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     if recipe.backbone is not None:
         config = AutoConfig.from_pretrained(recipe.backbone, **names)
-        model = AutoModelForImageClassification.from_pretrained(recipe.backbone, config=config)
+        # A pretrained head is of other classes.
+        model = AutoModelForImageClassification.from_pretrained(
+            recipe.backbone, config=config, ignore_mismatched_sizes=True
+        )
     else:
         config = AutoConfig.for_model(**recipe.model["backbone_config"], **names)
         model = AutoModelForImageClassification.from_config(config)

@@ -13,7 +13,7 @@ from ascent_vit.utils.yaml import read_yaml
 
 
 TABLES = Path(__file__).parent / "tables.yaml"
-MEASURES = ("faithfulness", "robustness", "scales", "leakage")
+MEASURES = ("faithfulness", "robustness", "intervention", "scales", "places", "leakage")
 CHOICES = {"head": ("concepts", "linear"), "attention": ("softmax", "sigmoid"), "pretrained": (None, "rotation")}
 
 
@@ -31,7 +31,8 @@ class StudyRun:
         overrides: changes of that recipe, `KEY=VALUE` each, the table's and then the run's.
         dataset: "digits", or a folder of prepared datasets.
         minutes: time that it may take on one CPU core.
-        head, attention, pretrained, steps, train_images, measures, images, test_images: as `tables.yaml` explains.
+        head, attention, pretrained, steps, train_images, measures, images, test_images, whole_images: as `tables.yaml`
+            explains.
     """
 
     table: str
@@ -50,6 +51,7 @@ class StudyRun:
     measures: tuple[str, ...] = field(default=())
     images: int = 100
     test_images: int | None = None
+    whole_images: bool = False
 
     def __post_init__(self):
         for key, choices in CHOICES.items():
@@ -66,7 +68,8 @@ class StudyRun:
     def settings(self) -> dict[str, Any]:
         """All that its figures depend on; a result with other settings is not a result of this run."""
         values = dataclasses.asdict(self)
-        for key in ("title", "minutes"):
+        # Results of before there was `whole_images` say nothing of it.
+        for key in ("title", "minutes", *(() if self.whole_images else ("whole_images",))):
             del values[key]
         return json.loads(json.dumps(values))
 

@@ -28,7 +28,9 @@ PERCENT = {
     "concept_map": "concept mAP",
     "pixel_tpr": "pixel TPR",
     "pointing_game": "pointing game",
+    "pointing_game_15px": "pointing within 15 px",
     "relevance_mass": "relevance mass",
+    "relevance_mass_box": "mass in the box",
 }
 PLAIN = {"alignment_error": "alignment error"}
 FAITHFULNESS = {
@@ -37,6 +39,7 @@ FAITHFULNESS = {
     "deletion_auc": "deletion",
     "deletion_auc_random": "at random",
 }
+INTERVENTION = {"intervention_auc": "accuracy as concepts are corrected", "intervention_auc_random": "at random"}
 ROBUSTNESS = {
     "robustness_flip": "flip",
     "robustness_rotation": "rotation",
@@ -221,6 +224,7 @@ def parts_of(table: str, rows: list[Row]) -> list[str]:
         quality_table(rows),
         verdict_table(rows),
         metric_table(rows, FAITHFULNESS, 1, 3),
+        metric_table(rows, INTERVENTION, 1, 3),
         metric_table(rows, ROBUSTNESS, 1, 3),
         scale_table(rows, "accuracy"),
         scale_table(rows, "global_concept_accuracy"),
@@ -336,6 +340,7 @@ FIGURES: dict[str, tuple[str, Callable[[list[Row]], Any]]] = {
     "ablation": ("ablation.png", draw_rows),
     "mnist": ("mnist.png", draw_rows),
     "cub": ("cub.png", draw_rows),
+    "birds-pretrained": ("birds-pretrained.png", draw_rows),
 }
 
 

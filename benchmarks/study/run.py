@@ -24,8 +24,9 @@ from unittest import mock
 import torch
 import typer
 from data import load, rotations, scale_parts, train_part
-from plain import evaluate_plain, train_plain
+from plain import build_plain, evaluate_plain, train_plain
 from plan import StudyRun, read_tables, runs_of
+from pointing import measure_places
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,8 +35,10 @@ from ascent_vit.cli.inputs import load_model
 from ascent_vit.data import CachedConceptDataset, ConceptCollator, concepts_from_features
 from ascent_vit.data.schema import COLUMNS
 from ascent_vit.evaluation import ShortTraining, evaluate, evaluate_dataset, leakage
+from ascent_vit.evaluation.dataset import EVALUATORS
 from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import build_model
+from ascent_vit.training.features import CachedTokens
 from ascent_vit.utils.files import replace_folder, write_json
 from ascent_vit.utils.versions import versions
 from modeling_ascent_vit import modeling_ascent_vit
@@ -58,11 +61,21 @@ def sigmoid_forward(
     return attention, stream.projection((attention.mean(2, keepdim=True) @ values).flatten(1))
 
 
-def attention_of(run: StudyRun) -> contextlib.AbstractContextManager:
+def linear_forward(
+    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A linear head in the place of a concept stream, so that it trains on cached features."""
+    attention = tokens.new_zeros(len(tokens), stream.num_heads, tokens.shape[1], len(stream.concepts))
+    return attention, stream.projection(tokens.mean(1))
+
+
+def attention_of(run: StudyRun, recipe: Recipe) -> contextlib.AbstractContextManager:
     """While it lasts, concept streams attend as the run asks for."""
-    if run.attention == "softmax":
+    forwards = {"linear": linear_forward} if recipe.cache_features else {}
+    forward = forwards.get(run.head, sigmoid_forward if run.attention == "sigmoid" else None)
+    if forward is None:
         return contextlib.nullcontext()
-    return mock.patch.object(modeling_ascent_vit.AscentViTConceptStream, "forward", sigmoid_forward)
+    return mock.patch.object(modeling_ascent_vit.AscentViTConceptStream, "forward", forward)
 
 
 def pretrain(run: StudyRun, recipe: Recipe, dataset: Any, folder: Path) -> Path:
@@ -124,11 +137,13 @@ def measure(run: StudyRun, model: Any, processor: Any, test: Any) -> dict[str, A
     if plain:
         metrics: dict[str, Any] = evaluate_plain(model, batches(test, processor)) | {"num_images": len(test)}
     else:
-        skip = ["intervention", *({"faithfulness", "robustness"} - set(run.measures))]
+        skip = sorted(set(EVALUATORS) - set(run.measures))
         metrics = evaluate_dataset(
             model, processor, test, images=run.images, steps=CURVE_STEPS, batch_size=EVALUATION_BATCH, skip=skip
         )
     found: dict[str, Any] = {"metrics": metrics}
+    if "places" in run.measures and not plain:
+        metrics |= measure_places(model, processor, test, EVALUATION_BATCH)
     if "scales" in run.measures:
         judge = evaluate_plain if plain else evaluate
         found["scales"] = {
@@ -138,10 +153,19 @@ def measure(run: StudyRun, model: Any, processor: Any, test: Any) -> dict[str, A
     return found
 
 
-def make(run: StudyRun, data: Path, work: Path) -> dict[str, Any]:
+def shared_features(run: StudyRun, recipe: Recipe, work: Path) -> contextlib.AbstractContextManager:
+    """While it lasts, the runs of a table share a file of features; what is not as a run needs it is computed anew."""
+    fill, folder = CachedTokens.fill, work / f"features-{run.table}-{recipe.frozen_layers}"
+
+    def fill_shared(tokens: CachedTokens, datasets: Any, own: Path, *arguments: Any, **options: Any) -> None:
+        fill(tokens, datasets, folder, *arguments, **options)
+
+    return mock.patch.object(CachedTokens, "fill", fill_shared)
+
+
+def make(run: StudyRun, recipe: Recipe, data: Path, work: Path) -> dict[str, Any]:
     """Trains and measures."""
     start, start_cpu = time.perf_counter(), time.process_time()
-    recipe = run.load_recipe()
     dataset = load(run, recipe, data)
     if run.pretrained is not None:
         recipe = on_backbone(recipe, pretrain(run, recipe, dataset, work))
@@ -154,14 +178,18 @@ def make(run: StudyRun, data: Path, work: Path) -> dict[str, Any]:
         result["metrics"] = measure_leakage(run, recipe, parts, test)
     else:
         folder = work / run.label
-        if run.head == "linear":
+        if run.head == "linear" and not recipe.cache_features:
             model, processor, facts = train_plain(recipe, parts)
         else:
-            trained = train(dataclasses.replace(recipe, save_steps=SAVE_STEPS), folder, dataset=parts, resume=True)
+            with shared_features(run, recipe, work):
+                trained = train(dataclasses.replace(recipe, save_steps=SAVE_STEPS), folder, dataset=parts, resume=True)
             model, processor = load_model(str(trained.model_dir))
             report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             facts = {"steps": trained.steps, "train_seconds": report["train_seconds"]}
-        result |= measure(run, model, processor, test) | facts | cost(model)
+        result |= measure(run, model, processor, test) | facts
+        result |= cost(
+            build_plain(recipe, *concepts_from_features(test.features))[0] if run.head == "linear" else model
+        )
         shutil.rmtree(folder, ignore_errors=True)
     batch = recipe.per_device_train_batch_size
     return result | {
@@ -187,6 +215,9 @@ def main(
     ),
     data: Annotated[Path, typer.Option(help="Folder with the prepared datasets mnist and cub.")] = Path("data"),
     work: Annotated[Path, typer.Option(help="Folder for what is needed while runs last.")] = Path("runs/study"),
+    backbone: Annotated[
+        str, typer.Option(help="Folder in place of the backbone's Hub id, with the same weights.")
+    ] = "",
     only: Annotated[str, typer.Option(help="Names of runs, with commas between; all by default.")] = "",
     list_runs: Annotated[bool, typer.Option("--list", help="Say what is done and what is missing, and stop.")] = False,
 ):
@@ -204,8 +235,11 @@ def main(
                 print("missing" if run.result(output) is None else "done   ", run.label)
             return
         for run in missing(runs, output):
-            with attention_of(run):
-                result = make(run, data.resolve(), work.resolve())
+            recipe = run.load_recipe()
+            if backbone and recipe.backbone is not None:
+                recipe = dataclasses.replace(recipe, backbone=backbone)
+            with attention_of(run, recipe):
+                result = make(run, recipe, data.resolve(), work.resolve())
             write_json(run.path(output), result)
             shown = {k: round(v, 4) for k, v in result["metrics"].items() if isinstance(v, float) and "acc" in k}
             logger.info("%s: %s, %.0f s", run.label, shown, result["cpu_seconds"])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "study"
-MODULES = ("plan", "plain", "data", "run", "report")
+MODULES = ("plan", "plain", "data", "pointing", "run", "report")
 
 TINY = {
     "digits": {
@@ -37,6 +37,17 @@ TINY = {
         "runs": {
             "ascent-vit": {"title": "ASCENT-ViT"},
             "linear": {"title": "linear", "head": "linear"},
+            "linear-cached": {
+                "title": "linear on cached features",
+                "head": "linear",
+                "set": [
+                    "cache_features=true",
+                    "augmentation={}",
+                    "model.fusion_levels=0",
+                    "model.spatial_concepts=[]",
+                    "model.concept_loss_weight=0",
+                ],
+            },
         },
     }
 }
@@ -144,10 +155,43 @@ def test_sigmoid_attention_keeps_contributions_exact(study, make_config):
 
     model = AscentViTForImageClassification(make_config(num_unsupervised_concepts=0, num_global_concepts=3)).eval()
     sigmoid = study["plan"].dataclasses.replace(study["plan"].runs_of("digits")[0], attention="sigmoid")
-    with study["run"].attention_of(sigmoid), torch.no_grad():
+    with study["run"].attention_of(sigmoid, sigmoid.load_recipe()), torch.no_grad():
         out = model(torch.randn(2, 3, 48, 48), output_contributions=True)
     assert (out.global_concept_attention.sum(-1) - 1).abs().min() > 0.1
     torch.testing.assert_close(out.concept_contributions.sum(1) + model.class_bias(), out.logits)
+
+
+def test_a_linear_head_on_cached_features_is_one(study, make_config):
+    import torch
+
+    from modeling_ascent_vit import AscentViTForImageClassification
+
+    run = next(run for run in study["plan"].runs_of("birds-pretrained") if run.name == "linear")
+    fields = {"num_spatial_concepts": 0, "num_unsupervised_concepts": 0, "num_global_concepts": 3, "fusion_levels": 0}
+    model = AscentViTForImageClassification(make_config(**fields)).eval()
+    pixels = torch.randn(2, 3, 48, 48)
+    with study["run"].attention_of(run, run.load_recipe()), torch.no_grad():
+        logits = model(pixels).logits
+        token = model.ascent_vit(pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(logits, model.global_stream.projection(token))
+
+
+def test_pointing_within_pixels(study):
+    """Two concepts on a grid of 2 x 3 patches of 16 pixels, in an image twice as large as the model sees it."""
+    import torch
+
+    centres = study["pointing"].patch_centres((32, 48), (2, 3))
+    assert centres.tolist() == [[8, 8], [24, 8], [40, 8], [8, 24], [24, 24], [40, 24]]
+    maps = torch.zeros(6, 3)
+    maps[0, 0], maps[1, 0] = 3.0, 1.0
+    maps[5, 2] = 1.0
+    row = {"bbox": [0.0, 0.0, 40.0, 60.0], "points": {"xy": [[46.0, 16.0], [80.0, 78.0]], "category": [0, 2]}}
+    # As the model sees them, the points are at (23, 8) and (40, 39), 15 pixels from (8, 8) and from (40, 24), and the
+    # box ends at x = 20.
+    found = study["pointing"].judge_image(maps, row, centres, torch.tensor([0.5, 0.5]))
+    assert found.tolist() == [[1.0, 0.75], [1.0, 0.0]]
+    row["points"]["xy"][0][0] += 1
+    assert study["pointing"].judge_image(maps, row, centres, torch.tensor([0.5, 0.5]))[:, 0].tolist() == [0.0, 1.0]
 
 
 def test_missing_runs_are_made_and_reported(study, tmp_path, monkeypatch):
@@ -171,7 +215,9 @@ def test_missing_runs_are_made_and_reported(study, tmp_path, monkeypatch):
     again = invoke(study["run"], *options)
     assert again.exit_code == 0, again.output
     files = sorted((tmp_path / "results" / "digits").glob("*.json"))
-    assert [path.name for path in files] == ["ascent-vit-seed0.json", "linear-seed0.json"]
+    names = ["ascent-vit-seed0.json", "linear-cached-seed0.json", "linear-seed0.json"]
+    assert [path.name for path in files] == names
+    assert json.loads(files[1].read_text())["parameters"] == json.loads(files[2].read_text())["parameters"]
     first = json.loads(files[0].read_text())
     assert first["train_seconds"] == before and first["steps"] == 2 and 0 <= first["metrics"]["accuracy"] <= 1
     assert first["scales"]["canvas 2 times as wide"]["num_images"] == 360
@@ -182,7 +228,7 @@ def test_missing_runs_are_made_and_reported(study, tmp_path, monkeypatch):
     assert invoke(study["run"], *options).exit_code == 0
     assert [path.stat().st_mtime_ns for path in files] == times
 
-    files[1].unlink()
+    files[2].unlink()
     page = tmp_path / "page.md"
     page.write_text("Before\n<!-- begin digits -->old<!-- end digits -->\nafter\n")
     assert invoke(study["report"], "--results", tmp_path / "results", "--page", page).exit_code == 0
