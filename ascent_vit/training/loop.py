@@ -125,7 +125,7 @@ def evaluate_epoch(run: "Run") -> None:
     """
     Evaluates on the validation split, records the epoch, and notes whether its weights are the best so far.
 
-    Without a validation split the newest weights are the best.
+    Without a validation split, or a metric to choose by, the newest weights are the best.
     """
     progress, recipe = run.progress, run.recipe
     epoch = math.ceil(progress.step / run.plan.steps_per_epoch)
@@ -135,12 +135,12 @@ def evaluate_epoch(run: "Run") -> None:
         metrics = evaluate(run.kept_model, run.validation_loader, run.accelerator, progress=True)
     run.evaluation_seconds += time.perf_counter() - start
     name = recipe.metric_for_best_model
-    if name not in metrics and run.validation_loader is not None:
+    if name is not None and name not in metrics and run.validation_loader is not None:
         raise ValueError(
             f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
             f"{', '.join(metrics)}."
         )
-    value = metrics.get(name)
+    value = None if name is None else metrics.get(name)
     record_epoch(run, epoch, metrics)
     best = progress.best_value
     if value is None or best is None or (value > best if recipe.best_is_greatest else value < best):

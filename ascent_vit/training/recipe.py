@@ -76,7 +76,8 @@ class Recipe:
         save_total_limit: number of checkpoints to keep, the newest; null for all.
         logging_steps: number of steps between records of losses and learning rate.
         report_to: tracker of the run: "none", "tensorboard" or "trackio".
-        metric_for_best_model: metric on the validation split that chooses the weights to keep.
+        metric_for_best_model: metric on the validation split that chooses the weights to keep; null for the last ones, as a
+            split of a hundred images chooses by chance.
         greater_is_better: whether a greater metric is better; null takes it from the metric.
         dataloader_num_workers: number of processes that read images, where they do not fit `cache_mebibytes`, and that
             augment.
@@ -127,7 +128,7 @@ class Recipe:
     save_total_limit: int | None = _number(2, least=1)
     logging_steps: int = _number(10, least=1)
     report_to: Literal["none", "tensorboard", "trackio"] = "none"
-    metric_for_best_model: str = "accuracy"
+    metric_for_best_model: str | None = "accuracy"
     greater_is_better: bool | None = None
     dataloader_num_workers: int = _number(0, least=0)
     cache_mebibytes: int = _number(512, least=0)
@@ -146,7 +147,8 @@ class Recipe:
         """Whether the best epoch is that with the greatest metric."""
         if self.greater_is_better is not None:
             return self.greater_is_better
-        return EPOCH_METRICS[self.metric_for_best_model].greater_is_better
+        metric = self.metric_for_best_model
+        return metric is None or EPOCH_METRICS[metric].greater_is_better
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Recipe)}
@@ -226,7 +228,7 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
     if values.get("lr_scheduler_type") == "constant" and values.get("warmup_epochs", 0) > 0:
         raise ValueError(f"{source}: lr_scheduler_type constant has no warm-up: use constant_with_warmup.")
     metric = values.get("metric_for_best_model", "accuracy")
-    if metric not in EPOCH_METRICS:
+    if metric is not None and metric not in EPOCH_METRICS:
         raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, EPOCH_METRICS)}")
     _check_frozen(values, source)
     if values.get("augmentation"):

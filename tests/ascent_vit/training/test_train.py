@@ -360,6 +360,16 @@ def test_the_moving_average_is_evaluated_and_saved(dataset, tmp_path):
     assert not all(torch.equal(saved[name], value) for name, value in now.items())
 
 
+def test_without_a_metric_the_last_weights_are_kept(dataset, tmp_path):
+    """Also where the first epoch was the better one, as by a class loss that only grows."""
+    chosen = train(recipe(learning_rate=0.5), tmp_path / "chosen", dataset)
+    last = train(recipe(learning_rate=0.5, metric_for_best_model=None), tmp_path / "last", dataset)
+    assert chosen.best_epoch == 1 and last.best_epoch == 2
+    report = json.loads((tmp_path / "last" / "report.json").read_text())
+    assert report["best_metric"] is None and "accuracy" in report["epochs"][0]
+    assert "kept are the weights of epoch 2." in (tmp_path / "last" / "report.md").read_text()
+
+
 def test_the_best_weights_are_kept_not_the_last(dataset, tmp_path):
     best = []
     for greater_is_better in (True, False):
