@@ -76,8 +76,8 @@ class Recipe:
         save_total_limit: number of checkpoints to keep, the newest; null for all.
         logging_steps: number of steps between records of losses and learning rate.
         report_to: tracker of the run: "none", "tensorboard" or "trackio".
-        metric_for_best_model: metric on the validation split that chooses the weights to keep; null for the last ones, as a
-            split of a hundred images chooses by chance.
+        metric_for_best_model: metric on the validation split that chooses the weights to keep; null for the last
+            ones, as a split of a hundred images chooses by chance.
         greater_is_better: whether a greater metric is better; null takes it from the metric.
         dataloader_num_workers: number of processes that read images, where they do not fit `cache_mebibytes`, and that
             augment.
