@@ -96,6 +96,7 @@ class CachedTokens:
                 if module is not None:
                     self.replace(module)
         model.register_forward_pre_hook(self.take_rows, with_kwargs=True)
+        model.register_forward_hook(self.forget_rows)
         self.backbone.register_forward_hook(self.give_early)
 
     def __deepcopy__(self, memo: dict) -> "CachedTokens":
@@ -109,12 +110,18 @@ class CachedTokens:
             self.given = tokens.to(self.backbone.device, self.backbone.dtype).unbind(1)
         return args, kwargs
 
+    def forget_rows(self, model: Any, args: tuple, output: Any) -> None:
+        # Or the backbone, called by itself, would give tokens of this batch.
+        self.given = None
+
     def give_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of a backbone that is frozen as a whole."""
         if self.given is None:
             return self.compute(*args, **kwargs)
-        unknown = self.given[0].new_empty(0, 0)
-        return BaseModelOutput(last_hidden_state=self.given[0], hidden_states=(unknown,) * self.num_states or None)
+        # Places among the hidden states, those that are not in the file have a shape that nothing reads.
+        num_states = self.num_states if kwargs.get("output_hidden_states") else 0
+        states = (self.given[0].new_empty(0, 0),) * num_states
+        return BaseModelOutput(last_hidden_state=self.given[0], hidden_states=states or None)
 
     def replace(self, module: torch.nn.Module) -> None:
         """Lets the embeddings, or a frozen block, give what leaves the last frozen block."""

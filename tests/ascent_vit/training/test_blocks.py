@@ -112,6 +112,11 @@ def test_a_backbone_computes_the_same_from_cached_tokens(name, frozen, monkeypat
     torch.testing.assert_close(cached, fresh, rtol=1e-3, atol=1e-5)
     assert frozen is not None or not any(".backbone." in key for key in cached[2])
     assert model.state_dict().keys() == keys
+    # Without lists the earlier tokens stay where they are; what is called by itself computes.
+    outputs = model.eval()(**shuffled, feature_rows=order)
+    assert outputs.hidden_states is None
+    direct = model.ascent_vit(shuffled["pixel_values"]).last_hidden_state
+    torch.testing.assert_close(direct, model.ascent_vit(batch["pixel_values"]).last_hidden_state[order])
 
 
 @pytest.mark.parametrize("name", NAMES)
