@@ -106,6 +106,10 @@ class AscentViTConfig(PreTrainedConfig):
         token_dropout (`float`, *optional*, defaults to 0.0):
             Dropout probability of the tokens that look at concepts, from 0 to below 1. A head on a frozen backbone and few
             images fits them by heart without.
+        correction_rate (`float`, *optional*, defaults to 0.0):
+            Probability that class scores of a training image are those of a person's corrections: of its annotated concepts
+            some, drawn anew each time, are set to the annotation, as an override does. Without, class scores may come to
+            need what attention holds beside the concepts' names, and corrections make them worse.
         concept_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight lambda of the alignment term in the loss.
         entropy_loss_weight (`float`, *optional*, defaults to 0.5):
@@ -200,6 +204,7 @@ class AscentViTConfig(PreTrainedConfig):
     shifted_fusion: bool = False
     concept_attention_heads: int = 2
     token_dropout: float | int = 0.0
+    correction_rate: float | int = 0.0
     concept_loss_weight: float | int = 1.0
     entropy_loss_weight: float | int = 0.5
     label_smoothing: float | int = 0.0
@@ -467,6 +472,8 @@ class AscentViTConfig(PreTrainedConfig):
         for name in ("label_smoothing", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1; got {getattr(self, name)}.")
+        if not 0 <= self.correction_rate <= 1:
+            raise ValueError(f"correction_rate must be from 0 to 1; got {self.correction_rate}.")
         weights = self.class_weights
         if weights is not None and (
             len(weights) != self.num_labels or not all(0 <= weight <= LARGEST_NUMBER for weight in weights)

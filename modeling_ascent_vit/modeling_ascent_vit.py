@@ -247,6 +247,47 @@ def override_attention(
     return torch.where(given.any(-1, keepdim=True), values + others, attention)
 
 
+def true_attention(targets: torch.Tensor, none_concept: bool) -> torch.Tensor:
+    """
+    The attention that a person who knows the targets sets.
+
+    Args:
+        targets (`torch.Tensor` of shape `(batch_size, num_tokens, num_concepts)`): targets, NaN for unknown.
+        none_concept (`bool`): whether a row of zeros means "none of these".
+
+    Returns:
+        `torch.Tensor` of the targets' shape: 1 / k for each of k present concepts and 0 for absent ones, in general the
+        targets normalised to sum to 1; NaN in rows that are not annotated, which have any NaN, or only zeros without
+        `none_concept`.
+    """
+    mass = targets.nansum(-1, keepdim=True)
+    annotated = ~targets.isnan().any(-1, keepdim=True)
+    if not none_concept:
+        annotated = annotated & (mass > 0)
+    return torch.where(annotated, targets / torch.where(mass > 0, mass, 1.0), torch.nan)
+
+
+def random_corrections(targets: torch.Tensor, rate: float, none_concept: bool) -> torch.Tensor:
+    """
+    Overrides by which a person would correct some concepts of some images, after RandInt of Espinosa Zarlenga et al.,
+    "Concept Embedding Models" (NeurIPS 2022): of an image that is drawn with probability `rate`, a share of the concepts
+    that is drawn from 0 to 1, each at all its tokens. Here the share differs by image, as concepts share a sum of 1.
+
+    Args:
+        targets (`torch.Tensor` of shape `(batch_size, num_tokens, num_concepts)`): targets, see [`true_attention`].
+        rate (`float`): probability that an image is corrected.
+        none_concept (`bool`): whether a row of zeros means "none of these".
+
+    Returns:
+        `torch.Tensor` of the targets' shape, NaN where nothing is corrected.
+    """
+    batch_size, _, num_concepts = targets.shape
+    drawn = torch.rand(batch_size, 1, 1, device=targets.device) < rate
+    share = torch.rand(batch_size, 1, 1, device=targets.device)
+    chosen = drawn & (torch.rand(batch_size, 1, num_concepts, device=targets.device) < share)
+    return torch.where(chosen, true_attention(targets, none_concept), torch.nan)
+
+
 def attention_share(attention: torch.Tensor) -> torch.Tensor:
     """
     How much attention counts in the class scores: 1 over the sum of what each token attends to any concept, so that tokens
@@ -505,7 +546,11 @@ class AscentViTConceptStream(nn.Module):
         return self.split_heads(self.query(tokens)) @ (keys.transpose(-2, -1) * scaling)
 
     def forward(
-        self, tokens: torch.Tensor, override: torch.Tensor | None = None, is_given: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        override: torch.Tensor | None = None,
+        is_given: torch.Tensor | None = None,
+        correction: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -513,6 +558,8 @@ class AscentViTConceptStream(nn.Module):
             override (`torch.Tensor` of shape `(B, T, S)`, *optional*): see [`override_attention`].
             is_given (`torch.Tensor` of shape `(B,)`, *optional*):
                 The images whose class scores have no gradient by way of attention, bool.
+            correction (`torch.Tensor` of shape `(B, T, S)`, *optional*):
+                A further override, of the attention that class scores are made of and not of that which is returned.
 
         Returns:
             Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, the mean over tokens by their attention: see
@@ -527,7 +574,8 @@ class AscentViTConceptStream(nn.Module):
         attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
         # Summed over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
-        pooled = attention.sum(2) * attention_share(attention)
+        counted = override_attention(attention, correction, none)
+        pooled = counted.sum(2) * attention_share(counted)
         if is_given is not None:
             pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
         return attention, self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
@@ -998,11 +1046,13 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         tokens = self.token_dropout(hidden_states)
         prefix, patches = tokens[:, :-num_patches], tokens[:, -num_patches:]
         is_given = None if presence is None else unplaced_images(presence, spatial_concept_targets)
-        queries = {"spatial": (patches, spatial_concept_override, is_given)}
+        # What is explained is not corrected: contributions are of the attention that is returned.
+        corrections = self.corrections(*((None, None) if output_contributions else targets))
+        queries = {"spatial": (patches, spatial_concept_override, is_given, corrections["spatial"])}
         if self.global_stream is not None or self.unsupervised_stream is not None:
             query = self.global_query(prefix, patches)
             override = None if global_concept_override is None else global_concept_override.unsqueeze(1)
-            queries |= {"global": (query, override, None), "unsupervised": (query, None, None)}
+            queries |= {"global": (query, override, None, corrections["global"]), "unsupervised": (query,)}
 
         logits: Any = 0.0
         attentions, contributions = {}, []
@@ -1044,6 +1094,20 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             hidden_states=outputs.hidden_states if output_hidden_states or presence is None else None,
             attentions=outputs.attentions,
         )
+
+    def corrections(
+        self, concept_targets: torch.Tensor | None, spatial_concept_targets: torch.Tensor | None
+    ) -> dict[str, torch.Tensor | None]:
+        """What class scores are corrected by in training, see `correction_rate`; None for a stream without targets."""
+        rate, none_concept = float(self.config.correction_rate), self.config.none_concept
+        whole = None if concept_targets is None else concept_targets.unsqueeze(1)
+        targets = {"global": whole, "spatial": spatial_concept_targets}
+        if not (self.training and rate):
+            return dict.fromkeys(targets)
+        return {
+            name: None if values is None else random_corrections(values.float(), rate, none_concept)
+            for name, values in targets.items()
+        }
 
     def class_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """

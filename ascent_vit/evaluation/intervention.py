@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from modeling_ascent_vit.modeling_ascent_vit import true_attention
+
 from .evaluate import check_labels, fill_targets
 from .metrics import known_rows
 from .probe import ImageEvaluator, NotApplicableError, check_counts, descending_ranks, random_ranks
@@ -23,25 +25,6 @@ STREAMS = (
     ("global_concept_attention", "concept_targets", "global_concept_override"),
     ("spatial_concept_attention", "spatial_concept_targets", "spatial_concept_override"),
 )
-
-
-def true_attention(targets: Tensor, none_concept: bool) -> Tensor:
-    """
-    Gives what a person who knows the targets sets the attention to.
-
-    Args:
-        targets: targets of T tokens and C concepts, (B, T, C), NaN for unknown.
-        none_concept: whether a row of zeros means "none of these".
-
-    Returns:
-        (B, T, C): 1 / k for each of k present concepts and 0 for absent ones, in general the targets normalised to
-        sum to 1; NaN in rows that are not annotated, which have any NaN, or only zeros without `none_concept`.
-    """
-    mass = targets.nansum(-1, keepdim=True)
-    annotated = known_rows(targets).unsqueeze(-1)
-    if not none_concept:
-        annotated = annotated & (mass > 0)
-    return torch.where(annotated, targets / torch.where(mass > 0, mass, 1.0), torch.nan)
 
 
 def uncertainty(attention: Tensor, truth: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ SAVE_STEPS = 100
 
 
 def sigmoid_forward(
-    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None
+    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None, correction: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A concept stream's forward pass in which concepts do not compete: each has a sigmoid of its own."""
     attention = stream.scores(tokens).float().sigmoid()
@@ -62,7 +62,7 @@ def sigmoid_forward(
 
 
 def linear_forward(
-    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None
+    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None, correction: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A linear head in the place of a concept stream, so that it trains on cached features."""
     attention = tokens.new_zeros(len(tokens), stream.num_heads, tokens.shape[1], len(stream.concepts))

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification, AscentViTModel
-from modeling_ascent_vit.modeling_ascent_vit import AscentViTMultiScaleEncoding
+from modeling_ascent_vit.modeling_ascent_vit import AscentViTMultiScaleEncoding, random_corrections, true_attention
 
 
 NAN = float("nan")
@@ -636,9 +636,53 @@ def test_token_dropout(make_config):
     assert not torch.allclose(first, second)
 
 
+def test_corrections_in_training(make_config):
+    """Class scores are those of overrides by the annotation; attention and the other losses are the model's own."""
+    plain = AscentViTForImageClassification(make_config(none_concept=True, pyramid_norm="group")).train()
+    model = AscentViTForImageClassification(make_config(none_concept=True, pyramid_norm="group", correction_rate=1.0))
+    model.load_state_dict(plain.state_dict())
+    config, pixels, labels = model.config, torch.randn(3, 3, 48, 48), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        before = plain(pixels)
+        targets = {
+            "concept_targets": (torch.rand(3, config.num_global_concepts) < 0.5).float(),
+            "spatial_concept_targets": (torch.rand_like(before.spatial_concept_attention) < 0.2).float(),
+        }
+        before, after = plain(pixels, labels, **targets), model.train()(pixels, labels, **targets)
+        evaluated, explained = (
+            model.eval()(pixels, **targets),
+            model.train()(pixels, **targets, output_contributions=True),
+        )
+    torch.testing.assert_close(after.spatial_concept_attention, before.spatial_concept_attention)
+    torch.testing.assert_close(after.global_concept_attention, before.global_concept_attention)
+    torch.testing.assert_close(after.alignment_loss, before.alignment_loss)
+    assert not torch.allclose(after.logits, before.logits)
+    torch.testing.assert_close(evaluated.logits, before.logits)
+    torch.testing.assert_close(explained.logits, before.logits)
+
+    stream, tokens = model.spatial_stream, torch.randn(2, 9, config.hidden_size)
+    given = torch.where(torch.rand(2, 9, config.num_spatial_concepts) < 0.5, 0.1, torch.nan)
+    with torch.no_grad():
+        attention, scores = stream(tokens, correction=given)
+        torch.testing.assert_close(attention, stream(tokens)[0])
+        torch.testing.assert_close(scores, stream(tokens, given)[1])
+
+
+def test_as_many_images_are_corrected_as_the_rate_says():
+    targets = (torch.rand(4000, 1, 8) < 0.5).float()
+    corrections = random_corrections(targets, 0.25, True)
+    known = ~corrections.isnan()
+    share = known[:, 0].float().mean(-1)
+    # An image with a share of nearly 0 may have none of its concepts corrected.
+    assert 0.19 < (share > 0).float().mean() < 0.26 and 0.4 < share[share > 0].mean() < 0.65
+    torch.testing.assert_close(corrections[known], true_attention(targets, True)[known])
+    assert random_corrections(targets, 0.0, True).isnan().all()
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
+        ({"correction_rate": 1.5}, "correction_rate must be from 0 to 1; got 1.5"),
         ({"label_smoothing": 1.0}, "label_smoothing must be from 0 to below 1; got 1.0"),
         ({"token_dropout": 1.0}, "token_dropout must be from 0 to below 1; got 1.0"),
         ({"class_weights": [1.0, 2.0]}, "class_weights must be .* for each of 5 classes"),
