@@ -1048,7 +1048,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         is_given = None if presence is None else unplaced_images(presence, spatial_concept_targets)
         # What is explained is not corrected: contributions are of the attention that is returned.
         corrections = self.corrections(*((None, None) if output_contributions else targets))
-        queries = {"spatial": (patches, spatial_concept_override, is_given, corrections["spatial"])}
+        queries: dict[str, tuple] = {"spatial": (patches, spatial_concept_override, is_given, corrections["spatial"])}
         if self.global_stream is not None or self.unsupervised_stream is not None:
             query = self.global_query(prefix, patches)
             override = None if global_concept_override is None else global_concept_override.unsqueeze(1)
