@@ -684,6 +684,8 @@ class AscentViTModel(AscentViTPreTrainedModel):
         self.takes_interpolation = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.encoding = AscentViTMultiScaleEncoding(config) if config.fusion_levels else None
         self.fusion = AscentViTDeformableFusion(config) if config.fusion_levels else None
+        # Where hooks see the tokens that the concept head reads, as one tensor.
+        self.tokens = nn.Identity()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -756,7 +758,7 @@ class AscentViTModel(AscentViTPreTrainedModel):
             hidden_states = torch.cat([before, patches, after], dim=1)
             locations = self.fusion.relative_locations(locations, pixel_values.shape[2:]) if output_fusion else None
         return AscentViTModelOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=self.tokens(hidden_states),
             patch_grid=torch.tensor(grid, device=hidden_states.device).expand(hidden_states.shape[0], 2),
             fusion_locations=locations,
             fusion_weights=weights if output_fusion else None,
