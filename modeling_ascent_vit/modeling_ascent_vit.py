@@ -313,7 +313,8 @@ class AscentViTConvLayer(nn.Module):
             # Of the very class: one that is derived from it, or put in its place, may compute something else.
             may_fold = type(self.normalization) is AscentViTBatchNorm
             return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, may_fold, out)
-        return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))), inplace=True)
+        # Not in place, which would change what hooks have put in place of the normalisation's output.
+        return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))))
 
 
 class AscentViTPyramidStem(nn.Sequential):
@@ -360,7 +361,7 @@ class AscentViTMultiScaleEncoding(nn.Module):
         features, levels = self.stem(pixel_values), []
         for stage, projection in zip(self.stages, self.projections, strict=True):
             features = stage(features)
-            levels.append(nn.functional.relu(projection(features), inplace=True))
+            levels.append(nn.functional.relu(projection(features), inplace=is_inference(self)))
         level_shapes = [(level.shape[2], level.shape[3]) for level in levels]
         levels = [level.flatten(2).transpose(1, 2) for level in levels]
         embeddings = self.level_embeddings.to(levels[0].dtype)
