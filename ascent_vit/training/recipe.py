@@ -13,6 +13,7 @@ from ascent_vit.utils.types import describe, fits
 
 
 SCHEDULES = Literal["cosine", "linear", "constant", "constant_with_warmup"]
+TRACKERS = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
 def _number(default: Any, **limits: float) -> Any:
@@ -70,7 +71,7 @@ class Recipe:
         save_steps: number of steps between checkpoints, beside the one after each epoch; null for none.
         save_total_limit: number of checkpoints to keep, the newest; null for all.
         logging_steps: number of steps between records of losses and learning rate.
-        report_to: tracker of the run: "none", "tensorboard" or "trackio".
+        report_to: tracker of the run, "tensorboard", "trackio", "wandb" or "mlflow", a list of them, or "none".
         metric_for_best_model: metric on the validation split that chooses the weights to keep.
         greater_is_better: whether a greater metric is better; null takes it from the metric.
         dataloader_num_workers: number of processes that read images, where they do not fit `cache_mebibytes`, and that
@@ -119,7 +120,7 @@ class Recipe:
     save_steps: int | None = _number(None, least=1)
     save_total_limit: int | None = _number(2, least=1)
     logging_steps: int = _number(10, least=1)
-    report_to: Literal["none", "tensorboard", "trackio"] = "none"
+    report_to: Literal["none"] | TRACKERS | list[TRACKERS] = "none"
     metric_for_best_model: str = "accuracy"
     greater_is_better: bool | None = None
     dataloader_num_workers: int = _number(0, least=0)
@@ -133,6 +134,12 @@ class Recipe:
     def trains_backbone(self) -> bool:
         """Whether the backbone's weights change."""
         return not (self.freeze_backbone or self.cache_features)
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers, none twice."""
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in dict.fromkeys(names) if name != "none"]
 
     @property
     def best_is_greatest(self) -> bool:
