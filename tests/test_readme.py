@@ -43,7 +43,7 @@ NOT_RUN = {
 }
 
 # What blocks import that not every environment has: they run where it is installed.
-OPTIONAL = ("captum", "pytorch_grad_cam")
+OPTIONAL = ("captum", "fiftyone", "pytorch_grad_cam")
 
 # Commands of the README by their beginning; all others run.
 COMMANDS_NOT_RUN = {
@@ -163,7 +163,8 @@ def test_python_blocks(page, clone, capsys):
         if (page, i) in NOT_RUN:
             assert shown is None
             continue
-        if any(f"from {name}" in code and importlib.util.find_spec(name) is None for name in OPTIONAL):
+        imported = re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE)
+        if any(name in OPTIONAL and importlib.util.find_spec(name) is None for name in imported):
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
