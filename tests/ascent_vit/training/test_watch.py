@@ -2,6 +2,7 @@
 """What a run shows of itself."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -85,9 +86,22 @@ def test_trackio_writes_into_the_runs_folder(few_digits, tiny_recipe, tmp_path):
     assert pictures == {f"concepts/image_{number}" for number in range(4)}
 
 
+def stop_after(monkeypatch, last):
+    log = watch.Watcher.log
+
+    def stop(watcher, values, step):
+        log(watcher, values, step)
+        if step == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.Watcher, "log", stop)
+
+
 def wandb_records(folder):
     """What W&B keeps of a run offline: messages in pieces, in blocks as those of LevelDB's log behind a header."""
     messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    # Its service may still be writing.
+    importlib.import_module("wandb").teardown()
     (path,) = folder.glob("offline-run-*/run-*.wandb")
     content, place, message = path.read_bytes(), 7, b""
     while place + 7 <= len(content):
@@ -135,6 +149,19 @@ class TestWandb:
         assert sorted(name[:7] for name in pictures) == [f"image_{number}" for number in range(4)]
         assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
+    @pytest.mark.slow
+    def test_a_resumed_run_is_the_same_run(self, few_digits, tiny_recipe, tmp_path, monkeypatch):
+        monkeypatch.setattr(watch, "WATCHED_IMAGES", 0)
+        recipe = tiny_recipe(report_to="wandb", logging_steps=1)
+        log = watch.Watcher.log
+        stop_after(monkeypatch, 8)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "run", few_digits)
+        monkeypatch.setattr(watch.Watcher, "log", log)
+        train(recipe, tmp_path / "run", few_digits, resume=True)
+        folders = (tmp_path / "run" / "logs" / "wandb").glob("offline-run-*")
+        assert len({folder.name.rpartition("-")[2] for folder in folders}) == 1
+
     @pytest.mark.parametrize("key", [None, pytest.param("0" * 40, marks=pytest.mark.slow, id="no network")])
     def test_without_a_login_it_ends_before_anything_is_read(self, tiny_recipe, tmp_path, monkeypatch, key):
         monkeypatch.setenv("WANDB_MODE", "online")
@@ -181,18 +208,12 @@ class TestMlflow:
 
     def test_a_resumed_run_is_the_same_run(self, few_digits, tiny_recipe, tmp_path, mlflow, monkeypatch):
         monkeypatch.setattr(watch, "WATCHED_IMAGES", 0)
-        recipe, step = tiny_recipe(report_to="mlflow", logging_steps=1), watch.Watcher.log
-
-        def stop(watcher, values, number):
-            step(watcher, values, number)
-            if number == 6:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(watch.Watcher, "log", stop)
+        recipe, log = tiny_recipe(report_to="mlflow", logging_steps=1), watch.Watcher.log
+        stop_after(monkeypatch, 6)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "run", few_digits)
         assert self.run_of(mlflow, tmp_path / "run")[1].info.status == "FAILED"
-        monkeypatch.setattr(watch.Watcher, "log", step)
+        monkeypatch.setattr(watch.Watcher, "log", log)
         train(recipe, tmp_path / "run", few_digits, resume=True)
         client, run = self.run_of(mlflow, tmp_path / "run")
         steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")}
