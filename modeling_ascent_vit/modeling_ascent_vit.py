@@ -354,7 +354,8 @@ class AscentViTConvLayer(nn.Module):
             # Of the very class: one that is derived from it, or put in its place, may compute something else.
             may_fold = type(self.normalization) is AscentViTBatchNorm
             return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, may_fold, out)
-        return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))), inplace=True)
+        # Not in place, which would change what hooks have put in place of the normalisation's output.
+        return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))))
 
 
 class AscentViTPyramidStem(nn.Sequential):
@@ -401,7 +402,7 @@ class AscentViTMultiScaleEncoding(nn.Module):
         features, levels = self.stem(pixel_values), []
         for stage, projection in zip(self.stages, self.projections, strict=True):
             features = stage(features)
-            levels.append(nn.functional.relu(projection(features), inplace=True))
+            levels.append(nn.functional.relu(projection(features), inplace=is_inference(self)))
         level_shapes = [(level.shape[2], level.shape[3]) for level in levels]
         levels = [level.flatten(2).transpose(1, 2) for level in levels]
         embeddings = self.level_embeddings.to(levels[0].dtype)
@@ -732,6 +733,8 @@ class AscentViTModel(AscentViTPreTrainedModel):
         self.takes_interpolation = "interpolate_pos_encoding" in inspect.signature(self.backbone.forward).parameters
         self.encoding = AscentViTMultiScaleEncoding(config) if config.fusion_levels else None
         self.fusion = AscentViTDeformableFusion(config) if config.fusion_levels else None
+        # Where hooks see the tokens that the concept head reads, as one tensor.
+        self.tokens = nn.Identity()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -804,7 +807,7 @@ class AscentViTModel(AscentViTPreTrainedModel):
             hidden_states = torch.cat([before, patches, after], dim=1)
             locations = self.fusion.relative_locations(locations, pixel_values.shape[2:]) if output_fusion else None
         return AscentViTModelOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=self.tokens(hidden_states),
             patch_grid=torch.tensor(grid, device=hidden_states.device).expand(hidden_states.shape[0], 2),
             fusion_locations=locations,
             fusion_weights=weights if output_fusion else None,

@@ -7,6 +7,7 @@ from .explanation import Contrast, Explanation
 from .fusion import FusionMaps
 from .intervene import CorrectedExplanation, intervene
 from .render.table import ExplanationTable
+from .tensors import LogitsModel, reshape_transform
 
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "Explanation",
     "ExplanationTable",
     "FusionMaps",
+    "LogitsModel",
     "explain",
     "intervene",
+    "reshape_transform",
 ]

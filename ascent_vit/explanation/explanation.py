@@ -3,9 +3,10 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -105,6 +106,47 @@ class Explanation(Decomposition):
         from .render.plot import plot_levels
 
         return plot_levels(self)
+
+    def to_fiftyone(
+        self, maps: Literal["contribution", "attention"] = "contribution", row: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """
+        Turns the explanation into FiftyOne labels, the fields of a sample.
+
+        Args:
+            maps (`str`, *optional*, defaults to `"contribution"`):
+                Values of the heatmaps: `"contribution"` to the logit, or `"attention"`.
+            row (`Mapping`, *optional*):
+                Row of a concept dataset with the truth: `label`, `objects` and `points`, each if it is there, by the
+                names of the model or their indices, and in pixels of the explained image.
+
+        Returns:
+            `dict[str, fiftyone.Label]`: labels by field.
+
+            - `prediction`: `Classification` of the explained class; `confidence` is its score, `logits` are those of
+              all classes, and the attributes `logit`, `class_bias` and `question` say what is explained.
+            - `concepts`: `Classifications`, one a concept, the largest contribution first, with the attributes
+              `contribution`, `attention`, `stream` and `index`.
+            - `contribution_NAME` or `attention_NAME`: `Heatmap` of each spatial concept on the patch grid, which
+              FiftyOne scales to the image; where the patches do not cover the image, as after a crop, at no more than
+              256 x 256 points of it. `range` is the same for all: `[0, 1]` of attention, and of contributions
+              `[-m, m]`, m the largest of either sign.
+            - `truth`, `truth_objects` and `truth_points`: `Classification`, `Detections` and `Keypoints` of `row`.
+
+        Raises:
+            ImportError: where FiftyOne is not installed.
+            ValueError: for other `maps`.
+
+        Example:
+
+        ```python
+        >>> labels = explain(model, processor, "bird.jpg").to_fiftyone()
+        >>> sample = fiftyone.Sample(filepath="bird.jpg", **labels)
+        ```
+        """
+        from .fiftyone_labels import to_fiftyone
+
+        return to_fiftyone(self, maps, row)
 
     def save(self, path: str | os.PathLike, **kwargs) -> None:
         """

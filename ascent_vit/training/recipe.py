@@ -13,6 +13,7 @@ from ascent_vit.utils.types import describe, fits
 
 
 SCHEDULES = Literal["cosine", "linear", "constant", "constant_with_warmup"]
+TRACKERS = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
 def _number(default: Any, **limits: float) -> Any:
@@ -75,7 +76,7 @@ class Recipe:
         save_steps: number of steps between checkpoints, beside the one after each epoch; null for none.
         save_total_limit: number of checkpoints to keep, the newest; null for all.
         logging_steps: number of steps between records of losses and learning rate.
-        report_to: tracker of the run: "none", "tensorboard" or "trackio".
+        report_to: tracker of the run, "tensorboard", "trackio", "wandb" or "mlflow", a list of them, or "none".
         metric_for_best_model: metric on the validation split that chooses the weights to keep; null for the last
             ones, as a split of a hundred images chooses by chance.
         greater_is_better: whether a greater metric is better; null takes it from the metric.
@@ -127,7 +128,7 @@ class Recipe:
     save_steps: int | None = _number(None, least=1)
     save_total_limit: int | None = _number(2, least=1)
     logging_steps: int = _number(10, least=1)
-    report_to: Literal["none", "tensorboard", "trackio"] = "none"
+    report_to: Literal["none"] | TRACKERS | list[TRACKERS] = "none"
     metric_for_best_model: str | None = "accuracy"
     greater_is_better: bool | None = None
     dataloader_num_workers: int = _number(0, least=0)
@@ -141,6 +142,12 @@ class Recipe:
     def freezes_layers(self) -> bool:
         """Whether the backbone keeps its weights, all or those of its first layers."""
         return self.freeze_backbone or self.cache_features or self.frozen_layers is not None
+
+    @property
+    def trackers(self) -> list[str]:
+        """Names of the trackers, none twice."""
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return [name for name in dict.fromkeys(names) if name != "none"]
 
     @property
     def best_is_greatest(self) -> bool:

@@ -103,6 +103,8 @@ def finish(run: "Run") -> TrainingResult:
     start = time.perf_counter()
     metrics = {} if loader is None else evaluate(model, loader, accelerator, progress=True)
     run.evaluation_seconds += time.perf_counter() - start
+    if split == "test":
+        run.watcher.log({f"test/{key}": value for key, value in metrics.items()}, progress.step)
     if accelerator.is_main_process:
         write_results(run, metrics, facts_of(run, split))
     accelerator.wait_for_everyone()

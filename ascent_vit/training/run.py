@@ -110,7 +110,7 @@ class Run:
         validation_loader: batches of the validation split; None without one.
         test_loader: batches of the test split; None without one.
         guard: stops the run when it diverges.
-        watcher: sends values and pictures to a tracker.
+        watcher: sends values and pictures to the trackers.
         features: tokens of the frozen backbone in a file; None where it computes them.
         progress: how far the run has come.
         finished: whether the run had been finished before it was resumed.

@@ -38,7 +38,7 @@ from .recipe import FREE_KEYS, Recipe, augmentation_of
 from .run import Run, RunData
 from .sharding import check_sharding
 from .stream import StreamLoader
-from .watch import Watcher, check_tracker
+from .watch import Watcher, check_trackers
 
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         mixed_precision=recipe.mixed_precision,
-        log_with=None if recipe.report_to == "none" else recipe.report_to,
+        log_with=recipe.trackers or None,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=recipe.seed),
         step_scheduler_with_optimizer=False,
@@ -264,7 +264,7 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
     """
     start = time.perf_counter()
     check_output(output, resume)
-    check_tracker(recipe.report_to)
+    check_trackers(recipe.trackers)
     # From here on the recipe says what the run does on this device, and so do its records.
     recipe = dataclasses.replace(recipe, mixed_precision=resolve_precision(recipe.mixed_precision, training_device()))
     accelerator = start_accelerator(recipe, output)

@@ -85,8 +85,9 @@ def train(
     # Of several processes the first one, which writes.
     with claim(output, inside=True) if os.environ.get("RANK", "0") == "0" else nullcontext():
         run = set_up(recipe, output, loaded, resume, check)
-        fit(run)
-        return finish(run)
+        with run.watcher:
+            fit(run)
+            return finish(run)
 
 
 __all__ = ["train"]
