@@ -21,7 +21,17 @@ from ..prepared import PreparedDataset
 from ..schema import concept_features
 from .annotated import AnnotatedImage, ImageFiles, Reading, Shape, read_header, reading
 from .archive import check_shares, dataset_from_splits, draw, sizes_in_words
-from .labels import add_field_concepts, concept_name, find_classes, find_groups, keep_concepts, leave_out_numbers, ways
+from .labels import (
+    add_field_concepts,
+    check_private,
+    concept_name,
+    find_classes,
+    find_groups,
+    keep_concepts,
+    leave_out_numbers,
+    public_groups,
+    ways,
+)
 
 
 # How an image is turned to be upright, by its EXIF orientation: for pixels, and for places in its width and height.
@@ -351,6 +361,8 @@ def prepare_annotations(
     orientation: Literal["upright", "stored"] = "upright",
     box_format: Literal["xywh", "xyxy"] | None = None,
     names: str | None = None,
+    window: list[float] | None = None,
+    burned_in: Literal["refuse", "skip", "take"] | None = None,
     group: str | None = None,
     splits: Literal["own", "draw"] = "own",
     validation_share: float = 0.1,
@@ -380,6 +392,10 @@ def prepare_annotations(
         orientation: whether images that EXIF turns were annotated upright or as stored, where sizes do not tell.
         box_format: COCO and VOC alone: xyxy where a tool writes corners counted from 0, which neither means.
         names: YOLO alone: file of the names, where it is not in `source`.
+        window: DICOM alone: low and high value, in the modality's unit, that become black and white; by default the
+            files' own window, or where they have none the range of values of their series.
+        burned_in: DICOM alone: what is done about files that say that text, such as a name, is burnt into their
+            pixels: refuse (by default), skip them, or take them.
         group: folder, or a field or question whose value images share that belong together and stay in one split.
         splits: whether splits are the source's own, where it has any, or drawn.
         validation_share: share of the images, or groups, that are drawn for validation.
@@ -399,7 +415,8 @@ def prepare_annotations(
         raise FileNotFoundError(f"There is no folder of images {root}.")
     result = Reading(ImageFiles(root))
     tool = read.__module__.rsplit(".", 1)[-1].replace("_", "-")
-    read(source, result, **options_of(read, tool, box_format=box_format, names=names))
+    own = {"box_format": box_format, "names": names, "window": window, "burned_in": burned_in}
+    read(source, result, **options_of(read, tool, **own))
     if result.missing and (missing == "error" or not result.images):
         raise FileNotFoundError(
             f"{len(result.missing)} of {len(result.missing) + len(result.images)} annotated images are not in {root}, "
@@ -426,16 +443,17 @@ def prepare_annotations(
     if len(labels := {found[path] for path in chosen}) == 1:
         raise ValueError(f"All {len(chosen)} images have the class {labels.pop()!r}: there is nothing to tell apart.")
     if not chosen:
-        raise ValueError(f"No image with a class is left of {len(result.files.paths)} in {root}: see {ways(result)}")
+        raise ValueError(f"No image with a class is left of {len(result.files.paths)}: see {ways(result)}")
     options: dict[str, Any] = {"orientation": orientation, "places": places, "attributes": attributes}
     options["leave_out"] = ["crowd"] if leave_out is None else leave_out
     items = tqdm(chosen.items(), desc="Checking places", unit="image", leave=False)
     placed = {path: _place(image, options, result.counts) for path, image in items}
     _check_convention(result.counts)
-    groups = find_groups(result, group, chosen)
+    groups = public_groups(find_groups(result, group, chosen), result.private)
     parts, split_note = _splits(chosen, groups, splits == "own", (validation_share, test_share), seed)
     rows = _Rows(placed, {path: found[path] for path in chosen}, groups, places, result.counts)
-    made = {name: rows.rows(name, paths, root) for name, paths in parts.items()}
+    check_private(rows.labels + rows.global_names + rows.spatial_names, result.private)
+    made = {name: rows.rows(name, paths, result.files.root) for name, paths in parts.items()}
     dataset = dataset_from_splits(made, rows.features())
     summary = _summary(rows, result, added, split_note)
     if leaks := [name for name in told if name in rows.spatial_names]:
@@ -445,6 +463,7 @@ def prepare_annotations(
         "classes": classes,
     } | options
     settings |= {"empty": empty, "unlisted": unlisted, "group": group, "splits": splits, "seed": seed}
+    settings |= {"window": window, "burned_in": burned_in}
     listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.splitlines())
     return PreparedDataset(
         dataset=dataset,

@@ -9,6 +9,8 @@ import pytest
 from ascent_vit.data.adapters.coco import decode, read_counts
 
 
+pytestmark = pytest.mark.as_people_have_it
+
 CATEGORIES = [
     {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"]},
     {"id": 17, "name": "cat"},
