@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
@@ -459,6 +460,39 @@ class TestDeepImages:
             again = AscentViTImageProcessorPil.from_pretrained(tmp_path)
             assert again.window == window
             assert (again(image, return_tensors="np")["pixel_values"][0, 0] == pixels).all()
+
+    @pytest.mark.parametrize("kind", ["uint16", "int16", "big endian", "tensor", "colours"])
+    def test_arrays_are_as_pictures(self, kind):
+        from ascent_vit.explanation.inputs import read_image
+        from modeling_ascent_vit import AscentViTImageProcessor
+
+        array = self.RAMP.astype(np.uint16)
+        for window in (None, [500, 3000]):
+            settings = {"do_resize": False, "do_normalize": False, "window": window}
+            expected = AscentViTImageProcessorPil(**settings)(Image.fromarray(array), return_tensors="np")[
+                "pixel_values"
+            ]
+            given = {"uint16": array, "int16": array.astype(np.int16), "big endian": array.astype(">u2")}
+            given |= {"tensor": torch.from_numpy(array), "colours": np.stack([array] * 3, axis=-1)}
+            for processor in (AscentViTImageProcessorPil(**settings), AscentViTImageProcessor(**settings)):
+                got = processor(given[kind], return_tensors="np")["pixel_values"]
+                np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), atol=1e-6)
+            shown = np.asarray(read_image(given[kind], window))
+            np.testing.assert_allclose(shown / 255, np.moveaxis(expected[0], 0, -1), atol=1e-6)
+        assert array.max() == 4000
+
+    def test_arrays_of_a_range_that_the_caller_knows(self):
+        array = np.full((16, 16, 3), 5000, np.uint16)
+        processor = AscentViTImageProcessorPil(do_resize=False, do_normalize=False, rescale_factor=1 / 10_000)
+        assert np.allclose(processor(array, return_tensors="np")["pixel_values"], 0.5)
+        with pytest.raises(ValueError, match="must hold values from 0 to 255"):
+            AscentViTImageProcessorPil()(array.astype(np.int64))
+        with pytest.raises(ValueError, match="must have values from 0 to 65535; got -3 to 5000"):
+            AscentViTImageProcessorPil()(np.array([[-3, 5000]], np.int16))
+        pixels = AscentViTImageProcessorPil(do_resize=False, do_normalize=False, window=[-1000, 1000])(
+            np.full((16, 16), 0.0), return_tensors="np"
+        )
+        assert np.allclose(pixels["pixel_values"], 128 / 255)
 
     def test_shares_in_floats(self):
         image = Image.fromarray((self.RAMP / 4000).astype(np.float32))
