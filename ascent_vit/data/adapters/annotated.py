@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -101,6 +102,7 @@ class AnnotatedImage:
         tags: pairs of a question, such as "weather", and an answer, for the whole image; the question is "" for plain
             tags, of which those that are not given are not there.
         fields: other facts by name, such as patient: for groups and classes.
+        unread: number of things that have a place and were not taken, as their kind or place is none of the above.
     """
 
     path: Path
@@ -112,6 +114,7 @@ class AnnotatedImage:
     points: list[Point] = field(default_factory=list)
     tags: list[tuple[str, str]] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
+    unread: int = 0
 
     @property
     def things(self) -> list[Shape | Point]:
@@ -289,6 +292,7 @@ class ImageFiles:
         Raises:
             ValueError: for a name that fits several files alike.
         """
+        name = unquote(urlsplit(name).path) if re.match(r"\w{2,}://", name) else name
         parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".")]
         if not parts:
             return None

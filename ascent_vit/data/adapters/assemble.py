@@ -119,8 +119,14 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
             left, top, right, bottom = shape.bounds()
         counts.update(f"{flag} shapes" for flag in shape.flags)
         counts["shapes"] += 1
-        if right <= left or bottom <= top:
+        if right < left or bottom < top:
+            raise ValueError(
+                f"{image.where}: {shape.name!r} ends before it begins, {left:g}, {top:g} to {right:g}, {bottom:g}: "
+                "width and height must be positive, and corners in order."
+            )
+        if right == left or bottom == top:
             counts["shapes without area, left out"] += 1
+            image.unread += 1
             continue
         counts["shapes that leave their image"] += bool(
             min(left, top) < -ROUNDING or right > width + ROUNDING or bottom > height + ROUNDING
@@ -128,6 +134,7 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
         counts["shapes within one pixel"] += bool(right <= 1 and bottom <= 1)
         if right <= 0 or bottom <= 0 or left >= width or top >= height:
             counts["shapes outside of their image, left out"] += 1
+            image.unread += 1
             continue
         ignored = bool(shape.flags & ignored_flags)
         names = [shape.name, *filter(None, (concept_name(*pair) for pair in shape.attributes))]
@@ -153,10 +160,15 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
             counts["points left out by leave_out"] += 1
         elif not (-ROUNDING <= point.x <= width + ROUNDING and -ROUNDING <= point.y <= height + ROUNDING):
             counts["points outside of their image, left out"] += 1
+            image.unread += 1
         else:
             spot = np.array(placed.upright(point.x, point.y))
             edge = np.nextafter(np.array(placed.upright_size(), dtype=np.float32), np.float32(0))
             placed.points.append((point.name, np.clip(spot, 0, edge).tolist()))
+    if image.unread and not (placed.boxes or placed.points or placed.regions):
+        # Something is there, so that it must not be taken for nothing.
+        counts["images of which nothing marked could be taken, so not annotated"] += 1
+        image.looked_at = False
     return placed
 
 
@@ -422,6 +434,11 @@ def prepare_annotations(
             f"{len(result.missing)} of {len(result.missing) + len(result.images)} annotated images are not in {root}, "
             f"the first being {result.missing[0]}: give their folder with --images, or leave them out with --option "
             "missing=skip."
+        )
+    if tool not in ("imagefolder", "dicom") and not any(image.looked_at for image in result.images.values()):
+        raise ValueError(
+            f"No image of {len(result.files.paths)} has an annotation in {source}: are these the files of {tool}, "
+            "with the names and in the folders that it gives them?"
         )
     for image in result.images.values():
         image.looked_at &= empty == "nothing" or bool(image.things or image.tags)

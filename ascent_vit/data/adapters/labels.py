@@ -49,7 +49,9 @@ def _categories(image: AnnotatedImage) -> set[str]:
 def _by_category(image: AnnotatedImage, names: list[str]) -> list[str]:
     found = _categories(image)
     if len(names) == 1:
-        return [names[0] if names[0] in found else f"no {names[0]}"] if image.looked_at else []
+        # What was not taken may be it.
+        known = image.looked_at and (names[0] in found or not image.unread)
+        return [names[0] if names[0] in found else f"no {names[0]}"] if known else []
     return [name for name in names if name in found]
 
 

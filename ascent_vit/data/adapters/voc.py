@@ -6,23 +6,31 @@ Corners count pixels from 1, inclusive (http://host.robots.ox.ac.uk/pascal/VOC/v
 0, and their right and bottom are edges: so they are read where a box starts at 0, which is said.
 """
 
+import re
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from .annotated import AnnotatedImage, Reading, Shape, numbers, read_xml, reading
+from .annotated import AnnotatedImage, Reading, Shape, corners, numbers, read_xml, reading
 from .archive import read_lines
+from .labels import NO
 
 
 FLAGS = ("difficult", "truncated", "occluded")
+NOT_SET = NO | {"", "0.0", "none", "unspecified"}
 
 
 def _shape(item: Element, name: str) -> Shape:
     box = item.find("bndbox")
     values = [box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")] if box is not None else None
-    flags = {flag for flag in FLAGS if (item.findtext(flag) or "0").strip() not in ("0", "")}
-    return Shape(name, numbers(values or [], f"the bndbox of {name}", 4), flags=flags)
+    flags = {flag for flag in FLAGS if (item.findtext(flag) or "").strip().lower() not in NOT_SET}
+    shape = Shape(name, numbers(values or [], f"the bndbox of {name}", 4), flags=flags)
+    if (polygon := item.find("polygon")) is not None:
+        # x1, y1, x2, y2, ... or points pt of x and y.
+        places = [part.text for part in polygon.iter() if re.fullmatch(r"[xy]\d*", part.tag)]
+        shape.outlines = [corners(places, f"the polygon of {name}")]
+    return shape
 
 
 def _image_sets(source: Path) -> dict[str, str]:
