@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .conventions import Conventions, apply_conventions, other_keys, part_names, rewrite_column
 from .digits import load_digits_dataset
-from .local_files import check_files, innermost_cause, load_parts
+from .local_files import check_files, check_remote_files, innermost_cause, load_parts, names_differ
 from .schema import (
     COLUMNS,
     COORDINATES,
@@ -225,15 +225,22 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
     if folder.is_dir():
         options = {"cache_dir": _cache_of(folder), **options}
         features = check_files(folder)
-    in_parts = folder.is_dir() and not streaming and "split" not in options
+    elif "split" not in options:
+        features = check_remote_files(name_or_path, options)
+    # Whole, as a folder's bare name may be that of a format: text, csv, json.
+    name = str(folder.absolute()) if folder.is_dir() else name_or_path
+    in_parts = not streaming and "split" not in options
+    # Given whole, `datasets` would take the first file's features for those of all, and numbers for others.
+    if streaming and names_differ(features.values()):
+        raise ValueError(
+            f"The splits of {name_or_path} number their classes or concepts in different orders, which a stream does "
+            "not tell apart: leave streaming out."
+        )
     try:
         if in_parts and len(set(features.values())) > 1:
-            # Given whole, `datasets` would take the first file's features for those of all, and numbers for others.
-            parts = load_parts(folder.absolute(), options, features)
+            parts = load_parts(name, options, features)
             if parts is not None:
                 return parts
-        # Whole, as a folder's bare name may be that of a format: text, csv, json.
-        name = str(folder.absolute()) if folder.is_dir() else name_or_path
         return load_dataset(name, streaming=streaming, **options)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
@@ -244,9 +251,9 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
     except DataFilesNotFoundError as error:
         raise FileNotFoundError(f"{name_or_path} holds no data files that datasets can read: {error}") from error
     except (DatasetGenerationError, ValueError) as error:
-        if in_parts:
+        if in_parts and folder.is_dir():
             with suppress(DatasetGenerationError, ValueError):
-                parts = load_parts(folder.absolute(), options, features)
+                parts = load_parts(name, options, features)
                 if parts is not None:
                     return parts
         raise ValueError(f"{name_or_path} cannot be read: {innermost_cause(error)}") from error

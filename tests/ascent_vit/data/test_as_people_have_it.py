@@ -361,6 +361,15 @@ class TestSplits:
         assert loaded["train"]["label"] == [0, 1] and loaded["test"]["label"] == [1, 0]
         assert loaded["test"]["concepts"] == [[1], [0]]
 
+    def test_a_stream_of_names_in_another_order_is_refused(self, tmp_path):
+        train = self.split(["cat", "dog"], [0, 1])
+        dataset = self.parquet(tmp_path, train=train, test=self.split(["dog", "cat"], [0, 1]))
+        with pytest.raises(ValueError, match="in different orders, which a stream does not tell apart"):
+            load_concept_dataset(dataset, streaming=True)
+        concepts = {"concepts": ([[0], [1]], List(ClassLabel(names=["red", "round"])))}
+        self.parquet(tmp_path, test=self.split(["cat", "dog"], [0, 1], **concepts))
+        assert set(load_concept_dataset(dataset, streaming=True)) == {"train", "test"}
+
     def test_names_that_differ(self, tmp_path):
         dataset = self.parquet(tmp_path, train=self.split(["cat", "dog"], [0]), test=self.split(["cat", "cow"], [1]))
         with pytest.raises(ValueError, match="names of label differ between the splits train and test: 'cow'"):
