@@ -26,6 +26,7 @@ from .schema import (
     innermost,
 )
 from .splits import encoded, encoded_feature, read_images, unite_columns, unite_names
+from .structs import unpack_places
 
 
 if TYPE_CHECKING:
@@ -402,7 +403,8 @@ def load_concept_dataset(
         if conventions.class_from == "folder":
             dataset = _classes_of_folders(dataset)
     _check_columns(dataset, name_or_path)
-    dataset = unite(_rename_keys(dataset, columns), conventions.separator)
+    dataset, conventions = unpack_places(_rename_keys(dataset, columns), conventions)
+    dataset = unite(dataset, conventions.separator)
     names = {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
     dataset = _encode_names(dataset, names, conventions.category_names)
     dataset = apply_conventions(dataset, conventions, spatial_concepts)

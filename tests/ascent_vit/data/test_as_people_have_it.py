@@ -118,6 +118,56 @@ class TestConventions:
         )
         np.testing.assert_allclose(next(iter(stream["train"]))["objects"]["bbox"], IN_PIXELS, atol=0.02)
 
+    @pytest.mark.parametrize("box_format", ["xywh percent", "xyxy percent"])
+    def test_per_cent_in_small_pictures(self, tmp_path, box_format):
+        """In pictures of 90 x 60 pixels boxes of up to 100 per cent would leave them."""
+        numbers = (
+            [[10, 20, 80, 75], [30, 45, 65, 50]] if "xywh" in box_format else [[10, 20, 95, 98], [70, 80, 99, 97]]
+        )
+        rows = {"image": [cell(picture((90, 60)))] * 3, "label": [0, 1, 0]}
+        rows |= {
+            "objects": [{"bbox": numbers, "category": [0, 1]}] * 3,
+            "points": [{"xy": [[95, 90]], "category": [0]}] * 3,
+        }
+        features = concept_features(["a", "b"], spatial_concepts=["x", "y"], columns=["objects", "points"])
+        report = check_dataset(DatasetDict(train=Dataset.from_dict(rows, features=features)))
+        assert f'box_format="{box_format}"' in " ".join(report.warnings)
+        assert "point_format=percent" in " ".join(report.warnings)
+
+    @pytest.mark.parametrize("form", ["items", "flat items", "lists", "flat lists"])
+    @pytest.mark.parametrize(
+        ("names", "numbers"),
+        [
+            (["xmin", "ymin", "xmax", "ymax"], [10, 20, 110, 220]),
+            (["x", "y", "width", "height"], [10, 20, 100, 200]),
+            (["cx", "cy", "w", "h"], [60, 120, 100, 200]),
+        ],
+    )
+    def test_boxes_whose_numbers_have_names(self, tmp_path, form, names, numbers):
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        box = dict(zip(names, map(float, numbers), strict=True))
+        objects = {
+            "items": [{"bbox": box, "label": "ear"}],
+            "flat items": [{**box, "label": "ear"}],
+            "lists": {"bbox": [box], "label": ["ear"]},
+            "flat lists": {name: [value] for name, value in box.items()} | {"label": ["ear"]},
+        }[form]
+        (tmp_path / "set").mkdir()
+        rows = [{"image": cell(picture()), "label": label, "objects": objects} for label in ("cat", "dog")]
+        pyarrow.parquet.write_table(
+            pa.Table.from_pylist([*rows, rows[0] | {"objects": None}]), tmp_path / "set" / "a.parquet"
+        )
+        loaded = load_concept_dataset(tmp_path / "set")
+        column = loaded["train"]["objects"]
+        read = [row["bbox"] if isinstance(row, dict) else row and [item["bbox"] for item in row] for row in column]
+        assert read == [[IN_PIXELS[0]]] * 2 + [None]
+        assert not check_dataset(loaded).errors
+        wrong = "xyxy" if names[0] != "xmin" else "cxcywh"
+        with pytest.raises(ValueError, match=f"The boxes of train have names of .*, and box_format says {wrong}"):
+            load_concept_dataset(tmp_path / "set", box_format=wrong)
+
     def test_boxes_that_mean_what_they_say(self, folder, capsys):
         dataset = folder({"train": rows_of(objects=boxes(*IN_PIXELS))})
         assert "Nothing was found" in check(capsys, dataset)[1]
