@@ -393,6 +393,10 @@ def load_concept_dataset(
         raise ValueError(f"streaming must be true or false; got {streaming!r}.")
     if name_or_path == "digits":
         return _load_digits(streaming, options)
+    colors = options.get("mask_colors")
+    if isinstance(colors, str) and not Path(colors).expanduser().is_file():
+        # As the file that lies in the dataset's folder.
+        options["mask_colors"] = str(Path(name_or_path).expanduser() / colors)
     conventions = Conventions.pop(options)
     dataset = _as_splits(_read(name_or_path, streaming, options), name_or_path)
     columns = columns or {}

@@ -243,6 +243,35 @@ class TestConventions:
         with pytest.raises(ValueError, match="holds 7, which mask_values does not name"):
             load_concept_dataset(dataset, mask_values={64: "kidney", 128: "tumour"})
 
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+    def test_masks_in_colours(self, tmp_path, capsys, mode):
+        colors = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        colors[:, :100], colors[:, 100:150], colors[:, 150:160] = (128, 0, 0), (0, 0, 255), (224, 224, 192)
+        mask = Image.fromarray(colors).convert(mode, palette=Image.Palette.ADAPTIVE)
+        rows = {"image": [cell(picture())] * 2, "label": [0, 1], "mask": [cell(mask)] * 2}
+        features = concept_features(["cat", "dog"], spatial_concepts=["x", "y"], columns=["mask"])
+        (tmp_path / "set").mkdir()
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+        lines = "# label:color_rgb:parts:actions\nbackground:0,0,0::\near:0,0,255::\ntail:128,0,0::\n"
+        (tmp_path / "set" / "labelmap.txt").write_text(lines)
+        if mode != "P":
+            code, shown = check(capsys, tmp_path / "set", "--option", "spatial_concepts=[ear, tail]")
+            assert code == 2 and "If its colours are concepts, give mask_colors={NAME: [255, 0, 0], ...}" in shown
+        for given in ("labelmap.txt", {"ear": [0, 0, 255], "tail": [128, 0, 0]}):
+            loaded = load_concept_dataset(tmp_path / "set", mask_colors=given)
+            assert concepts_from_features(loaded["train"].features)[2] == ["ear", "tail"]
+            made = np.asarray(loaded["train"][0]["mask"])
+            assert [made[0, x] for x in (0, 120, 155, 300)] == [2, 1, 255, 0]
+            assert not check_dataset(loaded).errors
+        with pytest.raises(
+            ValueError, match=r"holds the colour \[0, 0, 255\], and 0 others, which mask_colors does not"
+        ):
+            load_concept_dataset(tmp_path / "set", mask_colors={"tail": [128, 0, 0]})
+        with pytest.raises(ValueError, match="mask_colors must be a labelmap.txt, or as"):
+            load_concept_dataset(tmp_path / "set", mask_colors={"tail": [128, 0]})
+        with pytest.raises(FileNotFoundError, match="There is no file .*other.txt"):
+            load_concept_dataset(tmp_path / "set", mask_colors="other.txt")
+
     def test_options_that_are_none(self, folder):
         dataset = folder({"train": rows_of(objects=CORNERS)})
         for options, message in (
