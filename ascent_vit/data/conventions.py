@@ -324,8 +324,8 @@ def convert_masks(split: Any, values: Mapping[int, str], names: list[str], of_co
         if unnamed and of_colors:
             raise ValueError(
                 f"{where} holds the colour {list(unpacked(unnamed[0]))}, and {len(unnamed) - 1} others, which "
-                f"mask_colors does not name: add it, as {IGNORE} or {BACKGROUND} where it is no concept. In JPEG files "
-                "colours are not what they were."
+                f"mask_colors does not name: add it, as {IGNORE} or {BACKGROUND} where it is no concept. JPEG files "
+                "change colours."
             )
         if unnamed:
             raise ValueError(

@@ -73,6 +73,11 @@ def read(source: Path, result: Reading, *, box_format: str | None = None) -> Non
                 found += [_shape(part, (part.findtext("name") or "").strip()) for part in item.findall("part")]
                 image.shapes += found
                 shapes += found
+    if not result.images and next(source.rglob("SegmentationClass"), None) is not None:
+        raise ValueError(
+            f"{source} has no XML file, but masks in SegmentationClass: name them in metadata.jsonl as "
+            "mask_file_name, beside file_name and label, and load that folder with mask_colors=labelmap.txt."
+        )
     from_zero = box_format == "xyxy" or any((shape.bounds()[:2] < 1).any() for shape in shapes)
     for shape in shapes:
         shape.box = shape.bounds() - (np.zeros(4) if from_zero else np.array([1, 1, 0, 0]))

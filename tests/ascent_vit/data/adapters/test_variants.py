@@ -158,7 +158,11 @@ REFUSED = {
     ),
     "labels with two endings": ("yolo", yolo("1 .5 .5 .2 .2", file="a/a0.jpg.txt"), "No image of 4 has an annotation"),
     "no label": ("yolo", {"data.yaml": "names: [wing]"}, "are these the files of yolo"),
-    "no annotation but masks": ("voc", {"SegmentationClass/a0.txt": ""}, "No image of 4 has an annotation in"),
+    "no annotation but masks": (
+        "voc",
+        {"SegmentationClass/a0.txt": ""},
+        "load that folder with mask_colors=labelmap.txt",
+    ),
     "tracks of a video": (
         "cvat",
         {"annotations.xml": '<annotations><track id="0"/></annotations>'},
