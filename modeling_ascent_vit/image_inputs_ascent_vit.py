@@ -195,6 +195,37 @@ def eight_bit(image: Image.Image, window: Sequence[float] | None = None) -> Imag
     return image
 
 
+def _holds_numbers(array: np.ndarray | torch.Tensor) -> bool:
+    """Whether an array or tensor holds real numbers, and some."""
+    if isinstance(array, torch.Tensor):
+        real = not array.is_complex() and array.dtype != torch.bool
+        return real and array.layout == torch.strided and not array.is_meta and 0 not in array.shape
+    return array.dtype.kind in "fiu" and 0 not in array.shape
+
+
+def eight_bit_array(array: Any, window: Sequence[float] | None = None) -> Any:
+    """
+    An array or tensor of more than 8 bits as values from 0 to 255 (uint8), by [`from_deep`]; others as they are.
+
+    Of more than 8 bits are 16-bit integers above 255, and where `window` is given all numbers but uint8.
+
+    Raises:
+        ValueError: as [`from_deep`].
+    """
+    if not isinstance(array, np.ndarray | torch.Tensor) or not _holds_numbers(array):
+        return array
+    if array.dtype in (np.uint8, torch.uint8) or (window is None and array.dtype.itemsize != 2):
+        return array
+    pixels = array
+    if isinstance(pixels, torch.Tensor):
+        pixels = pixels.detach().cpu()
+        pixels = np.asarray(pixels.float() if pixels.is_floating_point() else pixels)
+    if window is None and not (pixels.dtype.kind in "iu" and pixels.max() > 255):
+        return array
+    shown = from_deep(pixels.astype(pixels.dtype.newbyteorder("=")), str(pixels.dtype.newbyteorder("=")), window)
+    return torch.from_numpy(shown).to(array.device) if isinstance(array, torch.Tensor) else shown
+
+
 def checked_array(
     array: np.ndarray | torch.Tensor, do_rescale: bool | None = False, rescale_factor: float | None = None
 ) -> np.ndarray | torch.Tensor:
@@ -205,14 +236,8 @@ def checked_array(
         ValueError: for an empty array, values that are no real numbers, NaN or infinite values, and values outside of
             0 to 255 that are to be rescaled from there.
     """
-    kind = "array"
-    if isinstance(array, torch.Tensor):
-        kind = "tensor"
-        readable = array.layout == torch.strided and not array.is_meta
-        readable = readable and not array.is_complex() and array.dtype != torch.bool
-    else:
-        readable = array.dtype.kind in "fiu"
-    if not readable or 0 in array.shape:
+    kind = "tensor" if isinstance(array, torch.Tensor) else "array"
+    if not _holds_numbers(array):
         raise ValueError(
             f"An image {kind} must hold pixels as integers or floats; got the shape {tuple(array.shape)} of {array.dtype}."
         )
@@ -327,6 +352,7 @@ __all__ = [
     "check_window",
     "checked_array",
     "eight_bit",
+    "eight_bit_array",
     "from_deep",
     "flat_images",
     "is_deep",

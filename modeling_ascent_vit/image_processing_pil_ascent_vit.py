@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image processor of ASCENT-ViT: what both backends share, and the PIL backend."""
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ from .image_inputs_ascent_vit import (
     check_window,
     checked_array,
     eight_bit,
+    eight_bit_array,
     flat_images,
     load_source,
     with_channels,
@@ -82,9 +84,10 @@ class AscentViTImageProcessorKwargs(ImagesKwargs, total=False):
         Whether patches without annotation, in an image with spatial annotations, are not annotated (NaN) or show none
         of the concepts (0).
     window (a pair of `float`, *optional*):
-        Low and high value of PIL images of more than 8 bits (modes I;16, I and F), which become black and white; what
-        is beyond is clipped. Without it the range is the smallest of 0 to 1 (floats alone), 0 to 255, 0 to 4095 and
-        0 to 65535 that holds the image's values.
+        Low and high value of images of more than 8 bits, which become black and white; what is beyond is clipped.
+        Without it the range is the smallest of 0 to 1 (floats alone), 0 to 255, 0 to 4095 and 0 to 65535 that holds the
+        image's values. Of more than 8 bits are PIL images of the modes I;16, I and F, arrays of 16-bit integers, and
+        with a window all arrays but uint8. Another `rescale_factor` than 1/255 leaves arrays as they are.
     """
 
     patch_size: int | list[int] | tuple[int, ...]
@@ -291,6 +294,10 @@ class AscentViTImageProcessorBase(BaseImageProcessor):
 
     def process_image(self, image: Any, *args, input_data_format=None, **kwargs):
         num_channels = kwargs.get("num_channels", 3)
+        # Of another factor the caller knows the values' range.
+        of_bytes = kwargs.get("do_rescale") and math.isclose(kwargs.get("rescale_factor") or 0, 1 / 255)
+        if of_bytes and not isinstance(image, Image.Image):
+            image = eight_bit_array(image, kwargs.get("window"))
         if num_channels != 3:
             image, kwargs["do_convert_rgb"] = (
                 with_channels(image, num_channels, input_data_format, kwargs.get("window")),

@@ -357,6 +357,13 @@ def bombs() -> list[Odd]:
 DTYPES = ["uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
 
 
+def shown_twelve_bits(array: np.ndarray) -> np.ndarray:
+    """Colours 0 to 255 of numbers 0 to 4095, `(height, width)` or `(height, width, 1 or 3)`."""
+    shown = np.round(array.astype(np.float64) / 4095 * 255).astype(np.uint8)
+    shown = shown[..., None] if shown.ndim == 2 else shown
+    return np.repeat(shown, 3, -1) if shown.shape[-1] == 1 else shown
+
+
 @st.composite
 def integer_arrays(draw) -> Odd:
     """Arrays and tensors that hold pixels from 0 to 255, or something else."""
@@ -378,7 +385,11 @@ def integer_arrays(draw) -> Odd:
         pixels = REFUSED
     if content == "large" and dtype not in ("uint8", "int8"):
         array[0] = 2000
-        pixels = REFUSED
+        # Numbers of 16 bits are then of 12, all others none.
+        deep = dtype in ("int16", "uint16") and isinstance(pixels, np.ndarray) and channels != 4
+        pixels = (
+            shown_twelve_bits(array) if deep else None if dtype in ("int16", "uint16") and channels == 4 else REFUSED
+        )
     if layout == "first" and channels:
         array = np.moveaxis(array, -1, 0)
     elif layout == "reversed":

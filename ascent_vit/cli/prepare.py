@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ascent_vit.data.prepared import PreparedDataset
 
 
-NAMES = "cub, apy, awa2, kits19 or mnist; or a tool: coco, yolo, voc, labelme, cvat, label-studio or imagefolder."
+NAMES = (
+    "cub, apy, awa2, kits19 or mnist; or a tool: coco, yolo, voc, labelme, cvat, label-studio, imagefolder or dicom."
+)
 
 
 def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -> dict[str, Any]:

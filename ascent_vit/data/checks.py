@@ -203,6 +203,8 @@ def _row_error(error: Exception, row: Mapping[str, Any], where: str) -> str:
     """Says what is wrong with a row, and in which file."""
     path = (row["image"] or {}).get("path")
     hint = " If its values mean something else, give mask_values." if "mask must hold" in str(error) else ""
+    if "mask must be a single-channel" in str(error):
+        hint = " If its colours are concepts, give mask_colors={NAME: [255, 0, 0], ...} or a labelmap.txt."
     return f"{where}{f' ({path})' if path else ''}: {error}{hint} Correct the row, or leave it out."
 
 

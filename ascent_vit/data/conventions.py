@@ -13,6 +13,7 @@ from modeling_ascent_vit.concept_targets_ascent_vit import MASK_IGNORE
 from modeling_ascent_vit.image_inputs_ascent_vit import check_window
 
 from .cells import image_cell, opened_cell, upright_size
+from .mask_colors import VOID, packed, read_colors, unpacked
 from .schema import COORDINATES, GLOBAL_COLUMNS, PRESENCE_COLUMNS, category_feature, innermost
 from .suspicions import BOX_FORMATS, CROWD_KEYS, SEPARATORS, as_corners
 
@@ -45,6 +46,8 @@ class Conventions:
         point_format: unit of points: "pixels", "unit" or "percent".
         mask_values: name of the concept by number in the masks; "ignore" for pixels to leave out, "background" for
             those that are not annotated. 0 is background and 255 ignored unless they are named.
+        mask_colors: red, green and blue by name of the concept, "ignore" or "background", or a labelmap.txt as CVAT
+            writes it, for masks in colours. Black is background, and VOC's border ignored, unless they are named.
         category_names: name of the concept by number in `objects`, `points` and `present`.
         visibility: key of `points` that is 0 for a point that is not labelled; these points are left out.
         crowds: "drop" leaves out boxes with a key iscrowd, is_crowd or crowd that is not 0; "keep" does not.
@@ -60,6 +63,7 @@ class Conventions:
     box_format: str = "xywh"
     point_format: str = "pixels"
     mask_values: Mapping[int, str] | None = None
+    mask_colors: Any = None
     category_names: Mapping[int, str] | None = None
     visibility: str | None = None
     crowds: str = "keep"
@@ -93,6 +97,10 @@ class Conventions:
             if value is not None and not (isinstance(value, str) and value):
                 raise ValueError(f"{name} must be a text; got {value!r}.")
         check_window(self.window)
+        if self.mask_colors is not None:
+            if self.mask_values is not None:
+                raise ValueError("mask_values are of masks of numbers, mask_colors of masks in colours: give one.")
+            read_colors(self.mask_colors)
 
     @property
     def box(self) -> tuple[str, str]:
@@ -102,8 +110,9 @@ class Conventions:
 
     @property
     def mask_names(self) -> list[str]:
-        """Names of the concepts in masks, in the order of their numbers."""
-        values = sorted((self.mask_values or {}).items())
+        """Names of the concepts in masks, in the order of their numbers or colours as given."""
+        values = list(read_colors(self.mask_colors).items()) if self.mask_colors is not None else []
+        values = values or sorted((self.mask_values or {}).items())
         return list(dict.fromkeys(name for _, name in values if name not in (IGNORE, BACKGROUND)))
 
     @classmethod
@@ -290,11 +299,12 @@ def convert_places(split: Any, column: str, conventions: Conventions) -> Any:
     return rewrite_column(split, column, convert_or_leave, feature, of_image=unit != "pixels")
 
 
-def convert_masks(split: Any, values: Mapping[int, str], names: list[str]) -> Any:
+def convert_masks(split: Any, values: Mapping[int, str], names: list[str], of_colors: bool = False) -> Any:
     """Writes the masks of a split or stream anew with the schema's numbers: i + 1 of name i, 0 and 255."""
     from datasets import Image as ImageFeature
 
-    numbers = {0: 0, MASK_IGNORE: MASK_IGNORE}
+    void = VOID[0] << 16 | VOID[1] << 8 | VOID[2] if of_colors else MASK_IGNORE
+    numbers = {0: 0, void: MASK_IGNORE}
     known = {name: i + 1 for i, name in enumerate(names)} | {IGNORE: MASK_IGNORE, BACKGROUND: 0}
     numbers |= {number: known[name] for number, name in values.items()}
 
@@ -303,14 +313,20 @@ def convert_masks(split: Any, values: Mapping[int, str], names: list[str]) -> An
             return None
         where = f"The mask {cell.get('path') or ''}".strip() if isinstance(cell, Mapping) else "A mask"
         if isinstance(cell, Image.Image):
-            array = np.asarray(cell)
+            array = packed(cell) if of_colors else np.asarray(cell)
         else:
             with opened_cell(cell, where) as mask:
-                array = np.asarray(mask)
+                array = packed(mask) if of_colors else np.asarray(mask)
         if array.ndim != 2:
             return cell
         found, places = np.unique(array.astype(np.int64), return_inverse=True)
         unnamed = [number for number in found.tolist() if number not in numbers]
+        if unnamed and of_colors:
+            raise ValueError(
+                f"{where} holds the colour {list(unpacked(unnamed[0]))}, and {len(unnamed) - 1} others, which "
+                f"mask_colors does not name: add it, as {IGNORE} or {BACKGROUND} where it is no concept. JPEG files "
+                "change colours."
+            )
         if unnamed:
             raise ValueError(
                 f"{where} holds {unnamed[0]}, which mask_values does not name: add it, as {IGNORE} or {BACKGROUND} "
@@ -341,19 +357,21 @@ def apply_conventions(dataset: Any, conventions: Conventions, spatial_concepts: 
             if column in split.features and (extra or not same):
                 dataset[name] = convert_places(split, column, conventions)
                 logger.info("%s of %s: read as %s%s.", column, name, form, ", not all kept" if extra else "")
-    if conventions.mask_values is None:
+    of_colors = conventions.mask_colors is not None
+    values = read_colors(conventions.mask_colors) if of_colors else conventions.mask_values
+    if values is None:
         return dataset
     for name, split in dataset.items():
         if "mask" not in split.features:
-            raise ValueError(f"mask_values names numbers of masks, but the split {name} has no column mask.")
+            raise ValueError(f"mask_values or mask_colors is given, but the split {name} has no column mask.")
         own = [category_feature(split.features[column]) for column in COORDINATES if column in split.features]
         own += [innermost(split.features[column]) for column in PRESENCE_COLUMNS if column in split.features]
         known = next((leaf.names for leaf in own if isinstance(leaf, ClassLabel)), spatial_concepts)
         names = list(known or conventions.mask_names)
         strange = [text for text in conventions.mask_names if text not in names]
         if strange:
-            raise ValueError(f"mask_values names {strange[0]!r}, which is none of the concepts {', '.join(names)}.")
-        split = convert_masks(split, conventions.mask_values, names)
+            raise ValueError(f"A mask's names hold {strange[0]!r}, which is none of the concepts {', '.join(names)}.")
+        split = convert_masks(split, values, names, of_colors)
         if known is None and isinstance(split, Dataset):
             # An image has no place for names: they go with the features of a column that is null in every row.
             places = {"bbox": List(List(Value("float32"), length=4)), "category": List(ClassLabel(names=names))}
@@ -361,7 +379,7 @@ def apply_conventions(dataset: Any, conventions: Conventions, spatial_concepts: 
         elif known is None:
             raise ValueError(f"A stream with mask_values needs their names: spatial_concepts=[{', '.join(names)}].")
         dataset[name] = split
-        numbers = ", ".join(f"{number} = {text}" for number, text in sorted(conventions.mask_values.items()))
+        numbers = ", ".join(f"{number} = {text}" for number, text in sorted(values.items()))
         logger.info("mask of %s: %s.", name, numbers)
     return dataset
 

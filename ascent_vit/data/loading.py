@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .conventions import Conventions, apply_conventions, other_keys, part_names, rewrite_column
 from .digits import load_digits_dataset
-from .local_files import check_files, innermost_cause, load_parts
+from .local_files import check_files, check_remote_files, innermost_cause, load_parts, names_differ
 from .schema import (
     COLUMNS,
     COORDINATES,
@@ -26,6 +26,7 @@ from .schema import (
     innermost,
 )
 from .splits import encoded, encoded_feature, read_images, unite_columns, unite_names
+from .structs import unpack_places
 
 
 if TYPE_CHECKING:
@@ -225,15 +226,22 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
     if folder.is_dir():
         options = {"cache_dir": _cache_of(folder), **options}
         features = check_files(folder)
-    in_parts = folder.is_dir() and not streaming and "split" not in options
+    elif "split" not in options:
+        features = check_remote_files(name_or_path, options)
+    # Whole, as a folder's bare name may be that of a format: text, csv, json.
+    name = str(folder.absolute()) if folder.is_dir() else name_or_path
+    in_parts = not streaming and "split" not in options
+    # Given whole, `datasets` would take the first file's features for those of all, and numbers for others.
+    if streaming and names_differ(features.values()):
+        raise ValueError(
+            f"The splits of {name_or_path} number their classes or concepts in different orders, which a stream does "
+            "not tell apart: leave streaming out."
+        )
     try:
         if in_parts and len(set(features.values())) > 1:
-            # Given whole, `datasets` would take the first file's features for those of all, and numbers for others.
-            parts = load_parts(folder.absolute(), options, features)
+            parts = load_parts(name, options, features)
             if parts is not None:
                 return parts
-        # Whole, as a folder's bare name may be that of a format: text, csv, json.
-        name = str(folder.absolute()) if folder.is_dir() else name_or_path
         return load_dataset(name, streaming=streaming, **options)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
@@ -244,9 +252,9 @@ def _read(name_or_path: str, streaming: bool, options: dict[str, Any]) -> "Datas
     except DataFilesNotFoundError as error:
         raise FileNotFoundError(f"{name_or_path} holds no data files that datasets can read: {error}") from error
     except (DatasetGenerationError, ValueError) as error:
-        if in_parts:
+        if in_parts and folder.is_dir():
             with suppress(DatasetGenerationError, ValueError):
-                parts = load_parts(folder.absolute(), options, features)
+                parts = load_parts(name, options, features)
                 if parts is not None:
                     return parts
         raise ValueError(f"{name_or_path} cannot be read: {innermost_cause(error)}") from error
@@ -385,6 +393,10 @@ def load_concept_dataset(
         raise ValueError(f"streaming must be true or false; got {streaming!r}.")
     if name_or_path == "digits":
         return _load_digits(streaming, options)
+    colors = options.get("mask_colors")
+    if isinstance(colors, str) and not Path(colors).expanduser().is_file():
+        # As the file that lies in the dataset's folder.
+        options["mask_colors"] = str(Path(name_or_path).expanduser() / colors)
     conventions = Conventions.pop(options)
     dataset = _as_splits(_read(name_or_path, streaming, options), name_or_path)
     columns = columns or {}
@@ -395,7 +407,8 @@ def load_concept_dataset(
         if conventions.class_from == "folder":
             dataset = _classes_of_folders(dataset)
     _check_columns(dataset, name_or_path)
-    dataset = unite(_rename_keys(dataset, columns), conventions.separator)
+    dataset, conventions = unpack_places(_rename_keys(dataset, columns), conventions)
+    dataset = unite(dataset, conventions.separator)
     names = {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
     dataset = _encode_names(dataset, names, conventions.category_names)
     dataset = apply_conventions(dataset, conventions, spatial_concepts)

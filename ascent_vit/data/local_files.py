@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a local dataset folder: looked at before they are read, and read apart where their features differ."""
+"""Files of a dataset, of a folder or the Hub: looked at before they are read, and read apart where features differ."""
 
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,31 +85,77 @@ def check_files(folder: Path) -> dict[str, str]:
                 raise ValueError(
                     f"{path} is cut off or no parquet file ({error}): get it again, or remove it."
                 ) from error
-            stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-            features = stored.get("info", {}).get("features")
-            found[str(path.resolve())] = json.dumps(features) if features else str(schema.remove_metadata())
+            found[str(path.resolve())] = _features_text(schema)
     return found
 
 
-def load_parts(folder: Path, options: dict[str, Any], features: Mapping[str, str]) -> "DatasetDict | None":
-    """
-    Loads the splits of a folder, and within them files of other features, each by itself, and joins them by name.
+def _features_text(schema: Any) -> str:
+    """A text that stands for the features of a parquet file."""
+    stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = stored.get("info", {}).get("features")
+    return json.dumps(features) if features else str(schema.remove_metadata())
 
-    Args:
-        folder: folder of the dataset.
-        options: further arguments of `datasets.load_dataset`.
-        features: what stands for the features of files, by path, as [`check_files`] gives it.
+
+def check_remote_files(name: str, options: dict[str, Any]) -> dict[str, str]:
+    """
+    Reads the end of the first parquet file of each split of a dataset of the Hub.
 
     Returns:
-        The dataset; None for a folder of one part.
+        A text that stands for the features of each file of these splits, by its address; nothing for a dataset of one
+        split or of other files, or where they cannot be read here: loading then tells why.
+    """
+    from datasets import load_dataset_builder
+    from huggingface_hub import HfFileSystem
+    from pyarrow.parquet import read_schema
+
+    found: dict[str, str] = {}
+    # What the Hub and its client raise is of many kinds.
+    with suppress(Exception):
+        data_files = load_dataset_builder(name, **options).config.data_files or {}
+        if len(data_files) > 1 and all(str(files[0]).endswith(".parquet") for files in data_files.values()):
+            system = HfFileSystem(token=options.get("token"))
+            for files in data_files.values():
+                with system.open(str(files[0]), "rb", block_size=2**16) as file:
+                    text = _features_text(read_schema(file))
+                found |= {str(item): text for item in files}
+    return found
+
+
+def names_differ(texts: Iterable[str]) -> bool:
+    """Whether texts that stand for features tell of other names, or another order of them, in the same place."""
+    known: dict[str, Any] = {}
+
+    def differs(value: Any, place: str) -> bool:
+        if not isinstance(value, dict):
+            return False
+        if value.get("_type") == "ClassLabel":
+            return known.setdefault(place, value.get("names")) != value.get("names")
+        return any(differs(item, f"{place}.{key}") for key, item in value.items())
+
+    # Of files of other tools the text is no JSON, and tells no names.
+    return any(differs(json.loads(text), "") for text in texts if text.startswith("{"))
+
+
+def load_parts(source: str, options: dict[str, Any], features: Mapping[str, str]) -> "DatasetDict | None":
+    """
+    Loads the splits of a dataset, and within them files of other features, each by itself, and joins them by name.
+
+    Args:
+        source: folder of the dataset, or its id on the Hub.
+        options: further arguments of `datasets.load_dataset`.
+        features: what stands for the features of files, by path, as [`check_files`] and [`check_remote_files`] give
+            it.
+
+    Returns:
+        The dataset; None for a dataset of one part.
     """
     from datasets import DatasetDict, concatenate_datasets, load_dataset, load_dataset_builder
 
-    builder = load_dataset_builder(str(folder), **options)
+    builder = load_dataset_builder(source, **options)
     parts: dict[str, dict[str, list[str]]] = {}
     for split, files in (builder.config.data_files or {}).items():
         for file in files:
-            kind = features.get(str(Path(file).resolve()), "")
+            kind = features.get(file if "://" in file else str(Path(file).resolve()), "")
             parts.setdefault(str(split), {}).setdefault(kind, []).append(file)
     if sum(map(len, parts.values())) < 2:
         return None
@@ -133,4 +180,4 @@ def innermost_cause(error: BaseException) -> str:
     return text if len(text) <= 400 else f"{text[:400]}..."
 
 
-__all__ = ["check_files", "innermost_cause", "load_parts"]
+__all__ = ["check_files", "check_remote_files", "innermost_cause", "load_parts", "names_differ"]

@@ -38,12 +38,22 @@ def share_inside(boxes: np.ndarray, sizes: np.ndarray, box_format: str) -> float
     return float(inside.all(axis=1).mean())
 
 
-def _unit_of(coordinates: np.ndarray, sizes: np.ndarray) -> str:
-    """Unit that coordinates seem to have: unit for shares of the image's sides, percent, or pixels."""
+def _unit_of(coordinates: np.ndarray, sizes: np.ndarray, leaving: float) -> str:
+    """
+    Unit that coordinates seem to have: unit for shares of the image's sides, percent, or pixels.
+
+    Args:
+        coordinates: numbers of points or boxes, `(n, 2)` or `(n, 4)`.
+        sizes: width and height of the image of each, `(n, 2)`.
+        leaving: share of those that no way to read them as pixels leaves in their image.
+    """
     if coordinates.max(initial=0) <= 1.01 and coordinates.any():
         return "unit"
-    few, small = len(coordinates) < 4, np.median(sizes.max(axis=1)) < 200
-    return "pixels" if few or small or coordinates.max() > 100.5 else "percent"
+    # In large images small numbers tell; in small ones pixels that are not there.
+    large = len(coordinates) >= 4 and np.median(sizes.max(axis=1)) >= 200
+    return (
+        "percent" if (large or leaving >= 0.2) and coordinates.min() >= 0 and coordinates.max() <= 100.5 else "pixels"
+    )
 
 
 def box_suspicion(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
@@ -56,7 +66,7 @@ def box_suspicion(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     """
     if not len(boxes):
         return None
-    unit = _unit_of(boxes, sizes)
+    unit = _unit_of(boxes, sizes, 1 - max(share_inside(boxes, sizes, name) for name in BOX_FORMATS))
     scale = np.full_like(sizes, 1.0 if unit == "unit" else 100.0)
     formats = [name for name in BOX_FORMATS if share_inside(boxes, scale, name) >= 0.98]
     if unit == "unit" or (unit == "percent" and formats):
@@ -80,7 +90,8 @@ def box_suspicion(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
 def point_suspicions(points: np.ndarray, sizes: np.ndarray, keys: Collection[str]) -> list[str]:
     """Says that points seem to be shares of the image, or not labelled and so at (0, 0); `keys` are theirs."""
     found = []
-    if len(points) and (unit := _unit_of(points, sizes)) != "pixels":
+    leaving = float((points > sizes).any(axis=1).mean()) if len(points) else 0.0
+    if len(points) and (unit := _unit_of(points, sizes, leaving)) != "pixels":
         found.append(
             f"All {len(points)} points have numbers up to {points.max():.4g}: are they shares of the image? "
             f"point_format={unit}"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from modeling_ascent_vit.image_inputs_ascent_vit import (
     checked_array,
+    eight_bit_array,
     load_source,
     rgb_array,
     shown_source,
@@ -45,7 +46,7 @@ def read_image(image: ImageInput, window: Sequence[float] | None = None) -> Imag
         ValueError: for anything that cannot be read as an image.
     """
     if isinstance(image, np.ndarray | torch.Tensor):
-        opened = array_to_image(image)
+        opened = array_to_image(eight_bit_array(image, window))
     elif isinstance(image, str | os.PathLike):
         opened = open_image(os.fspath(image))
     elif isinstance(image, Image.Image):
@@ -70,7 +71,7 @@ def read_input(image: ImageInput, processor: Any) -> Image.Image | np.ndarray:
         return read_image(image, window)
     if not isinstance(image, np.ndarray | torch.Tensor):
         image = read_image(image, window)
-    array = with_channels(image, num_channels)
+    array = with_channels(eight_bit_array(image, window), num_channels)
     return as_bytes(array.detach().cpu().numpy() if isinstance(array, torch.Tensor) else array)
 
 

@@ -30,14 +30,14 @@ def _beside(path: Path, ending: str) -> Path:
 
 def read_json(path: str | os.PathLike) -> Any:
     """
-    Reads a JSON file.
+    Reads a JSON file, with or without a byte order mark.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
         ValueError: for one that is no JSON, naming it.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist.") from None
     except (ValueError, RecursionError) as error:

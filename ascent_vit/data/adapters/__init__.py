@@ -11,7 +11,13 @@ from ..prepared import PreparedDataset
 
 
 ARCHIVES = ("cub", "apy", "awa2", "kits19", "mnist")
-TOOLS = ("coco", "yolo", "voc", "labelme", "cvat", "label-studio", "imagefolder")
+TOOLS = ("coco", "yolo", "voc", "labelme", "cvat", "label-studio", "imagefolder", "dicom")
+
+# What a tool's files mean where the options do not say.
+DEFAULTS = {
+    "imagefolder": {"class_from": "folder"},
+    "dicom": {"group": "patient", "places": "mask"},
+}
 ADAPTERS = ARCHIVES + TOOLS
 
 
@@ -38,7 +44,7 @@ def load_adapter(name: str) -> Callable[..., PreparedDataset]:
         return module.prepare
     from .assemble import tool_adapter
 
-    return tool_adapter(module.read, **({"class_from": "folder"} if name == "imagefolder" else {}))
+    return tool_adapter(module.read, **DEFAULTS.get(name, {}))
 
 
 __all__ = ["ADAPTERS", "ARCHIVES", "TOOLS", "load_adapter"]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
 
@@ -101,6 +102,7 @@ class AnnotatedImage:
         tags: pairs of a question, such as "weather", and an answer, for the whole image; the question is "" for plain
             tags, of which those that are not given are not there.
         fields: other facts by name, such as patient: for groups and classes.
+        unread: number of things that have a place and were not taken, as their kind or place is none of the above.
     """
 
     path: Path
@@ -112,6 +114,7 @@ class AnnotatedImage:
     points: list[Point] = field(default_factory=list)
     tags: list[tuple[str, str]] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
+    unread: int = 0
 
     @property
     def things(self) -> list[Shape | Point]:
@@ -238,6 +241,11 @@ def upright_size(path: Path) -> tuple[int, int]:
     return size[::-1] if orientation >= 5 else size
 
 
+def private_form(text: str) -> str:
+    """The words of a text, whatever parts them and in whatever order: those of a patient's name."""
+    return " ".join(sorted(word for word in re.split(r"[\W_]+", text.casefold()) if word))
+
+
 def split_in_name(name: str) -> str | None:
     """The split that the name of a file tells, as in instances_train2017."""
     found = {SPLITS[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLITS}
@@ -250,24 +258,32 @@ class ImageFiles:
 
     Args:
         root: folder of the images, at any depth.
+        paths: its image files; by default those with an image file's ending.
     """
 
-    def __init__(self, root: Path):
+    # Further names of a table's column, in small letters, whose cells [`named`] understands.
+    key_columns: tuple[str, ...] = ()
+
+    def __init__(self, root: Path, paths: Iterable[Path] | None = None):
         self.root = root
         self.paths: list[Path] = []
         self.by_name: dict[str, list[Path]] = {}
         self.folders: dict[Path, set[str]] = {}
-        for path in sorted(root.rglob("*")):
-            parts = path.relative_to(root).parts
+        for path in sorted(self._search() if paths is None else paths):
+            self.paths.append(path)
+            self.by_name.setdefault(path.name, []).append(path)
+            for parent in list(path.relative_to(root).parents)[:-1]:
+                self.folders.setdefault(parent.parent, set()).add(parent.name)
+        self.known = set(self.paths)
+        self._splits: dict[Path, str | None] = {}
+
+    def _search(self) -> Iterator[Path]:
+        for path in self.root.rglob("*"):
+            parts = path.relative_to(self.root).parts
             if any(part.startswith(".") for part in parts) or not path.is_file():
                 continue
             if path.suffix.lower() in IMAGE_ENDINGS and not {part.lower() for part in parts[:-1]} & NO_IMAGES:
-                self.paths.append(path)
-                self.by_name.setdefault(path.name, []).append(path)
-                for parent in list(path.relative_to(root).parents)[:-1]:
-                    self.folders.setdefault(parent.parent, set()).add(parent.name)
-        self.known = set(self.paths)
-        self._splits: dict[Path, str | None] = {}
+                yield path
 
     def find(self, name: str, near: Path | None = None) -> Path | None:
         """
@@ -276,6 +292,7 @@ class ImageFiles:
         Raises:
             ValueError: for a name that fits several files alike.
         """
+        name = unquote(urlsplit(name).path) if re.match(r"\w{2,}://", name) else name
         parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".")]
         if not parts:
             return None
@@ -293,7 +310,13 @@ class ImageFiles:
             raise ValueError(f"{name} may be {best[0]} or {best[1]}: give the one folder with --images")
         return best[0] if best else None
 
-    def _split_named(self, folder: Path) -> str | None:
+    def named(self, name: str) -> list[Path]:
+        """The files that a table's row is about: the one of this name, which may lack its ending."""
+        file = self.find(name)
+        stems = [path for path in self.paths if path.stem == name] if file is None else []
+        return [file] if file is not None else stems if len(stems) == 1 else []
+
+    def split_named(self, folder: Path) -> str | None:
         """The split that a folder's name says, unless it stands among class folders, one of which may be trains'."""
         if folder not in self._splits:
             own, *others = (
@@ -305,13 +328,13 @@ class ImageFiles:
 
     def split_of(self, path: Path) -> str | None:
         """The split of the innermost folder that is named as one, such as train or val2017."""
-        found = [self._split_named(parent) for parent in list(path.relative_to(self.root).parents)[:-1]]
+        found = [self.split_named(parent) for parent in list(path.relative_to(self.root).parents)[:-1]]
         return next((split for split in found if split), None)
 
     def class_folder(self, path: Path) -> str | None:
         """The name of the innermost folder that is no split and no mere container of images."""
         for parent in list(path.relative_to(self.root).parents)[:-1]:
-            if parent.name.lower() not in CONTAINERS and not self._split_named(parent):
+            if parent.name.lower() not in CONTAINERS and not self.split_named(parent):
                 return parent.name
         return None
 
@@ -322,10 +345,13 @@ class Reading:
 
     Args:
         files: image files.
+
+    `private` are names and numbers of patients, in their [`private_form`], which no class or concept may bear.
     """
 
     def __init__(self, files: ImageFiles):
         self.files = files
+        self.private: set[str] = set()
         self.images: dict[Path, AnnotatedImage] = {}
         self.missing: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -382,6 +408,7 @@ __all__ = [
     "ellipse",
     "fill",
     "numbers",
+    "private_form",
     "read_header",
     "read_xml",
     "reading",

@@ -21,7 +21,17 @@ from ..prepared import PreparedDataset
 from ..schema import concept_features
 from .annotated import AnnotatedImage, ImageFiles, Reading, Shape, read_header, reading
 from .archive import check_shares, dataset_from_splits, draw, sizes_in_words
-from .labels import add_field_concepts, concept_name, find_classes, find_groups, keep_concepts, leave_out_numbers, ways
+from .labels import (
+    add_field_concepts,
+    check_private,
+    concept_name,
+    find_classes,
+    find_groups,
+    keep_concepts,
+    leave_out_numbers,
+    public_groups,
+    ways,
+)
 
 
 # How an image is turned to be upright, by its EXIF orientation: for pixels, and for places in its width and height.
@@ -109,8 +119,14 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
             left, top, right, bottom = shape.bounds()
         counts.update(f"{flag} shapes" for flag in shape.flags)
         counts["shapes"] += 1
-        if right <= left or bottom <= top:
+        if right < left or bottom < top:
+            raise ValueError(
+                f"{image.where}: {shape.name!r} ends before it begins, {left:g}, {top:g} to {right:g}, {bottom:g}: "
+                "width and height must be positive, and corners in order."
+            )
+        if right == left or bottom == top:
             counts["shapes without area, left out"] += 1
+            image.unread += 1
             continue
         counts["shapes that leave their image"] += bool(
             min(left, top) < -ROUNDING or right > width + ROUNDING or bottom > height + ROUNDING
@@ -118,6 +134,7 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
         counts["shapes within one pixel"] += bool(right <= 1 and bottom <= 1)
         if right <= 0 or bottom <= 0 or left >= width or top >= height:
             counts["shapes outside of their image, left out"] += 1
+            image.unread += 1
             continue
         ignored = bool(shape.flags & ignored_flags)
         names = [shape.name, *filter(None, (concept_name(*pair) for pair in shape.attributes))]
@@ -143,10 +160,15 @@ def _place(image: AnnotatedImage, options: dict[str, Any], counts: Counter[str])
             counts["points left out by leave_out"] += 1
         elif not (-ROUNDING <= point.x <= width + ROUNDING and -ROUNDING <= point.y <= height + ROUNDING):
             counts["points outside of their image, left out"] += 1
+            image.unread += 1
         else:
             spot = np.array(placed.upright(point.x, point.y))
             edge = np.nextafter(np.array(placed.upright_size(), dtype=np.float32), np.float32(0))
             placed.points.append((point.name, np.clip(spot, 0, edge).tolist()))
+    if image.unread and not (placed.boxes or placed.points or placed.regions):
+        # Something is there, so that it must not be taken for nothing.
+        counts["images of which nothing marked could be taken, so not annotated"] += 1
+        image.looked_at = False
     return placed
 
 
@@ -351,6 +373,8 @@ def prepare_annotations(
     orientation: Literal["upright", "stored"] = "upright",
     box_format: Literal["xywh", "xyxy"] | None = None,
     names: str | None = None,
+    window: list[float] | None = None,
+    burned_in: Literal["refuse", "skip", "take"] | None = None,
     group: str | None = None,
     splits: Literal["own", "draw"] = "own",
     validation_share: float = 0.1,
@@ -380,6 +404,10 @@ def prepare_annotations(
         orientation: whether images that EXIF turns were annotated upright or as stored, where sizes do not tell.
         box_format: COCO and VOC alone: xyxy where a tool writes corners counted from 0, which neither means.
         names: YOLO alone: file of the names, where it is not in `source`.
+        window: DICOM alone: low and high value, in the modality's unit, that become black and white; by default the
+            files' own window, or where they have none the range of values of their series.
+        burned_in: DICOM alone: what is done about files that say that text, such as a name, is burnt into their
+            pixels: refuse (by default), skip them, or take them.
         group: folder, or a field or question whose value images share that belong together and stay in one split.
         splits: whether splits are the source's own, where it has any, or drawn.
         validation_share: share of the images, or groups, that are drawn for validation.
@@ -399,12 +427,18 @@ def prepare_annotations(
         raise FileNotFoundError(f"There is no folder of images {root}.")
     result = Reading(ImageFiles(root))
     tool = read.__module__.rsplit(".", 1)[-1].replace("_", "-")
-    read(source, result, **options_of(read, tool, box_format=box_format, names=names))
+    own = {"box_format": box_format, "names": names, "window": window, "burned_in": burned_in}
+    read(source, result, **options_of(read, tool, **own))
     if result.missing and (missing == "error" or not result.images):
         raise FileNotFoundError(
             f"{len(result.missing)} of {len(result.missing) + len(result.images)} annotated images are not in {root}, "
             f"the first being {result.missing[0]}: give their folder with --images, or leave them out with --option "
             "missing=skip."
+        )
+    if tool not in ("imagefolder", "dicom") and not any(image.looked_at for image in result.images.values()):
+        raise ValueError(
+            f"No image of {len(result.files.paths)} has an annotation in {source}: are these the files of {tool}, "
+            "with the names and in the folders that it gives them?"
         )
     for image in result.images.values():
         image.looked_at &= empty == "nothing" or bool(image.things or image.tags)
@@ -426,16 +460,17 @@ def prepare_annotations(
     if len(labels := {found[path] for path in chosen}) == 1:
         raise ValueError(f"All {len(chosen)} images have the class {labels.pop()!r}: there is nothing to tell apart.")
     if not chosen:
-        raise ValueError(f"No image with a class is left of {len(result.files.paths)} in {root}: see {ways(result)}")
+        raise ValueError(f"No image with a class is left of {len(result.files.paths)}: see {ways(result)}")
     options: dict[str, Any] = {"orientation": orientation, "places": places, "attributes": attributes}
     options["leave_out"] = ["crowd"] if leave_out is None else leave_out
     items = tqdm(chosen.items(), desc="Checking places", unit="image", leave=False)
     placed = {path: _place(image, options, result.counts) for path, image in items}
     _check_convention(result.counts)
-    groups = find_groups(result, group, chosen)
+    groups = public_groups(find_groups(result, group, chosen), result.private)
     parts, split_note = _splits(chosen, groups, splits == "own", (validation_share, test_share), seed)
     rows = _Rows(placed, {path: found[path] for path in chosen}, groups, places, result.counts)
-    made = {name: rows.rows(name, paths, root) for name, paths in parts.items()}
+    check_private(rows.labels + rows.global_names + rows.spatial_names, result.private)
+    made = {name: rows.rows(name, paths, result.files.root) for name, paths in parts.items()}
     dataset = dataset_from_splits(made, rows.features())
     summary = _summary(rows, result, added, split_note)
     if leaks := [name for name in told if name in rows.spatial_names]:
@@ -445,6 +480,7 @@ def prepare_annotations(
         "classes": classes,
     } | options
     settings |= {"empty": empty, "unlisted": unlisted, "group": group, "splits": splits, "seed": seed}
+    settings |= {"window": window, "burned_in": burned_in}
     listed = "\n".join(f"- {escape_markdown(line)}" for line in summary.splitlines())
     return PreparedDataset(
         dataset=dataset,

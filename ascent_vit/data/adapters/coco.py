@@ -13,6 +13,7 @@ import numpy as np
 
 from ascent_vit.utils.files import read_json
 
+from ..suspicions import box_suspicion
 from .annotated import AnnotatedImage, Point, Reading, Shape, corners, numbers, reading, run_lengths, split_in_name
 
 
@@ -63,11 +64,17 @@ def _add(
         if isinstance(segmentation, dict):
             shape.mask = partial(decode, segmentation)
         elif segmentation:
-            shape.outlines = [corners(polygon, "segmentation") for polygon in segmentation]
+            flat = not isinstance(segmentation[0], list | tuple)
+            outlines = [segmentation] if flat else segmentation
+            shape.outlines = [corners(polygon, "segmentation") for polygon in outlines]
+        reading_.counts["annotations with a score, as predictions of models have one"] += "score" in entry
         shape.attributes = [(str(k), str(v)) for k, v in (entry.get("attributes") or {}).items()]
         image.shapes.append(shape)
     if keypoints:
-        values = numbers(keypoints, "keypoints").reshape(-1, 3)
+        values = numbers(keypoints, "keypoints")
+        if len(values) % 3:
+            raise ValueError(f"keypoints must be x, y and visibility each; got {len(values)} numbers")
+        values = values.reshape(-1, 3)
         names = category.get("keypoints") or [f"{name} {i}" for i in range(1, len(values) + 1)]
         if len(names) != len(values):
             raise ValueError(f"the category {name} has {len(names)} keypoints, an annotation {len(values)}")
@@ -96,6 +103,7 @@ def read(source: Path, result: Reading, *, box_format: str | None = None) -> Non
     """
     paths = [source] if source.is_file() else sorted(source.rglob("*.json"))
     seen: dict[tuple, Path] = {}
+    boxes: list[tuple[Any, Any]] = []
     looked_at: dict[Path, bool] = {}
     for path in paths:
         data = read_json(path)
@@ -108,31 +116,39 @@ def read(source: Path, result: Reading, *, box_format: str | None = None) -> Non
             split, entries = split_in_name(path.stem), data.get("annotations") or []
             if not isinstance(entries, list):
                 raise ValueError("annotations must be a list")
-            categories = {category["id"]: category for category in data["categories"]}
+            # Some tools write ids as text, and not in all places.
+            categories = {str(category["id"]): category for category in data["categories"]}
             if len(categories) < len(data["categories"]):
                 raise ValueError("two categories have the same id")
             images = {}
             for entry in data["images"]:
                 size = (entry["width"], entry["height"]) if entry.get("width") and entry.get("height") else None
                 where = f"{path}, image {entry['id']}"
-                if entry["id"] in images:
+                if str(entry["id"]) in images:
                     raise ValueError(f"{where} is listed twice")
                 image = result.image(entry["file_name"], where, size, split, path.parent, again=True)
                 image.fields |= {str(k): str(v) for k, v in entry.items() if isinstance(v, str | int | float)}
                 looked_at[image.path] = looked_at.get(image.path, False) or "annotations" in data
                 image.looked_at = looked_at[image.path]
-                images[entry["id"]] = image
+                images[str(entry["id"])] = image
         for entry in entries:
             where = f"{path}, annotation {entry.get('id') if isinstance(entry, dict) else entry!r:.40}"
             with reading(where):
-                if entry["image_id"] not in images:
+                image_id, category_id = str(entry["image_id"]), str(entry["category_id"])
+                if image_id not in images:
                     raise ValueError(f"there is no image {entry['image_id']}")
-                if entry["category_id"] not in categories:
+                if category_id not in categories:
                     known = ", ".join(f"{i} ({c['name']})" for i, c in list(categories.items())[:8])
                     raise ValueError(f"there is no category {entry['category_id']}; there are {known}")
-                image, category = images[entry["image_id"]], categories[entry["category_id"]]
+                image, category = images[image_id], categories[category_id]
                 key = image.path, category["name"], str(entry.get("bbox"))
                 _add(image, entry, category, box_format, result, seen.setdefault(key, path) != path)
+                boxes += [(entry["bbox"], image.size)] if entry.get("bbox") and image.size else []
+    if boxes and box_format is None:
+        values, sizes = (np.array(part, dtype=float) for part in zip(*boxes, strict=True))
+        doubt = box_suspicion(values, sizes)
+        if doubt is not None and "corners" in doubt:
+            raise ValueError(f"{doubt}, and box_format=xywh takes them as they are.")
 
 
 __all__ = ["decode", "read", "read_counts"]

@@ -86,6 +86,7 @@ def _add(image: AnnotatedImage, item: Element, size: tuple[int, int], result: Re
         image.shapes.append(shape)
     elif item.tag != "attribute":
         result.counts[f"shapes of the kind {item.tag}"] += 1
+        image.unread += 1
 
 
 def read(source: Path, result: Reading) -> None:

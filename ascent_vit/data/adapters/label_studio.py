@@ -147,6 +147,7 @@ def _add(image: AnnotatedImage, item: dict, attributes: list[tuple[str, str]], r
                 image.shapes.append(shape)
     else:
         result.counts[f"results of the kind {kind}"] += 1
+        image.unread += kind.endswith("labels")
 
 
 def read(source: Path, result: Reading) -> None:

@@ -47,6 +47,7 @@ def _add(image: AnnotatedImage, entry: dict, size: tuple[int, int], result: Read
         return
     else:
         result.counts[f"shapes of the kind {kind}"] += 1
+        image.unread += 1
         return
     image.shapes.append(shape)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ascent_vit.utils.suggest import suggest
 
-from .annotated import AnnotatedImage, Reading
+from .annotated import AnnotatedImage, Reading, private_form
 from .tables import add_table
 
 
@@ -49,7 +49,9 @@ def _categories(image: AnnotatedImage) -> set[str]:
 def _by_category(image: AnnotatedImage, names: list[str]) -> list[str]:
     found = _categories(image)
     if len(names) == 1:
-        return [names[0] if names[0] in found else f"no {names[0]}"] if image.looked_at else []
+        # What was not taken may be it.
+        known = image.looked_at and (names[0] in found or not image.unread)
+        return [names[0] if names[0] in found else f"no {names[0]}"] if known else []
     return [name for name in names if name in found]
 
 
@@ -200,12 +202,33 @@ def find_groups(reading: Reading, group: str | None, paths: Iterable[Path]) -> d
     return found
 
 
+def public_groups(groups: dict[Path, str], private: set[str]) -> dict[Path, str]:
+    """Groups as they are, or numbers in the order of the images where they bear names or numbers of patients."""
+    if not private & {private_form(name) for name in groups.values()}:
+        return groups
+    numbers = {name: f"g{number:04d}" for number, name in enumerate(dict.fromkeys(groups.values()), start=1)}
+    return {path: numbers[name] for path, name in groups.items()}
+
+
+def check_private(names: Iterable[str], private: set[str]) -> None:
+    """Raises ValueError for names of classes or concepts that are those of patients."""
+    # Of an answer to a question, "question: answer", the answer.
+    number = sum(private_form(name.rpartition(": ")[2]) in private for name in names)
+    if number:
+        raise ValueError(
+            f"{number} names of classes or concepts are names or numbers of patients, as those of their folders may "
+            "be: give the classes otherwise, as by --option class_from=csv:FILE."
+        )
+
+
 __all__ = [
     "add_field_concepts",
+    "check_private",
     "concept_name",
     "find_classes",
     "find_groups",
     "keep_concepts",
     "leave_out_numbers",
+    "public_groups",
     "ways",
 ]

@@ -50,7 +50,7 @@ def add_table(path: Path, result: Reading) -> str:
     """
     Adds the columns of a CSV file to the fields of the images that it names, those without annotation included.
 
-    Names of files may lack their ending.
+    Names of files may lack their ending, and of DICOM be ids, of a whole series or patient too.
 
     Returns:
         The column of classes: one named so, else the only one beside the files' names.
@@ -61,33 +61,30 @@ def add_table(path: Path, result: Reading) -> str:
     rows = read_table(path)
     names = list(rows[0][1])
     lower = {name.lower(): name for name in reversed(names)}
-    file_column = next((lower[name] for name in FILE_COLUMNS if name in lower), names[0])
+    columns = (*FILE_COLUMNS, *result.files.key_columns)
+    file_column = next((lower[name] for name in columns if name in lower), names[0])
     others = [name for name in names if name != file_column]
     label = next((lower[name] for name in CLASS_COLUMNS if name in lower and lower[name] != file_column), None)
     if label is None and len(others) != 1:
         raise ValueError(
             f"{path} needs a column of classes called {', '.join(CLASS_COLUMNS[:3])} or so; it has {', '.join(names)}."
         )
-    by_stem: dict[str, list[str]] = {}
-    for known in result.files.paths:
-        by_stem.setdefault(known.stem, []).append(str(known.relative_to(result.files.root)))
     seen: set[Path] = set()
     for where, row in rows:
         name = row[file_column]
-        file = result.files.find(name)
-        if file is None and len(stems := by_stem.get(name, [])) == 1:
-            file = result.files.root / stems[0]
-        if file is None:
-            result.counts[f"rows of {path.name} whose image is missing"] += 1
-            continue
-        if file in seen:
+        files = result.files.named(name)
+        result.counts[f"rows of {path.name} whose image is missing"] += not files
+        if not seen.isdisjoint(files):
             raise ValueError(f"{where}: {name} is there twice.")
-        seen.add(file)
-        if file not in result.images:
-            result.image(str(file.relative_to(result.files.root)), where, near=result.files.root).looked_at = False
-        result.images[file].fields |= {key: row[key] for key in others}
+        seen.update(files)
+        for file in files:
+            if file not in result.images:
+                result.image(str(file.relative_to(result.files.root)), where, near=result.files.root).looked_at = False
+            result.images[file].fields |= {key: row[key] for key in others}
     if not seen:
-        raise ValueError(f"{path}: none of its {len(rows)} images is in {result.files.root}; the first is {name}.")
+        raise ValueError(
+            f"{path}: none of its {len(rows)} images is in the source; the first is {rows[0][1][file_column]}."
+        )
     return label or others[0]
 
 

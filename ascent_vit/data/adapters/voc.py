@@ -6,23 +6,31 @@ Corners count pixels from 1, inclusive (http://host.robots.ox.ac.uk/pascal/VOC/v
 0, and their right and bottom are edges: so they are read where a box starts at 0, which is said.
 """
 
+import re
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from .annotated import AnnotatedImage, Reading, Shape, numbers, read_xml, reading
+from .annotated import AnnotatedImage, Reading, Shape, corners, numbers, read_xml, reading
 from .archive import read_lines
+from .labels import NO
 
 
 FLAGS = ("difficult", "truncated", "occluded")
+NOT_SET = NO | {"", "0.0", "none", "unspecified"}
 
 
 def _shape(item: Element, name: str) -> Shape:
     box = item.find("bndbox")
     values = [box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")] if box is not None else None
-    flags = {flag for flag in FLAGS if (item.findtext(flag) or "0").strip() not in ("0", "")}
-    return Shape(name, numbers(values or [], f"the bndbox of {name}", 4), flags=flags)
+    flags = {flag for flag in FLAGS if (item.findtext(flag) or "").strip().lower() not in NOT_SET}
+    shape = Shape(name, numbers(values or [], f"the bndbox of {name}", 4), flags=flags)
+    if (polygon := item.find("polygon")) is not None:
+        # x1, y1, x2, y2, ... or points pt of x and y.
+        places = [part.text for part in polygon.iter() if re.fullmatch(r"[xy]\d*", part.tag)]
+        shape.outlines = [corners(places, f"the polygon of {name}")]
+    return shape
 
 
 def _image_sets(source: Path) -> dict[str, str]:
@@ -65,6 +73,11 @@ def read(source: Path, result: Reading, *, box_format: str | None = None) -> Non
                 found += [_shape(part, (part.findtext("name") or "").strip()) for part in item.findall("part")]
                 image.shapes += found
                 shapes += found
+    if not result.images and next(source.rglob("SegmentationClass"), None) is not None:
+        raise ValueError(
+            f"{source} has no XML file, but masks in SegmentationClass: name them in metadata.jsonl as "
+            "mask_file_name, beside file_name and label, and load that folder with mask_colors=labelmap.txt."
+        )
     from_zero = box_format == "xyxy" or any((shape.bounds()[:2] < 1).any() for shape in shapes)
     for shape in shapes:
         shape.box = shape.bounds() - (np.zeros(4) if from_zero else np.array([1, 1, 0, 0]))

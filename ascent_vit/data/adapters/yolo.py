@@ -13,6 +13,7 @@ import numpy as np
 
 from ascent_vit.utils.yaml import read_yaml
 
+from ..suspicions import share_inside
 from .annotated import AnnotatedImage, Point, Reading, Shape, numbers, reading, upright_size
 from .archive import read_lines
 
@@ -44,9 +45,10 @@ def read_settings(source: Path, names: str | None) -> tuple[list[str], dict[str,
             settings = read_yaml(path.read_text(encoding="utf-8"), str(path))
         found = settings.get("names") if isinstance(settings, dict) else None
         if isinstance(found, dict):
-            if sorted(found) != list(range(len(found))):
+            by_number = {str(number): name for number, name in found.items()}
+            if by_number.keys() != {str(i) for i in range(len(found))}:
                 raise ValueError(f"{path}: names must number 0 to {len(found) - 1}; got {', '.join(map(str, found))}.")
-            found = [found[i] for i in range(len(found))]
+            found = [by_number[str(i)] for i in range(len(found))]
         if isinstance(found, list) and found:
             return [str(name) for name in found], settings, path
     raise FileNotFoundError(
@@ -86,7 +88,11 @@ def _add(image: AnnotatedImage, values: np.ndarray, name: str, names: list[str],
     scale = np.array(image.size)
     places = values if not names else np.concatenate([values[:4], values[4:].reshape(-1, dims)[:, :2].ravel()])
     if (places < -TOLERANCE).any() or (places > 1 + TOLERANCE).any():
-        raise ValueError(f"places must be shares from 0 to 1; got {places.max():g}: are these pixels?")
+        strange = places[np.argmax(np.abs(places - 0.5))]
+        raise ValueError(
+            f"places must be shares from 0 to 1; got {strange:g}: are these pixels? Keypoints need kpt_shape in "
+            "data.yaml"
+        )
     if len(values) > 4 and not names:
         if len(values) % 2 or len(values) < 6:
             raise ValueError(
@@ -105,6 +111,44 @@ def _add(image: AnnotatedImage, values: np.ndarray, name: str, names: list[str],
             image.points.append(Point(point, x * scale[0], y * scale[1], flags))
 
 
+def _is_labels(path: Path) -> bool:
+    """Whether a text file begins as the labels of an image do."""
+    try:
+        first = path.read_text(encoding="utf-8-sig").lstrip().partition("\n")[0].split()
+        return len(first) >= 5 and bool(np.isfinite([float(word) for word in first]).all())
+    except ValueError:
+        return False
+
+
+def _are_poses(lines: list[np.ndarray]) -> bool:
+    """Whether lines `(n,)` taken for polygons are boxes with keypoints, in the middle of which the first point is."""
+    if len(lines) < 3 or len({len(line) for line in lines}) > 1 or len(lines[0]) < 8:
+        return False
+    for centre, sides, *points in (line.reshape(-1, 2) for line in lines):
+        low, high = np.min(points, axis=0), np.max(points, axis=0)
+        inside = (low >= centre - sides / 2 - TOLERANCE).all() and (high <= centre + sides / 2 + TOLERANCE).all()
+        in_middle = (np.abs((low + high) / 2 - centre) <= sides / 4).all() and (high - low >= sides / 2).all()
+        if not (inside and in_middle):
+            return False
+    return True
+
+
+def _check_meaning(boxes: list[np.ndarray], polygons: list[np.ndarray]) -> None:
+    """Raises ValueError for boxes that are corners, and polygons that are boxes with keypoints."""
+    values, sizes = np.array(boxes).reshape(-1, 4), np.ones((len(boxes), 2))
+    leaving = 1 - share_inside(values, sizes, "cxcywh") if boxes else 0.0
+    if leaving >= 0.2 and share_inside(values, sizes, "xyxy") >= 0.98:
+        raise ValueError(
+            f"{leaving:.0%} of {len(boxes)} boxes leave their image: they seem to be corners, where YOLO has centre, "
+            "width and height: convert them."
+        )
+    if _are_poses(polygons):
+        raise ValueError(
+            f"All {len(polygons)} lines of {len(polygons[0]) + 1} numbers seem to be a box and "
+            f"{len(polygons[0]) // 2 - 2} keypoints: give kpt_shape in data.yaml."
+        )
+
+
 def read(source: Path, result: Reading, *, names: str | None = None) -> None:
     """
     Reads YOLO's text files. An image with one has been looked at, also where the file is empty; one without has not.
@@ -121,11 +165,15 @@ def read(source: Path, result: Reading, *, names: str | None = None) -> None:
             raise ValueError(f"kpt_shape must be a number of keypoints and 2 or 3; got {[count, dims]}")
         point_names = dict(settings.get("kpt_names") or {})
     splits = _listed(source, settings, result)
+    used: set[Path] = set()
+    boxes: list[np.ndarray] = []
+    polygons: list[np.ndarray] = []
     for path in result.files.paths:
         labels = _labels_of(path)
         name = str(path.relative_to(result.files.root))
         image = result.image(name, str(labels), upright_size(path), splits.get(path), result.files.root)
         image.looked_at = labels.is_file()
+        used.add(labels)
         with reading(str(labels)):
             text = labels.read_text(encoding="utf-8-sig") if image.looked_at else ""
         for number, line in enumerate(text.splitlines(), start=1):
@@ -142,6 +190,15 @@ def read(source: Path, result: Reading, *, names: str | None = None) -> None:
                 if len(rest) < 4:
                     raise ValueError(f"expected a class and 4 numbers; got {len(rest)}")
                 _add(image, np.array(rest), classes[int(label)], points, dims, result)
+                if len(rest) > 4 and not points:
+                    polygons.append(np.array(rest))
+                else:
+                    boxes.append(np.array(rest[:4]))
+    _check_meaning(boxes, polygons)
+    stray = [path for path in sorted(source.rglob("*.txt")) if path not in used and _is_labels(path)]
+    if stray:
+        shown = stray[0].relative_to(source)
+        result.counts[f"label files of no image, the first being {shown}"] = len(stray)
 
 
 __all__ = ["read", "read_settings"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
@@ -117,6 +118,56 @@ class TestConventions:
         )
         np.testing.assert_allclose(next(iter(stream["train"]))["objects"]["bbox"], IN_PIXELS, atol=0.02)
 
+    @pytest.mark.parametrize("box_format", ["xywh percent", "xyxy percent"])
+    def test_per_cent_in_small_pictures(self, tmp_path, box_format):
+        """In pictures of 90 x 60 pixels boxes of up to 100 per cent would leave them."""
+        numbers = (
+            [[10, 20, 80, 75], [30, 45, 65, 50]] if "xywh" in box_format else [[10, 20, 95, 98], [70, 80, 99, 97]]
+        )
+        rows = {"image": [cell(picture((90, 60)))] * 3, "label": [0, 1, 0]}
+        rows |= {
+            "objects": [{"bbox": numbers, "category": [0, 1]}] * 3,
+            "points": [{"xy": [[95, 90]], "category": [0]}] * 3,
+        }
+        features = concept_features(["a", "b"], spatial_concepts=["x", "y"], columns=["objects", "points"])
+        report = check_dataset(DatasetDict(train=Dataset.from_dict(rows, features=features)))
+        assert f'box_format="{box_format}"' in " ".join(report.warnings)
+        assert "point_format=percent" in " ".join(report.warnings)
+
+    @pytest.mark.parametrize("form", ["items", "flat items", "lists", "flat lists"])
+    @pytest.mark.parametrize(
+        ("names", "numbers"),
+        [
+            (["xmin", "ymin", "xmax", "ymax"], [10, 20, 110, 220]),
+            (["x", "y", "width", "height"], [10, 20, 100, 200]),
+            (["cx", "cy", "w", "h"], [60, 120, 100, 200]),
+        ],
+    )
+    def test_boxes_whose_numbers_have_names(self, tmp_path, form, names, numbers):
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        box = dict(zip(names, map(float, numbers), strict=True))
+        objects = {
+            "items": [{"bbox": box, "label": "ear"}],
+            "flat items": [{**box, "label": "ear"}],
+            "lists": {"bbox": [box], "label": ["ear"]},
+            "flat lists": {name: [value] for name, value in box.items()} | {"label": ["ear"]},
+        }[form]
+        (tmp_path / "set").mkdir()
+        rows = [{"image": cell(picture()), "label": label, "objects": objects} for label in ("cat", "dog")]
+        pyarrow.parquet.write_table(
+            pa.Table.from_pylist([*rows, rows[0] | {"objects": None}]), tmp_path / "set" / "a.parquet"
+        )
+        loaded = load_concept_dataset(tmp_path / "set")
+        column = loaded["train"]["objects"]
+        read = [row["bbox"] if isinstance(row, dict) else row and [item["bbox"] for item in row] for row in column]
+        assert read == [[IN_PIXELS[0]]] * 2 + [None]
+        assert not check_dataset(loaded).errors
+        wrong = "xyxy" if names[0] != "xmin" else "cxcywh"
+        with pytest.raises(ValueError, match=f"The boxes of train have names of .*, and box_format says {wrong}"):
+            load_concept_dataset(tmp_path / "set", box_format=wrong)
+
     def test_boxes_that_mean_what_they_say(self, folder, capsys):
         dataset = folder({"train": rows_of(objects=boxes(*IN_PIXELS))})
         assert "Nothing was found" in check(capsys, dataset)[1]
@@ -191,6 +242,35 @@ class TestConventions:
         assert np.unique(mask).tolist() == [0, 1, 2, 255]
         with pytest.raises(ValueError, match="holds 7, which mask_values does not name"):
             load_concept_dataset(dataset, mask_values={64: "kidney", 128: "tumour"})
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+    def test_masks_in_colours(self, tmp_path, capsys, mode):
+        colors = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        colors[:, :100], colors[:, 100:150], colors[:, 150:160] = (128, 0, 0), (0, 0, 255), (224, 224, 192)
+        mask = Image.fromarray(colors).convert(mode, palette=Image.Palette.ADAPTIVE)
+        rows = {"image": [cell(picture())] * 2, "label": [0, 1], "mask": [cell(mask)] * 2}
+        features = concept_features(["cat", "dog"], spatial_concepts=["x", "y"], columns=["mask"])
+        (tmp_path / "set").mkdir()
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+        lines = "# label:color_rgb:parts:actions\nbackground:0,0,0::\near:0,0,255::\ntail:128,0,0::\n"
+        (tmp_path / "set" / "labelmap.txt").write_text(lines)
+        if mode != "P":
+            code, shown = check(capsys, tmp_path / "set", "--option", "spatial_concepts=[ear, tail]")
+            assert code == 2 and "If its colours are concepts, give mask_colors={NAME: [255, 0, 0], ...}" in shown
+        for given in ("labelmap.txt", {"ear": [0, 0, 255], "tail": [128, 0, 0]}):
+            loaded = load_concept_dataset(tmp_path / "set", mask_colors=given)
+            assert concepts_from_features(loaded["train"].features)[2] == ["ear", "tail"]
+            made = np.asarray(loaded["train"][0]["mask"])
+            assert [made[0, x] for x in (0, 120, 155, 300)] == [2, 1, 255, 0]
+            assert not check_dataset(loaded).errors
+        with pytest.raises(
+            ValueError, match=r"holds the colour \[0, 0, 255\], and 0 others, which mask_colors does not"
+        ):
+            load_concept_dataset(tmp_path / "set", mask_colors={"tail": [128, 0, 0]})
+        with pytest.raises(ValueError, match="mask_colors must be a labelmap.txt, or as"):
+            load_concept_dataset(tmp_path / "set", mask_colors={"tail": [128, 0]})
+        with pytest.raises(FileNotFoundError, match="There is no file .*other.txt"):
+            load_concept_dataset(tmp_path / "set", mask_colors="other.txt")
 
     def test_options_that_are_none(self, folder):
         dataset = folder({"train": rows_of(objects=CORNERS)})
@@ -360,6 +440,15 @@ class TestSplits:
         assert loaded["train"]["label"] == [0, 1] and loaded["test"]["label"] == [1, 0]
         assert loaded["test"]["concepts"] == [[1], [0]]
 
+    def test_a_stream_of_names_in_another_order_is_refused(self, tmp_path):
+        train = self.split(["cat", "dog"], [0, 1])
+        dataset = self.parquet(tmp_path, train=train, test=self.split(["dog", "cat"], [0, 1]))
+        with pytest.raises(ValueError, match="in different orders, which a stream does not tell apart"):
+            load_concept_dataset(dataset, streaming=True)
+        concepts = {"concepts": ([[0], [1]], List(ClassLabel(names=["red", "round"])))}
+        self.parquet(tmp_path, test=self.split(["cat", "dog"], [0, 1], **concepts))
+        assert set(load_concept_dataset(dataset, streaming=True)) == {"train", "test"}
+
     def test_names_that_differ(self, tmp_path):
         dataset = self.parquet(tmp_path, train=self.split(["cat", "dog"], [0]), test=self.split(["cat", "cow"], [1]))
         with pytest.raises(ValueError, match="names of label differ between the splits train and test: 'cow'"):
@@ -459,6 +548,39 @@ class TestDeepImages:
             again = AscentViTImageProcessorPil.from_pretrained(tmp_path)
             assert again.window == window
             assert (again(image, return_tensors="np")["pixel_values"][0, 0] == pixels).all()
+
+    @pytest.mark.parametrize("kind", ["uint16", "int16", "big endian", "tensor", "colours"])
+    def test_arrays_are_as_pictures(self, kind):
+        from ascent_vit.explanation.inputs import read_image
+        from modeling_ascent_vit import AscentViTImageProcessor
+
+        array = self.RAMP.astype(np.uint16)
+        for window in (None, [500, 3000]):
+            settings = {"do_resize": False, "do_normalize": False, "window": window}
+            expected = AscentViTImageProcessorPil(**settings)(Image.fromarray(array), return_tensors="np")[
+                "pixel_values"
+            ]
+            given = {"uint16": array, "int16": array.astype(np.int16), "big endian": array.astype(">u2")}
+            given |= {"tensor": torch.from_numpy(array), "colours": np.stack([array] * 3, axis=-1)}
+            for processor in (AscentViTImageProcessorPil(**settings), AscentViTImageProcessor(**settings)):
+                got = processor(given[kind], return_tensors="np")["pixel_values"]
+                np.testing.assert_allclose(got, np.broadcast_to(expected, got.shape), atol=1e-6)
+            shown = np.asarray(read_image(given[kind], window))
+            np.testing.assert_allclose(shown / 255, np.moveaxis(expected[0], 0, -1), atol=1e-6)
+        assert array.max() == 4000
+
+    def test_arrays_of_a_range_that_the_caller_knows(self):
+        array = np.full((16, 16, 3), 5000, np.uint16)
+        processor = AscentViTImageProcessorPil(do_resize=False, do_normalize=False, rescale_factor=1 / 10_000)
+        assert np.allclose(processor(array, return_tensors="np")["pixel_values"], 0.5)
+        with pytest.raises(ValueError, match="must hold values from 0 to 255"):
+            AscentViTImageProcessorPil()(array.astype(np.int64))
+        with pytest.raises(ValueError, match="must have values from 0 to 65535; got -3 to 5000"):
+            AscentViTImageProcessorPil()(np.array([[-3, 5000]], np.int16))
+        pixels = AscentViTImageProcessorPil(do_resize=False, do_normalize=False, window=[-1000, 1000])(
+            np.full((16, 16), 0.0), return_tensors="np"
+        )
+        assert np.allclose(pixels["pixel_values"], 128 / 255)
 
     def test_shares_in_floats(self):
         image = Image.fromarray((self.RAMP / 4000).astype(np.float32))

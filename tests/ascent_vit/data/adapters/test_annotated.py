@@ -8,6 +8,9 @@ from matplotlib.path import Path as Outline
 from ascent_vit.data.adapters.annotated import ImageFiles, fill, numbers, rectangle, rotated, split_in_name
 
 
+pytestmark = pytest.mark.as_people_have_it
+
+
 def test_a_polygon_has_the_pixels_whose_centres_it_encloses():
     filled = fill(np.array([[5.0, 6], [15, 6], [15, 14], [5, 14]]), (60, 40))
     assert filled.sum() == 80 and filled[6:14, 5:15].all()

@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 from ascent_vit.cli.app import run
 
 
+pytestmark = pytest.mark.as_people_have_it
+
+
 def write_coco(folder, write_json, images, annotations, name="labels.json"):
     categories = [{"id": 3, "name": "spot"}]
     return write_json(folder / name, {"images": images, "annotations": annotations, "categories": categories})

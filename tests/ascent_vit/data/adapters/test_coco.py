@@ -9,6 +9,8 @@ import pytest
 from ascent_vit.data.adapters.coco import decode, read_counts
 
 
+pytestmark = pytest.mark.as_people_have_it
+
 CATEGORIES = [
     {"id": 1, "name": "person", "keypoints": ["nose", "left_eye", "right_eye"]},
     {"id": 17, "name": "cat"},
@@ -165,7 +167,9 @@ def test_other_conventions_are_seen(tmp_path, make, picture, write_json):
     picture(tmp_path / "a" / "0.jpg"), picture(tmp_path / "b" / "1.jpg")
     corners = [thing(i, 100 + i % 2, 17, (30 + i, 20, 50, 39)) for i in range(4)]
     path = write_json(tmp_path / "labels.json", coco("0.jpg", "1.jpg", annotations=corners))
-    with pytest.raises(ValueError, match=r"4 of 4 shapes leave their image \(100 %\).*box_format=xyxy"):
+    with pytest.raises(
+        ValueError, match=r"100% of 4 boxes leave the image: are they corners\? box_format=xyxy, and box_format=xywh"
+    ):
         make("coco", tmp_path, class_from="folder")
     made = make("coco", tmp_path, class_from="folder", box_format="xyxy")
     assert made.rows["a/0.jpg"]["objects"][0] == ("cat", [30, 20, 20, 19])

@@ -4,6 +4,9 @@
 import pytest
 
 
+pytestmark = pytest.mark.as_people_have_it
+
+
 def image(name, *content, subset="", size=(60, 40)):
     subset = f' subset="{subset}"' if subset else ""
     return f'<image id="0" name="{name}"{subset} width="{size[0]}" height="{size[1]}">{"".join(content)}</image>'

@@ -6,6 +6,9 @@ import json
 import pytest
 
 
+pytestmark = pytest.mark.as_people_have_it
+
+
 @pytest.fixture
 def folder(tmp_path, picture):
     for name in ("train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg", "val/dog/4.jpg"):

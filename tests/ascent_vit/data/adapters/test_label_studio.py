@@ -6,6 +6,8 @@ import pytest
 from ascent_vit.data.adapters.label_studio import decode_brush
 
 
+pytestmark = pytest.mark.as_people_have_it
+
 # By label_studio_sdk.converter.brush.encode_rle of 4 x 2 pixels, of which two have alpha 255.
 BRUSH = [0, 0, 0, 32, 57, 27, 252, 96, 19, 255, 225, 48, 0]
 

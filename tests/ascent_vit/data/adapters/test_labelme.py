@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 
+pytestmark = pytest.mark.as_people_have_it
+
+
 def shape(label, kind, *points, **kwargs):
     return {
         "label": label,

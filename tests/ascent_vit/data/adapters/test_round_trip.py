@@ -9,6 +9,8 @@ import pytest
 from ascent_vit.data.adapters.annotated import ImageFiles, Reading
 
 
+pytestmark = pytest.mark.as_people_have_it
+
 SIZE = (90, 50)
 NAMES = ["wing", "beak", "eye"]
 

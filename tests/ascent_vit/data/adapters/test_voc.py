@@ -4,6 +4,9 @@
 import pytest
 
 
+pytestmark = pytest.mark.as_people_have_it
+
+
 def annotation(name, *objects, size=(60, 40)):
     return (
         f"<annotation><folder>VOC2012</folder><filename>{name}</filename><size><width>{size[0]}</width>"

@@ -4,6 +4,8 @@
 import pytest
 
 
+pytestmark = pytest.mark.as_people_have_it
+
 NAMES = "path: ../datasets/birds\ntrain: images/train\nval: images/val\nnames:\n  0: wing\n  1: beak\n"
 
 
