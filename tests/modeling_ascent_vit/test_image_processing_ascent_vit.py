@@ -43,7 +43,8 @@ GEOMETRIES = {
     "longest_edge": {
         "size": {"shortest_edge": 60, "longest_edge": 80},
         "do_pad": True,
-        "pad_size": {"height": 96, "width": 80},
+        # transformers leaves an edge of 81 as it is where the other would stay 20.
+        "pad_size": {"height": 96, "width": 88},
         "patch_size": 8,
     },
     "bounds": {"size": {"max_height": 70, "max_width": 90}, "patch_size": 10},
