@@ -310,8 +310,7 @@ class AscentViTConvLayer(nn.Module):
             out (`torch.Tensor`, *optional*): where the result is put, at inference alone.
         """
         if out is not None or is_inference(self):
-            # Of the very class: one that is derived from it, or put in its place, may compute something else.
-            may_fold = type(self.normalization) is AscentViTBatchNorm
+            may_fold = is_plain(self.normalization, AscentViTBatchNorm)
             return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, may_fold, out)
         return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))), inplace=True)
 
@@ -505,18 +504,23 @@ class AscentViTConceptStream(nn.Module):
         return self.split_heads(self.query(tokens)) @ (keys.transpose(-2, -1) * scaling)
 
     def forward(
-        self, tokens: torch.Tensor, override: torch.Tensor | None = None, is_given: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        tokens: torch.Tensor,
+        override: torch.Tensor | None = None,
+        is_given: torch.Tensor | None = None,
+        output_table: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, T, D)`): queries.
             override (`torch.Tensor` of shape `(B, T, S)`, *optional*): see [`override_attention`].
             is_given (`torch.Tensor` of shape `(B,)`, *optional*):
                 The images whose class scores have no gradient by way of attention, bool.
+            output_table (`bool`, *optional*, defaults to `False`): whether to return the contribution table.
 
         Returns:
-            Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, the mean over tokens by their attention: see
-            [`attention_share`].
+            Attention `(B, A, T, S)` in float32, class scores `(B, K)`, the mean over tokens by their attention: see
+            [`attention_share`]; on request, the contribution table `(A, S, K)` too.
         """
         scores = self.scores(tokens)
         attention = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
@@ -530,17 +534,37 @@ class AscentViTConceptStream(nn.Module):
         pooled = attention.sum(2) * attention_share(attention)
         if is_given is not None:
             pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
-        return attention, self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
+        class_scores = self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
+        return (attention, class_scores, self.project_heads(values)) if output_table else (attention, class_scores)
+
+    def project_heads(self, values: torch.Tensor) -> torch.Tensor:
+        """Each head's values by themselves as class scores, without bias, `(A, S, D / A) -> (A, S, K)`."""
+        if is_plain(self.projection, nn.Linear):
+            projection = self.projection.weight.unflatten(1, (self.num_heads, self.head_size))
+            return values @ projection.permute(1, 2, 0).to(values.dtype)
+        # Zeros in place of the other heads' values; by themselves, they give the bias.
+        alone = torch.einsum("asd,ab->asbd", values, torch.eye(self.num_heads).to(values)).flatten(2).flatten(0, 1)
+        scores = self.projection(torch.cat([alone, torch.zeros_like(alone[:1])]))
+        return (scores[:-1] - scores[-1]).unflatten(0, values.shape[:2])
+
+    def blank_token(self) -> torch.Tensor:
+        """A token of zeros `(1, 1, D)`, to ask for what depends on parameters only."""
+        # Weights that are kept elsewhere until the stream is called have no device; what calls it moves the token too.
+        device = "cpu" if self.concepts.is_meta else self.concepts.device
+        return torch.zeros(1, 1, self.concepts.shape[-1], device=device, dtype=self.concepts.dtype)
 
     def contribution_table(self) -> torch.Tensor:
-        """What head a adds to the score of class k where all its attention is to concept s, `(A, S, K)`."""
-        values = self.split_heads(self.value(self.concepts))
-        if not is_plain(self.projection):
-            # Each head's values alone, zeros in place of the others'.
-            alone = torch.einsum("asd,ab->asbd", values, torch.eye(self.num_heads).to(values)).flatten(2)
-            return self.projection(alone) - self.projection.bias
-        projection = self.projection.weight.unflatten(1, (self.num_heads, self.head_size))
-        return values @ projection.permute(1, 2, 0).to(values.dtype)
+        """
+        What head a adds to the score of class k where all its attention is to concept s, `(A, S, K)`.
+
+        Of a quantised layer that rounds its inputs too, sums of contributions are the logits up to that rounding.
+        """
+        return self(self.blank_token(), output_table=True)[2]
+
+    def class_bias(self) -> torch.Tensor:
+        """The class scores without attention to any concept, `(K,)`."""
+        token = self.blank_token()
+        return self(token, token.new_zeros(1, 1, self.concepts.shape[0]))[1][0]
 
 
 class AscentViTPreTrainedModel(PreTrainedModel):
@@ -901,7 +925,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
 
     def class_bias(self) -> torch.Tensor:
         """What the logits hold beside the contributions of concepts, `(num_labels,)`."""
-        return torch.stack([stream.projection.bias for stream in self.streams().values()]).sum(0)
+        return torch.stack([stream.class_bias() for stream in self.streams().values()]).sum(0)
 
     def global_query(self, prefix: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """The token that looks at global concepts, `(B, 1, D)`."""
@@ -1005,13 +1029,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         logits: Any = 0.0
         attentions, contributions = {}, []
         for name, stream in self.streams().items():
-            attention, class_scores = stream(*queries[name])
+            attention, class_scores, *tables = stream(*queries[name], output_table=output_contributions)
             logits = logits + class_scores
             attentions[name] = attention
-            if output_contributions:
-                table = stream.contribution_table().to(attention.dtype)
+            for table in tables:
                 pooled = attention.sum(2) * attention_share(attention)
-                contributions.append(torch.einsum("bas,ask->bsk", pooled, table))
+                contributions.append(torch.einsum("bas,ask->bsk", pooled, table.to(attention.dtype)))
         means = {name: attention.mean(1) for name, attention in attentions.items()}
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
 
@@ -1118,12 +1141,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """
         if self.spatial_stream is None:
             raise ValueError("contribution_maps needs spatial concepts, and this model has none.")
-        batch_size, device = pixel_values.shape[0], self.spatial_stream.projection.weight.device
-        indices = class_indices(self.config, class_ids, batch_size, device)
+        batch_size = pixel_values.shape[0]
+        indices = class_indices(self.config, class_ids, batch_size, pixel_values.device)
         outputs = self(pixel_values, output_concept_heads=True, return_dict=True, **kwargs)
         attention = outputs.spatial_concept_attention_heads
         table = self.spatial_stream.contribution_table().to(attention.dtype)
-        table = table[..., indices.expand(batch_size, -1)]
+        table = table[..., indices.to(table.device).expand(batch_size, -1)]
         maps = torch.einsum("bans,asbc->bcsn", attention * attention_share(attention).unsqueeze(1), table)
         return maps.unflatten(-1, outputs.patch_grid[0].tolist())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MaxMetric
 
 from ascent_vit.data.batches import FEATURE_ROWS
-from ascent_vit.inference.mode import evaluation_mode, size_options
+from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
 
 from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics
 
@@ -71,8 +71,7 @@ class _Evaluation:
         self.num_classes = config.num_labels or 0
         if self.num_classes < 2:
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {self.num_classes}.")
-        parameter = next(bare_model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = input_kind(bare_model)
         # Sums are kept in float64, which MPS does not have.
         has_float64 = self.device.type != "mps"
         self.metric_device = self.device if has_float64 else torch.device("cpu")
