@@ -32,7 +32,7 @@ from .divergence import DivergenceGuard
 from .errors import writing
 from .features import CachedTokens, without_lists
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
-from .precision import resolve_precision, training_device
+from .precision import check_precision, resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe, augmentation_of
 from .run import Run, RunData
 from .sharding import check_sharding
@@ -69,7 +69,11 @@ def check_resumed(output: Path, record: dict[str, Any]) -> None:
 
 
 def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
-    """Starts the accelerator of a run; ValueError where it does not see the processes that were started."""
+    """
+    Starts the accelerator of a run; ValueError where it does not see the processes that were started, or this process
+    has another of another precision.
+    """
+    check_precision(recipe.mixed_precision)
     accelerator = Accelerator(
         # Accelerate takes processes on CPUs for one group only when it is told that they are on CPUs.
         cpu=not torch.accelerator.is_available(),
