@@ -64,9 +64,9 @@ def check_precision(mixed_precision: str) -> None:
     """Checks that an accelerator of this mixed precision can be made in this process; ValueError otherwise."""
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         raise ValueError(
-            f"This process has an accelerator with mixed_precision {AcceleratorState().mixed_precision}, and Accelerate "
-            f"keeps one precision for all: set mixed_precision to it, or train with {mixed_precision} in a process of "
-            "its own."
+            f"This process has an accelerator with mixed_precision {AcceleratorState().mixed_precision}, and "
+            f"Accelerate keeps one precision for all: set mixed_precision to it, or train with {mixed_precision} in a "
+            "process of its own."
         )
 
 

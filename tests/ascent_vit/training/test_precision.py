@@ -97,7 +97,7 @@ def test_runs_of_one_process_may_differ_in_precision(few_digits, tiny_recipe, tm
 @pytest.mark.usefixtures("no_accelerator")
 def test_an_accelerator_of_another_keeps_its_precision(few_digits, tiny_recipe, tmp_path):
     other = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
-    with pytest.raises(ValueError, match="an accelerator with mixed_precision bf16, .*: set mixed_precision to it, or"):
+    with pytest.raises(ValueError, match="accelerator with mixed_precision bf16, .*: set mixed_precision to it, or"):
         train(tiny_recipe(max_steps=1, mixed_precision="no"), tmp_path / "run", few_digits)
     train(tiny_recipe(max_steps=1, mixed_precision="bf16"), tmp_path / "run", few_digits)
     assert other.mixed_precision == "bf16" and other.num_processes == 1
