@@ -15,7 +15,7 @@ from ascent_vit.evaluation import evaluate
 from ascent_vit.utils.files import write_json
 
 from .checkpoints import save_checkpoint
-from .errors import writing
+from .errors import check_best_metric, writing
 from .report import LOSSES
 from .stream import StreamLoader
 
@@ -133,14 +133,9 @@ def evaluate_epoch(run: "Run") -> None:
     metrics: dict[str, float] = {}
     if run.validation_loader is not None:
         metrics = evaluate(run.kept_model, run.validation_loader, run.accelerator, progress=True)
+        check_best_metric(recipe.metric_for_best_model, metrics)
     run.evaluation_seconds += time.perf_counter() - start
-    name = recipe.metric_for_best_model
-    if name not in metrics and run.validation_loader is not None:
-        raise ValueError(
-            f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
-            f"{', '.join(metrics)}."
-        )
-    value = metrics.get(name)
+    value = metrics.get(recipe.metric_for_best_model)
     record_epoch(run, epoch, metrics)
     best = progress.best_value
     if value is None or best is None or (value > best if recipe.best_is_greatest else value < best):

@@ -18,18 +18,20 @@ from accelerate.utils import (
     set_seed,
 )
 from datasets import DatasetDict, IterableDataset
+from torch.utils.data import DataLoader
 
 from ascent_vit.data import check_concepts, check_once, concepts_from_features, load_concept_dataset
 from ascent_vit.data.loading import spatial_names, unite
 from ascent_vit.data.splits import read_images
 from ascent_vit.data.suspicions import flip_suspicion
+from ascent_vit.evaluation.evaluate import known_metrics
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
 from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
-from .errors import writing
+from .errors import check_best_metric, writing
 from .features import CachedTokens, without_lists
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import check_precision, resolve_precision, training_device
@@ -232,6 +234,22 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     )
 
 
+def check_metric(run: Run) -> None:
+    """Checks before the first step that the validation split can give the metric that chooses the weights."""
+    loader = run.validation_loader
+    if loader is None:
+        return
+    # A loader of its own: one that is left early stays the accelerator's current one.
+    batches = DataLoader(
+        loader.dataset,
+        run.recipe.per_device_eval_batch_size,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator().manual_seed(run.recipe.seed),
+    )
+    name = run.recipe.metric_for_best_model
+    check_best_metric(name, known_metrics(run.kept_model, batches, name))
+
+
 def fill_features(run: Run) -> None:
     """Computes the tokens of all images that a run trains and validates on, where it caches them."""
     if run.features is None or run.finished:
@@ -277,6 +295,8 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
     accelerator.wait_for_everyone()
 
     run = build_run(recipe, output, accelerator, data, plan)
+    if not resume:
+        check_metric(run)
     # From here on, processes differ in what they draw, for example in dropout.
     set_seed(recipe.seed, device_specific=True)
     if resume:
