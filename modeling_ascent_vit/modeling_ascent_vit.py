@@ -892,16 +892,20 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         if wanted is not None and isinstance(backbone, PreTrainedModel):
             pretrained = pretrained.to(wanted)
         model = cls(config_class(backbone_config=pretrained.config, **config_kwargs), pretrained)
-        new_parts = {
-            name: child
-            for name, child in [*model.named_children(), *model.ascent_vit.named_children()]
-            if name not in ("ascent_vit", "backbone")
-        }
-        for child in new_parts.values():
-            child.to(device=pretrained.device, dtype=pretrained.dtype)
+        for name in model.new_parts():
+            model.get_submodule(name).to(device=pretrained.device, dtype=pretrained.dtype)
         if getattr(pretrained, "hf_quantizer", None) is not None:
-            model.adopt_quantization(list(new_parts))
+            model.adopt_quantization(model.new_parts())
         return model.eval()
+
+    def new_parts(self) -> list[str]:
+        """
+        Names of the modules beside the backbone, which start from random weights: what trains in full where the backbone
+        is frozen, has a learning rate of its own, or is adapted, as `LoraConfig(modules_to_save=model.new_parts())`.
+        """
+        parents: dict[str, nn.Module] = {"": self, "ascent_vit.": self.ascent_vit}
+        names = [prefix + name for prefix, parent in parents.items() for name, _ in parent.named_children()]
+        return [name for name in names if name not in ("ascent_vit", "ascent_vit.backbone")]
 
     def adopt_quantization(self, plain_parts: list[str]):
         """Makes the backbone's quantisation the whole model's, with parts that stay plain, so that it can be saved."""
