@@ -19,6 +19,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_images_ascent_vit import on_images
-from .backbones_ascent_vit import build_backbone, drop_unused_parameters, has_cls_token, pretrained_backbone
+from .backbones_ascent_vit import (
+    build_backbone,
+    drop_unused_parameters,
+    eager_attention,
+    has_cls_token,
+    pretrained_backbone,
+)
 from .checks_ascent_vit import (
     IGNORED_LABEL,
     check_backbone,
@@ -738,7 +745,8 @@ class AscentViTModel(AscentViTPreTrainedModel):
                 Whether the backbone interpolates its position embeddings, for images of another size than its own.
             output_fusion (`bool`, *optional*, defaults to `False`):
                 Whether to return where the fusion looked, and how much each point counted.
-            output_attentions (`bool`, *optional*): whether to return the backbone's attention weights.
+            output_attentions (`bool`, *optional*):
+                Whether to return the backbone's attention weights. It then computes them by its eager attention.
             output_hidden_states (`bool`, *optional*): whether to return the backbone's hidden states.
 
         Returns:
@@ -753,13 +761,17 @@ class AscentViTModel(AscentViTPreTrainedModel):
             # Backbones interpolate from a square; of any other shape they take their own size, as was checked.
             is_square = config.image_size[0] == config.image_size[1]
             kwargs["interpolate_pos_encoding"] = bool(interpolate_pos_encoding) and is_square
-        outputs = self.backbone(
-            pixel_values,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        with eager_attention(self.backbone) if output_attentions else nullcontext():
+            outputs = self.backbone(
+                pixel_values,
+                output_attentions=output_attentions,
+                output_hidden_states=(
+                    config.output_hidden_states if output_hidden_states is None else output_hidden_states
+                ),
+                return_dict=True,
+                **kwargs,
+            )
         hidden_states = outputs.last_hidden_state
         if hidden_states.ndim == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
@@ -990,7 +1002,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 Whether to return where the fusion looked, and how much each point counted.
             interpolate_pos_encoding (`bool`, *optional*):
                 Whether the backbone interpolates its position embeddings, for images of another size than its own.
-            output_attentions (`bool`, *optional*): whether to return the backbone's attention weights.
+            output_attentions (`bool`, *optional*):
+                Whether to return the backbone's attention weights. It then computes them by its eager attention.
             output_hidden_states (`bool`, *optional*): whether to return the backbone's hidden states.
 
         Returns:
