@@ -16,7 +16,9 @@
 import inspect
 import math
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,6 +258,28 @@ def drop_unused_parameters(backbone: Any):
             module.register_buffer("mask_token", mask_token.detach(), persistent=False)
 
 
+_eager = threading.Lock()
+
+
+@contextmanager
+def eager_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    """
+    Lets a backbone compute its attention eagerly, as other implementations keep no weights; it gets its own back.
+
+    transformers leaves the weights out in silence. One thread at a time, so that none puts back what another has set.
+    """
+    with nullcontext() if torch.compiler.is_compiling() else _eager:
+        implementation = backbone.config._attn_implementation
+        if implementation in (None, "eager"):
+            yield
+            return
+        backbone.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            backbone.set_attn_implementation(implementation)
+
+
 def has_cls_token(backbone: PreTrainedModel) -> bool:
     """Whether the backbone learns a CLS token."""
     names = {name.rpartition(".")[2] for name, _ in backbone.named_parameters()}
@@ -269,6 +293,7 @@ __all__ = [
     "backbone_facts",
     "build_backbone",
     "drop_unused_parameters",
+    "eager_attention",
     "has_cls_token",
     "pretrained_backbone",
 ]

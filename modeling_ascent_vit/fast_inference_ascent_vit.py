@@ -14,13 +14,15 @@
 """
 What makes inference faster and changes nothing but rounding: batches in parts, products folded, results written in place.
 
-A forward of the model comes here by one `if`, and holds the formula itself beside it.
+A forward of the model comes here by one `if`, and holds the formula itself beside it. Where anybody may see or change what
+a layer does, it is called as the formula says: [`is_plain`] tells.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import module as every_module
 
 
 # What is taken at once at inference on a CPU: features of the pyramid's stem, which are as large as a CPU's cache, and
@@ -57,14 +59,37 @@ def as_convolved(images: torch.Tensor) -> torch.Tensor:
     return images.to(dtype) if is_transformed() else images.to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is no more than its weight and bias: an adapter or a quantised layer in its place has more to it."""
-    return type(layer) in (nn.Linear, nn.Conv2d) and type(layer.weight) is nn.Parameter
+def is_watched(module: nn.Module) -> bool:
+    """
+    Whether more happens at a call of a module than its class's forward: hooks, its own or those of all modules, as of
+    profilers, calibration and pruning, or another forward in place of it, as where its weights are offloaded.
+    """
+    return bool(
+        every_module._global_forward_pre_hooks
+        or every_module._global_forward_hooks
+        or module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or "forward" in vars(module)
+    )
+
+
+def is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """
+    Whether a layer may be replaced by its parameters: it is of one of these very classes, so that no adapter, parametrisation
+    or quantised layer has its place, nobody watches its calls, and its parameters are plain ones that hold numbers.
+    """
+    return (
+        type(layer) in kinds
+        and not is_watched(layer)
+        and all(type(p) is nn.Parameter and not p.is_meta for p in layer._parameters.values() if p is not None)
+    )
 
 
 def folds_norm(convolution: Any, norm: nn.Module, features: torch.Tensor) -> bool:
-    """Whether a batch normalisation goes into the convolution before it: by known statistics, where that is cheaper."""
-    if norm.training or type(norm.weight) is not nn.Parameter or not is_plain(convolution):
+    """Whether a normalisation by known statistics goes into the convolution before it, where that is cheaper."""
+    if norm.training or not is_plain(convolution, nn.Conv2d):
         return False
     if torch.compiler.is_compiling():
         return True
@@ -96,7 +121,7 @@ def fast_conv_layer(
     Args:
         convolution, norm, pooling (`nn.Module`): parts of a layer of the pyramid.
         features (`torch.Tensor` of shape `(B, C_in, H, W)`): features.
-        may_fold (`bool`): whether the normalisation is a batch normalisation and nothing more.
+        may_fold (`bool`): whether the normalisation is a plain batch normalisation, see [`is_plain`].
         out (`torch.Tensor`, *optional*): where the result is put.
     """
     folds = may_fold and folds_norm(convolution, norm, features)
@@ -108,7 +133,7 @@ def stem_in_parts(stem: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """The stem (`AscentViTPyramidStem`) on a few images at a time, whose features stay in the cache."""
     values_per_pixel = stem[0].out_channels / stem[0].stride ** 2
     parts = split_images(pixel_values, int(STEM_BYTES_AT_ONCE / (values_per_pixel * pixel_values.dtype.itemsize)))
-    if len(parts) == 1:
+    if len(parts) == 1 or any(map(is_watched, stem.modules())):
         return nn.Sequential.forward(stem, pixel_values)
     *layers, last = stem
     batch_size, _, height, width = pixel_values.shape
@@ -141,11 +166,13 @@ def fuse_in_parts(
 ) -> tuple[torch.Tensor, ...]:
     """`fusion(patches, patch_grid, *encoding(pixel_values))` on a few images at a time."""
     images = split_images(pixel_values, PIXELS_AT_ONCE)
+    if len(images) == 1 or any(is_watched(module) for part in (encoding, fusion) for module in part.modules()):
+        return fusion(patches, patch_grid, *encoding(pixel_values))
     parts = [
         fusion(tokens, patch_grid, *encoding(pixels))
         for tokens, pixels in zip(patches.split(len(images[0])), images, strict=True)
     ]
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+    return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
 def softmax_over_few(scores: torch.Tensor) -> torch.Tensor:
@@ -160,7 +187,7 @@ def folds_query(query: nn.Module, tokens: torch.Tensor, keys: torch.Tensor) -> b
         not torch.is_grad_enabled()
         and tokens.shape[1] > 1
         and 2 * keys.shape[0] * keys.shape[1] <= tokens.shape[-1]
-        and is_plain(query)
+        and is_plain(query, nn.Linear)
     )
 
 
@@ -170,7 +197,7 @@ def folded_scores(query: Any, tokens: torch.Tensor, keys: torch.Tensor) -> torch
     and then S. It is computed anew at each call, which costs S * D * D once per batch, and so is never stale.
 
     Args:
-        query (`nn.Linear`): projection of the queries, without bias.
+        query (`nn.Linear`): projection of the queries, without bias, plain as [`is_plain`] has it.
         tokens (`torch.Tensor` of shape `(B, T, D)`): tokens.
         keys (`torch.Tensor` of shape `(A, S, D / A)`): keys, scaled.
 

@@ -19,6 +19,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .backbone_images_ascent_vit import on_images
-from .backbones_ascent_vit import build_backbone, drop_unused_parameters, has_cls_token, pretrained_backbone
+from .backbones_ascent_vit import (
+    build_backbone,
+    drop_unused_parameters,
+    eager_attention,
+    has_cls_token,
+    pretrained_backbone,
+)
 from .checks_ascent_vit import (
     IGNORED_LABEL,
     check_backbone,
@@ -351,8 +358,7 @@ class AscentViTConvLayer(nn.Module):
             out (`torch.Tensor`, *optional*): where the result is put, at inference alone.
         """
         if out is not None or is_inference(self):
-            # Of the very class: one that is derived from it, or put in its place, may compute something else.
-            may_fold = type(self.normalization) is AscentViTBatchNorm
+            may_fold = is_plain(self.normalization, AscentViTBatchNorm)
             return fast_conv_layer(self.convolution, self.normalization, self.pooling, features, may_fold, out)
         # Not in place, which would change what hooks have put in place of the normalisation's output.
         return nn.functional.relu(self.pooling(self.normalization(self.convolution(features))))
@@ -552,7 +558,8 @@ class AscentViTConceptStream(nn.Module):
         override: torch.Tensor | None = None,
         is_given: torch.Tensor | None = None,
         correction: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        output_table: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
         """
         Args:
             tokens (`torch.Tensor` of shape `(B, T, D)`): queries.
@@ -561,10 +568,11 @@ class AscentViTConceptStream(nn.Module):
                 The images whose class scores have no gradient by way of attention, bool.
             correction (`torch.Tensor` of shape `(B, T, S)`, *optional*):
                 A further override, of the attention that class scores are made of and not of that which is returned.
+            output_table (`bool`, *optional*, defaults to `False`): whether to return the contribution table.
 
         Returns:
-            Attention `(B, A, T, S)` in float32 and class scores `(B, K)`, the mean over tokens by their attention: see
-            [`attention_share`].
+            Attention `(B, A, T, S)` in float32, class scores `(B, K)`, the mean over tokens by their attention: see
+            [`attention_share`]; on request, the contribution table `(A, S, K)` too.
         """
         scores = self.scores(tokens)
         attention = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
@@ -579,17 +587,37 @@ class AscentViTConceptStream(nn.Module):
         pooled = counted.sum(2) * attention_share(counted)
         if is_given is not None:
             pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
-        return attention, self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
+        class_scores = self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
+        return (attention, class_scores, self.project_heads(values)) if output_table else (attention, class_scores)
+
+    def project_heads(self, values: torch.Tensor) -> torch.Tensor:
+        """Each head's values by themselves as class scores, without bias, `(A, S, D / A) -> (A, S, K)`."""
+        if is_plain(self.projection, nn.Linear):
+            projection = self.projection.weight.unflatten(1, (self.num_heads, self.head_size))
+            return values @ projection.permute(1, 2, 0).to(values.dtype)
+        # Zeros in place of the other heads' values; by themselves, they give the bias.
+        alone = torch.einsum("asd,ab->asbd", values, torch.eye(self.num_heads).to(values)).flatten(2).flatten(0, 1)
+        scores = self.projection(torch.cat([alone, torch.zeros_like(alone[:1])]))
+        return (scores[:-1] - scores[-1]).unflatten(0, values.shape[:2])
+
+    def blank_token(self) -> torch.Tensor:
+        """A token of zeros `(1, 1, D)`, to ask for what depends on parameters only."""
+        # Weights that are kept elsewhere until the stream is called have no device; what calls it moves the token too.
+        device = "cpu" if self.concepts.is_meta else self.concepts.device
+        return torch.zeros(1, 1, self.concepts.shape[-1], device=device, dtype=self.concepts.dtype)
 
     def contribution_table(self) -> torch.Tensor:
-        """What head a adds to the score of class k where all its attention is to concept s, `(A, S, K)`."""
-        values = self.split_heads(self.value(self.concepts))
-        if not is_plain(self.projection):
-            # Each head's values alone, zeros in place of the others'.
-            alone = torch.einsum("asd,ab->asbd", values, torch.eye(self.num_heads).to(values)).flatten(2)
-            return self.projection(alone) - self.projection.bias
-        projection = self.projection.weight.unflatten(1, (self.num_heads, self.head_size))
-        return values @ projection.permute(1, 2, 0).to(values.dtype)
+        """
+        What head a adds to the score of class k where all its attention is to concept s, `(A, S, K)`.
+
+        Of a quantised layer that rounds its inputs too, sums of contributions are the logits up to that rounding.
+        """
+        return self(self.blank_token(), output_table=True)[2]
+
+    def class_bias(self) -> torch.Tensor:
+        """The class scores without attention to any concept, `(K,)`."""
+        token = self.blank_token()
+        return self(token, token.new_zeros(1, 1, self.concepts.shape[0]))[1][0]
 
 
 class AscentViTPreTrainedModel(PreTrainedModel):
@@ -765,7 +793,8 @@ class AscentViTModel(AscentViTPreTrainedModel):
                 Whether the backbone interpolates its position embeddings, for images of another size than its own.
             output_fusion (`bool`, *optional*, defaults to `False`):
                 Whether to return where the fusion looked, and how much each point counted.
-            output_attentions (`bool`, *optional*): whether to return the backbone's attention weights.
+            output_attentions (`bool`, *optional*):
+                Whether to return the backbone's attention weights. It then computes them by its eager attention.
             output_hidden_states (`bool`, *optional*): whether to return the backbone's hidden states.
 
         Returns:
@@ -780,13 +809,17 @@ class AscentViTModel(AscentViTPreTrainedModel):
             # Backbones interpolate from a square; of any other shape they take their own size, as was checked.
             is_square = config.image_size[0] == config.image_size[1]
             kwargs["interpolate_pos_encoding"] = bool(interpolate_pos_encoding) and is_square
-        outputs = self.backbone(
-            pixel_values,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            return_dict=True,
-            **kwargs,
-        )
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        with eager_attention(self.backbone) if output_attentions else nullcontext():
+            outputs = self.backbone(
+                pixel_values,
+                output_attentions=output_attentions,
+                output_hidden_states=(
+                    config.output_hidden_states if output_hidden_states is None else output_hidden_states
+                ),
+                return_dict=True,
+                **kwargs,
+            )
         hidden_states = outputs.last_hidden_state
         if hidden_states.ndim == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
@@ -920,16 +953,20 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         if wanted is not None and isinstance(backbone, PreTrainedModel):
             pretrained = pretrained.to(wanted)
         model = cls(config_class(backbone_config=pretrained.config, **config_kwargs), pretrained)
-        new_parts = {
-            name: child
-            for name, child in [*model.named_children(), *model.ascent_vit.named_children()]
-            if name not in ("ascent_vit", "backbone")
-        }
-        for child in new_parts.values():
-            child.to(device=pretrained.device, dtype=pretrained.dtype)
+        for name in model.new_parts():
+            model.get_submodule(name).to(device=pretrained.device, dtype=pretrained.dtype)
         if getattr(pretrained, "hf_quantizer", None) is not None:
-            model.adopt_quantization(list(new_parts))
+            model.adopt_quantization(model.new_parts())
         return model.eval()
+
+    def new_parts(self) -> list[str]:
+        """
+        Names of the modules beside the backbone, which start from random weights: what trains in full where the backbone
+        is frozen, has a learning rate of its own, or is adapted, as `LoraConfig(modules_to_save=model.new_parts())`.
+        """
+        parents: dict[str, nn.Module] = {"": self, "ascent_vit.": self.ascent_vit}
+        names = [prefix + name for prefix, parent in parents.items() for name, _ in parent.named_children()]
+        return [name for name in names if name not in ("ascent_vit", "ascent_vit.backbone")]
 
     def adopt_quantization(self, plain_parts: list[str]):
         """Makes the backbone's quantisation the whole model's, with parts that stay plain, so that it can be saved."""
@@ -953,7 +990,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
 
     def class_bias(self) -> torch.Tensor:
         """What the logits hold beside the contributions of concepts, `(num_labels,)`."""
-        return torch.stack([stream.projection.bias for stream in self.streams().values()]).sum(0)
+        return torch.stack([stream.class_bias() for stream in self.streams().values()]).sum(0)
 
     def global_query(self, prefix: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         """The token that looks at global concepts, `(B, 1, D)`."""
@@ -1014,7 +1051,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 Whether to return where the fusion looked, and how much each point counted.
             interpolate_pos_encoding (`bool`, *optional*):
                 Whether the backbone interpolates its position embeddings, for images of another size than its own.
-            output_attentions (`bool`, *optional*): whether to return the backbone's attention weights.
+            output_attentions (`bool`, *optional*):
+                Whether to return the backbone's attention weights. It then computes them by its eager attention.
             output_hidden_states (`bool`, *optional*): whether to return the backbone's hidden states.
 
         Returns:
@@ -1060,13 +1098,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         logits: Any = 0.0
         attentions, contributions = {}, []
         for name, stream in self.streams().items():
-            attention, class_scores = stream(*queries[name])
+            attention, class_scores, *tables = stream(*queries[name], output_table=output_contributions)
             logits = logits + class_scores
             attentions[name] = attention
-            if output_contributions:
-                table = stream.contribution_table().to(attention.dtype)
+            for table in tables:
                 pooled = attention.sum(2) * attention_share(attention)
-                contributions.append(torch.einsum("bas,ask->bsk", pooled, table))
+                contributions.append(torch.einsum("bas,ask->bsk", pooled, table.to(attention.dtype)))
         means = {name: attention.mean(1) for name, attention in attentions.items()}
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
 
@@ -1187,12 +1224,12 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """
         if self.spatial_stream is None:
             raise ValueError("contribution_maps needs spatial concepts, and this model has none.")
-        batch_size, device = pixel_values.shape[0], self.spatial_stream.projection.weight.device
-        indices = class_indices(self.config, class_ids, batch_size, device)
+        batch_size = pixel_values.shape[0]
+        indices = class_indices(self.config, class_ids, batch_size, pixel_values.device)
         outputs = self(pixel_values, output_concept_heads=True, return_dict=True, **kwargs)
         attention = outputs.spatial_concept_attention_heads
         table = self.spatial_stream.contribution_table().to(attention.dtype)
-        table = table[..., indices.expand(batch_size, -1)]
+        table = table[..., indices.to(table.device).expand(batch_size, -1)]
         maps = torch.einsum("bans,asbc->bcsn", attention * attention_share(attention).unsqueeze(1), table)
         return maps.unflatten(-1, outputs.patch_grid[0].tolist())
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MaxMetric
 
 from ascent_vit.data.batches import FEATURE_ROWS
-from ascent_vit.inference.mode import evaluation_mode, size_options
+from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
 
 from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics
 
@@ -71,8 +71,7 @@ class _Evaluation:
         self.num_classes = config.num_labels or 0
         if self.num_classes < 2:
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {self.num_classes}.")
-        parameter = next(bare_model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = input_kind(bare_model)
         # Sums are kept in float64, which MPS does not have.
         has_float64 = self.device.type != "mps"
         self.metric_device = self.device if has_float64 else torch.device("cpu")
@@ -188,4 +187,26 @@ def evaluate(
     with evaluation_mode(model):
         for batch in dataloader:
             evaluation.update(batch)
+    return evaluation.compute()
+
+
+def known_metrics(
+    model: "ConceptClassifier", dataloader: Iterable[dict[str, Tensor]], wanted: str
+) -> dict[str, float]:
+    """
+    Metrics of as many batches as it takes until `wanted` is among them, of all if it never is: the first batch mostly
+    tells whether a split has the targets for it.
+
+    Args:
+        model: model to evaluate, in a process of its own or in each of several, which read the same batches.
+        dataloader: batches as [`evaluate`] takes them.
+        wanted: name of a metric.
+    """
+    evaluation = _Evaluation(model, None)
+    with evaluation_mode(model):
+        for number, batch in enumerate(dataloader, start=1):
+            evaluation.update(batch)
+            # Computing costs more than a batch after many of them, so ever more rarely.
+            if number.bit_count() == 1 and wanted in (metrics := evaluation.compute()):
+                return metrics
     return evaluation.compute()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ascent_vit.inference.mode import evaluation_mode
+from ascent_vit.inference.mode import evaluation_mode, input_kind
 
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def average_over_images(
     from tqdm.auto import tqdm
 
     bare_model = model if accelerator is None else accelerator.unwrap_model(model)
-    device = next(bare_model.parameters()).device
+    device, _ = input_kind(bare_model)
     means = MeanOverImages(columns, sync_on_compute=accelerator is None)
     hidden = not progress or not (accelerator is None or accelerator.is_local_main_process)
     with evaluation_mode(bare_model):

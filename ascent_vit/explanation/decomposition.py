@@ -186,7 +186,10 @@ class Decomposition:
 
     @property
     def attention_maps(self) -> np.ndarray:
-        """Attention to each spatial concept in the original image's pixels, `(S, H, W)`."""
+        """
+        Attention to each spatial concept in the original image's pixels, `(S, H, W)`, computed at each call; one at a
+        time by `attention_map`.
+        """
         return self.resize(self.patch_attention)
 
     @property
@@ -214,11 +217,29 @@ class Decomposition:
             raise ValueError("This explanation does not hold where the fusion looked: call explain with fusion=True.")
         return self.fusion
 
-    def resize(self, maps: np.ndarray) -> np.ndarray:
-        """Interpolates patch maps `(..., h, w)` to the original image's pixels, `(..., H, W)`, 0 outside a crop."""
-        width, height = self.image.size
-        resized = self.processor.resize_concept_maps(torch.from_numpy(np.ascontiguousarray(maps)), (height, width))
-        return np.asarray(resized, dtype=np.float32)
+    def attention_map(self, name: str) -> np.ndarray:
+        """Attention to one spatial concept in the original image's pixels, `(H, W)`; ValueError for another one."""
+        return self.resize(self.patch_attention[self.concept(name, "spatial").index])
+
+    def contribution_map(self, name: str) -> np.ndarray:
+        """
+        Contribution of one spatial concept per patch, drawn in the original image's pixels, `(H, W)`; ValueError for
+        another one.
+        """
+        return self.resize(self.patch_contributions[self.concept(name, "spatial").index])
+
+    def resize(self, maps: np.ndarray, step: int = 1) -> np.ndarray:
+        """
+        Interpolates patch maps `(..., h, w)` to the original image's pixels, `(..., H, W)`, 0 outside a crop; or to
+        every `step`-th row and column of them, from the middle of the first `step` on.
+        """
+        values, (width, height) = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32)), self.image.size
+        if step == 1:
+            return np.asarray(self.processor.resize_concept_maps(values, (height, width)), dtype=np.float32)
+        axes = zip(self.processor.patch_axes((height, width)), values.shape[-2:], strict=True)
+        weights = [axis.interpolation(count)[step // 2 :: step] for axis, count in axes]
+        rows, columns = (torch.from_numpy(weight).float() for weight in weights)
+        return (rows @ (values @ columns.T)).numpy()
 
     def concept(self, name: str, stream: str | None = None) -> ConceptContribution:
         """

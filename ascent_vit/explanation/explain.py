@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ascent_vit.inference.mode import evaluation_mode, size_options
+from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
 from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
 
 from .explanation import Explanation
@@ -83,10 +83,9 @@ class Explainer:
             classes (`list[int | None]`): Index of the class to explain for each image, None for the predicted one.
             overrides: `global_concept_override` and `spatial_concept_override` of the model's forward.
         """
-        parameter = next(self.model.parameters())
-        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
-        pixel_values = pixel_values.to(parameter.device, parameter.dtype)
-        options: dict[str, Any] = {name: override.to(parameter.device) for name, override in overrides.items()}
+        device, dtype = input_kind(self.model)
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(device, dtype)
+        options: dict[str, Any] = {name: override.to(device) for name, override in overrides.items()}
         options |= size_options(self.model.config, pixel_values)
         with evaluation_mode(self.model):
             outputs = self.model(pixel_values, return_dict=True, **self.arguments(), **options)

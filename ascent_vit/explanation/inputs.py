@@ -11,6 +11,7 @@ from PIL import Image
 
 from modeling_ascent_vit.image_inputs_ascent_vit import (
     checked_array,
+    eight_bit,
     eight_bit_array,
     load_source,
     rgb_array,
@@ -53,7 +54,12 @@ def read_image(image: ImageInput, window: Sequence[float] | None = None) -> Imag
         opened = image
     else:
         raise ValueError(f"An image must be a PIL image, a path, a URL or an array; got {type(image).__name__}.")
-    return Image.fromarray(rgb_array(upright(opened), window))
+    turned = eight_bit(upright(opened), window)
+    if turned is opened or turned.mode != "RGB" or "transparency" in turned.info:
+        return Image.fromarray(rgb_array(turned, window))
+    # A copy already: another one of a large photograph would cost its memory.
+    turned.info = {}
+    return turned
 
 
 def read_input(image: ImageInput, processor: Any) -> Image.Image | np.ndarray:

@@ -8,6 +8,7 @@ Needs numpy, pillow and the runtime of the exported file, which lies in this fol
 openvino for `model.xml`, torch for `model.pt2`.
 """
 
+import contextlib
 import json
 import sys
 import warnings
@@ -16,19 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def read_image(path: str | Path, window: list[float] | None = None) -> Image.Image:
     """
-    Reads an image as RGB, transparency over white, as it is stored: its EXIF orientation is not applied.
+    Reads an image as RGB, transparency over white, turned upright by its EXIF orientation, as phones leave it.
 
     Args:
         path: image file.
         window: low and high value, shown black and white, of images of more than 8 bits; without it the smallest
             range of 0 to 1 (floats alone), 0 to 255, 0 to 4095 and 0 to 65535 that holds the image's values.
     """
-    image: Image.Image = Image.open(path)
+    # Not by its path: Pillow 12.3 then scrambles uncompressed grey TIFF files that EXIF turns.
+    with open(path, "rb") as file:
+        image: Image.Image = Image.open(file)
+        image.load()
+    # Damaged EXIF data raises what Pillow's TIFF reader happens to meet.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image)
         tops = ([1] if image.mode == "F" else []) + [255, 4095, 65535]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a run whose input was valid."""
+"""What ends a run: input that turns out not to serve, and what goes wrong with input that was valid."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
+
+from ascent_vit.utils.metrics import EPOCH_METRICS
 
 
 class TrainingError(RuntimeError):
@@ -38,4 +40,13 @@ def writing(what: str, folder: str | os.PathLike) -> Iterator[None]:
         ) from error
 
 
-__all__ = ["TrainingError", "writing"]
+def check_best_metric(name: str | None, metrics: Collection[str]) -> None:
+    """Checks that the metric that chooses the weights, if any, is one of the validation split's; ValueError otherwise."""
+    if name is not None and name not in metrics:
+        raise ValueError(
+            f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
+            f"{', '.join(known for known in EPOCH_METRICS if known in metrics)}."
+        )
+
+
+__all__ = ["TrainingError", "check_best_metric", "writing"]

@@ -16,7 +16,7 @@ from ascent_vit.utils.files import write_json
 
 from .blocks import evaluate_frozen
 from .checkpoints import save_checkpoint
-from .errors import writing
+from .errors import check_best_metric, writing
 from .report import LOSSES
 from .stream import StreamLoader
 
@@ -133,13 +133,9 @@ def evaluate_epoch(run: "Run") -> None:
     metrics: dict[str, float] = {}
     if run.validation_loader is not None:
         metrics = evaluate(run.kept_model, run.validation_loader, run.accelerator, progress=True)
+        check_best_metric(recipe.metric_for_best_model, metrics)
     run.evaluation_seconds += time.perf_counter() - start
     name = recipe.metric_for_best_model
-    if name is not None and name not in metrics and run.validation_loader is not None:
-        raise ValueError(
-            f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
-            f"{', '.join(metrics)}."
-        )
     value = None if name is None else metrics.get(name)
     record_epoch(run, epoch, metrics)
     best = progress.best_value

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device to train on, and the precision that it computes fast in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 
 
@@ -41,4 +44,30 @@ def resolve_precision(
     return "bf16" if device.type != "cpu" and has_bfloat16(device) else "no"
 
 
-__all__ = ["resolve_precision", "training_device"]
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """
+    Lets a run have a mixed precision of its own.
+
+    Accelerate keeps one for all accelerators of a process: what is first made in here is forgotten at the end, so that
+    another run, or `Trainer`, may have another. Where there is an accelerator already, it keeps its precision.
+    """
+    is_own = not AcceleratorState._shared_state
+    try:
+        yield
+    finally:
+        if is_own:
+            AcceleratorState._reset_state()
+
+
+def check_precision(mixed_precision: str) -> None:
+    """Checks that an accelerator of this mixed precision can be made in this process; ValueError otherwise."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        raise ValueError(
+            f"This process has an accelerator with mixed_precision {AcceleratorState().mixed_precision}, and "
+            f"Accelerate keeps one precision for all: set mixed_precision to it, or train with {mixed_precision} in a "
+            "process of its own."
+        )
+
+
+__all__ = ["check_precision", "own_precision", "resolve_precision", "training_device"]

@@ -18,11 +18,13 @@ from accelerate.utils import (
     set_seed,
 )
 from datasets import DatasetDict, IterableDataset
+from torch.utils.data import DataLoader
 
 from ascent_vit.data import check_concepts, check_once, concepts_from_features, load_concept_dataset
 from ascent_vit.data.loading import spatial_names, unite
 from ascent_vit.data.splits import read_images
 from ascent_vit.data.suspicions import flip_suspicion
+from ascent_vit.evaluation.evaluate import known_metrics
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
@@ -30,10 +32,10 @@ from .blocks import freeze
 from .build import balanced_weights, build_model, make_loader, split_dataset
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
-from .errors import writing
+from .errors import check_best_metric, writing
 from .features import CachedTokens, check_numbered
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
-from .precision import resolve_precision, training_device
+from .precision import check_precision, resolve_precision, training_device
 from .recipe import FREE_KEYS, Recipe, augmentation_of
 from .run import Run, RunData
 from .sharding import check_sharding
@@ -70,7 +72,11 @@ def check_resumed(output: Path, record: dict[str, Any]) -> None:
 
 
 def start_accelerator(recipe: Recipe, output: Path) -> Accelerator:
-    """Starts the accelerator of a run; ValueError where it does not see the processes that were started."""
+    """
+    Starts the accelerator of a run; ValueError where it does not see the processes that were started, or this process
+    has another of another precision.
+    """
+    check_precision(recipe.mixed_precision)
     accelerator = Accelerator(
         # Accelerate takes processes on CPUs for one group only when it is told that they are on CPUs.
         cpu=not torch.accelerator.is_available(),
@@ -230,6 +236,21 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     )
 
 
+def check_metric(run: Run) -> None:
+    """Checks before the first step that the validation split can give the metric that chooses the weights."""
+    loader, name = run.validation_loader, run.recipe.metric_for_best_model
+    if loader is None or name is None:
+        return
+    # A loader of its own: one that is left early stays the accelerator's current one.
+    batches = DataLoader(
+        loader.dataset,
+        run.recipe.per_device_eval_batch_size,
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator().manual_seed(run.recipe.seed),
+    )
+    check_best_metric(name, known_metrics(run.kept_model, batches, name))
+
+
 def fill_features(run: Run) -> None:
     """Computes the tokens of all images that a run trains and validates on, where it caches them."""
     if run.features is None or run.finished:
@@ -275,6 +296,8 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
     accelerator.wait_for_everyone()
 
     run = build_run(recipe, output, accelerator, data, plan)
+    if not resume:
+        check_metric(run)
     # From here on, processes differ in what they draw, for example in dropout.
     set_seed(recipe.seed, device_specific=True)
     if resume:

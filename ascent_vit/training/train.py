@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ascent_vit.utils.files import claim
 
 from .loop import fit
+from .precision import own_precision
 from .recipe import Recipe
 from .result import TrainingResult, finish
 from .setup import check_output, set_up
@@ -83,7 +84,7 @@ def train(
     loaded = None if isinstance(dataset, str | os.PathLike) else dataset
     check_output(output, resume)
     # Of several processes the first one, which writes.
-    with claim(output, inside=True) if os.environ.get("RANK", "0") == "0" else nullcontext():
+    with claim(output, inside=True) if os.environ.get("RANK", "0") == "0" else nullcontext(), own_precision():
         run = set_up(recipe, output, loaded, resume, check)
         with run.watcher:
             fit(run)

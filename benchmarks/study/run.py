@@ -53,20 +53,23 @@ SAVE_STEPS = 100
 
 
 def sigmoid_forward(
-    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None, correction: Any = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    stream: Any, tokens: torch.Tensor, override: Any = None, output_table: bool = False, **others: Any
+) -> tuple[torch.Tensor, ...]:
     """A concept stream's forward pass in which concepts do not compete: each has a sigmoid of its own."""
-    attention = stream.scores(tokens).float().sigmoid()
+    attention = stream.scores(tokens).float().sigmoid() if override is None else override.unsqueeze(1)
     values = stream.split_heads(stream.value(stream.concepts))
-    return attention, stream.projection((attention.mean(2, keepdim=True) @ values).flatten(1))
+    scores = stream.projection((attention.mean(2, keepdim=True) @ values).flatten(1))
+    return (attention, scores, stream.project_heads(values)) if output_table else (attention, scores)
 
 
 def linear_forward(
-    stream: Any, tokens: torch.Tensor, override: Any = None, is_given: Any = None, correction: Any = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    stream: Any, tokens: torch.Tensor, *others: Any, output_table: bool = False, **kwargs: Any
+) -> tuple[torch.Tensor, ...]:
     """A linear head in the place of a concept stream, so that it trains on cached features."""
-    attention = tokens.new_zeros(len(tokens), stream.num_heads, tokens.shape[1], len(stream.concepts))
-    return attention, stream.projection(tokens.mean(1))
+    scores, concepts = stream.projection(tokens.mean(1)), len(stream.concepts)
+    attention = tokens.new_zeros(len(tokens), stream.num_heads, tokens.shape[1], concepts)
+    table = tokens.new_zeros(stream.num_heads, concepts, scores.shape[1])
+    return (attention, scores, table) if output_table else (attention, scores)
 
 
 def attention_of(run: StudyRun, recipe: Recipe) -> contextlib.AbstractContextManager:

@@ -289,8 +289,15 @@ def test_transforms_of_the_whole_model(make_config):
 
     torch.testing.assert_close(torch.func.grad(lambda images: model(images).logits[:, 1].sum())(pixels), expected)
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(score))(pixels), expected)
+    jacobian = torch.func.jacrev(lambda image: model(image.unsqueeze(0)).logits[0])(pixels[0])
+    torch.testing.assert_close(jacobian[1], expected[0])
     with torch.no_grad():
         torch.testing.assert_close(torch.func.vmap(score)(pixels), model(pixels).logits[:, 1])
+    # Forward derivatives are known of eager attention alone, as of a plain ViT.
+    model.set_attn_implementation("eager")
+    step = torch.randn_like(pixels)
+    along = torch.func.jvp(lambda images: model(images).logits[:, 1].sum(), (pixels,), (step,))[1]
+    torch.testing.assert_close(along, (expected * step).sum())
 
 
 def test_second_derivatives_of_the_whole_model(make_config):

@@ -198,6 +198,38 @@ def test_attention_implementation_per_part(model, tmp_path):
     torch.testing.assert_close(outputs.logits, logits(model, pixels), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "backbone_config",
+    [
+        {"model_type": "vit", **PLAIN},
+        {"model_type": "beit", **PLAIN},
+        {"model_type": "swin", **SWIN},
+        {"model_type": "siglip_vision_model", **PLAIN},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_attentions_whatever_the_implementation(backbone_config):
+    """Those that eager attention gives, and the model goes on with its own."""
+    config = AscentViTConfig(backbone_config=backbone_config, num_spatial_concepts=4, fusion_heads=4)
+    model = AscentViTForImageClassification(config).eval()
+    assert model.ascent_vit.backbone.config._attn_implementation == "sdpa"
+    pixels = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        plain = model(pixels, output_concept_heads=True)
+        outputs = model(pixels, output_attentions=True, output_concept_heads=True)
+        assert model.ascent_vit.backbone.config._attn_implementation == "sdpa"
+        again = model(pixels)
+        model.set_attn_implementation("eager")
+        expected = model(pixels, output_attentions=True).attentions
+    assert len(outputs.attentions) == len(expected) >= 2
+    for weights, eager in zip(outputs.attentions, expected, strict=True):
+        torch.testing.assert_close(weights, eager)
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    torch.testing.assert_close(outputs.logits, plain.logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(again.logits, plain.logits)
+    torch.testing.assert_close(outputs.spatial_concept_attention_heads, plain.spatial_concept_attention_heads)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "backbone_config",

@@ -15,6 +15,7 @@ from .rows import ContributionRow, contribution_rows, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
+    from PIL.Image import Image
 
 
 # Colour maps for any kind of colour vision: cividis is sequential, ColorBrewer's orange to purple is diverging, with
@@ -213,19 +214,25 @@ def draw_row(
 def draw_maps(axes, explanation: Decomposition, patch_maps: np.ndarray, colors: str, low: float, high: float):
     """Draws patch maps `(n, h, w)` over the image in grey; returns the last drawn map, for a scale."""
     drawn = None
-    rows, columns = (thinned(side) for side in (explanation.image.height, explanation.image.width))
-    for ax, concept_map in zip(axes, explanation.resize(patch_maps)[..., rows, columns], strict=True):
-        # Middle greys only, from a third to two thirds: the image shows without hiding the scale of the map.
-        grey = explanation.image.convert("L").resize(concept_map.shape[::-1], reducing_gap=2)
+    # Middle greys only, from a third to two thirds: the image shows without hiding the scale of the map.
+    grey = reduced(explanation.image).convert("L")
+    maps = explanation.resize(patch_maps, step_of(explanation.image))
+    for ax, concept_map in zip(axes, maps, strict=True):
         show(ax, grey, cmap="gray", vmin=-255, vmax=510)
         drawn = show(ax, concept_map, cmap=colors, vmin=low, vmax=high, alpha=MAP_OPACITY)
     return drawn
 
 
-def thinned(side: int) -> slice:
-    """Evenly spaced pixels along a side, at most `LONGEST_SIDE`."""
-    step = -(-side // LONGEST_SIDE)
-    return slice(step // 2, None, step)
+def step_of(image: "Image") -> int:
+    """From how many pixels on each side one is drawn, so that the longer side has at most `LONGEST_SIDE`."""
+    return -(-max(image.size) // LONGEST_SIDE)
+
+
+def reduced(image: "Image") -> "Image":
+    """The image as large as it is drawn."""
+    step = step_of(image)
+    width, height = (len(range(step // 2, side, step)) for side in image.size)
+    return image if step == 1 else image.resize((width, height), reducing_gap=2)
 
 
 def add_scale(figure, drawn, axes, unit: str):
@@ -254,9 +261,7 @@ def draw_image(ax, explanation: Decomposition, truth: str | None):
         )
     if truth is not None:
         lines.append(f"truth: {shorten(truth, 36)}")
-    image = explanation.image.copy()
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    show(ax, image)
+    show(ax, reduced(explanation.image))
     ax.set_title("\n".join(wrapped(line, 26) for line in lines), fontsize=9, parse_math=False)
 
 

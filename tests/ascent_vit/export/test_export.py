@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ascent_vit import explain
 from ascent_vit.export import example, export_model, measure_quantization
 from ascent_vit.export.check import ExportError, check_export
 from ascent_vit.export.export import image_settings, processed_shape
@@ -206,6 +207,23 @@ def test_example_prepares_images_as_the_processor_does(tmp_path_factory, width, 
     expected = processor(str(path), return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert got.dtype == np.float32
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode, suffix", [("RGB", "jpeg"), ("RGB", "png"), ("I;16", "tiff")])
+def test_example_turns_photographs_upright(model, tmp_path, orientation, mode, suffix):
+    """As `explain` does, so that both name the same class."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"image.{suffix}"
+    random_image(60, 50, mode).save(path, exif=exif)
+    processor = make_processor(model)
+    explanation = explain(model, processor, path)
+    pixels = example.prepare(example.read_image(path), image_settings(processor))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(pixels[None])).logits[0]
+    np.testing.assert_allclose(logits.numpy(), explanation.logits, atol=1e-5)
+    assert example.read_image(path).size == explanation.image.size == ((60, 50) if orientation < 5 else (50, 60))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from ascent_vit.training import Recipe, load_recipe, precision, train
 from ascent_vit.training.precision import resolve_precision, training_device
@@ -72,6 +74,33 @@ def test_records_hold_what_auto_came_to(few_digits, tiny_recipe, tmp_path):
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(record | {"mixed_precision": "bf16"}))
     with pytest.raises(ValueError, match="another recipe: mixed_precision was 'bf16', now 'no'"):
         train(values, tmp_path / "run", few_digits, resume=True)
+
+
+@pytest.fixture
+def no_accelerator():
+    """A process that has no accelerator yet, and has none afterwards."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_runs_of_one_process_may_differ_in_precision(few_digits, tiny_recipe, tmp_path):
+    for number, asked in enumerate(("no", "bf16", "no")):
+        train(tiny_recipe(max_steps=1, mixed_precision=asked), tmp_path / str(number), few_digits)
+        record = json.loads((tmp_path / str(number) / "recipe.json").read_text())
+        assert record["mixed_precision"] == asked
+    # Trainer makes an accelerator too.
+    assert Accelerator(cpu=True, mixed_precision="bf16").mixed_precision == "bf16"
+
+
+@pytest.mark.usefixtures("no_accelerator")
+def test_an_accelerator_of_another_keeps_its_precision(few_digits, tiny_recipe, tmp_path):
+    other = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
+    with pytest.raises(ValueError, match="accelerator with mixed_precision bf16, .*: set mixed_precision to it, or"):
+        train(tiny_recipe(max_steps=1, mixed_precision="no"), tmp_path / "run", few_digits)
+    train(tiny_recipe(max_steps=1, mixed_precision="bf16"), tmp_path / "run", few_digits)
+    assert other.mixed_precision == "bf16" and other.num_processes == 1
 
 
 PROGRAM = """

@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 from ascent_vit.data import concepts_from_features, load_concept_dataset, load_digits_dataset
 from ascent_vit.evaluation import evaluate
 from ascent_vit.inference import load_model
-from ascent_vit.training import Recipe, train
+from ascent_vit.training import Recipe, loop, setup, train
 from ascent_vit.training.build import build_model, make_loader, split_dataset
 from ascent_vit.training.checkpoints import checkpoints
 from ascent_vit.training.precision import resolve_precision, training_device
@@ -384,6 +384,37 @@ def test_the_best_weights_are_kept_not_the_last(dataset, tmp_path):
             equal = all(torch.equal(saved[name], value) for name, value in weights(checkpoint).items())
             assert equal == (epoch == best[-1])
     assert sorted(best) == [1, 2]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_metric_that_the_data_cannot_give_is_refused_before_the_first_step(
+    dataset, tmp_path, monkeypatch, streaming
+):
+    """With those that it can give, and nothing is recorded."""
+    changes = {}
+    if streaming:
+        for name, split in dataset.items():
+            split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+        dataset = load_concept_dataset(tmp_path / "data", streaming=True, cache_dir=str(tmp_path / "cache"))
+        changes["max_steps"] = 2
+    monkeypatch.setattr(loop, "forward_backward", lambda *args: pytest.fail("a step was made"))
+    sentence = "metric_for_best_model: top5_accuracy is not among .* are accuracy, macro_f1, ece, .* pixel_tpr, "
+    with pytest.raises(ValueError, match=sentence):
+        train(recipe(metric_for_best_model="top5_accuracy", **changes), tmp_path / "run", dataset)
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_looking_for_a_metric_changes_nothing(dataset, tmp_path, monkeypatch):
+    """Of a run whose metric shows late, as only the last image of the validation split has a mask."""
+    rows = dataset["validation"].to_list()
+    rows = [row | {"mask": None} for row in rows[:-1]] + rows[-1:]
+    late = dataset | {"validation": Dataset.from_list(rows, features=dataset["validation"].features)}
+    values = recipe(metric_for_best_model="pixel_tpr", per_device_eval_batch_size=4, max_steps=3)
+    train(values, tmp_path / "run", DatasetDict(late))
+    monkeypatch.setattr(setup, "check_metric", lambda run: None)
+    train(values, tmp_path / "unchecked", DatasetDict(late))
+    one, other = (weights(checkpoints(tmp_path / name)[-1]) for name in ("run", "unchecked"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_an_output_folder_that_is_in_use(dataset, tmp_path):

@@ -355,9 +355,7 @@ def test_lora_on_the_backbone(make_model, digits, tmp_path):
     base = make_model()
     before = copy_of(base)
     adapter = peft.LoraConfig(
-        r=4,
-        target_modules=r"ascent_vit\.backbone\..*\.(q_proj|v_proj)",
-        modules_to_save=["encoding", "fusion", "global_stream", "spatial_stream"],
+        r=4, target_modules=r"ascent_vit\.backbone\..*\.(q_proj|v_proj)", modules_to_save=base.new_parts()
     )
     data_collator, recorder = collator(base), Recorder()
     model = peft.get_peft_model(base, adapter)
@@ -395,6 +393,28 @@ def test_lora_on_the_backbone(make_model, digits, tmp_path):
     fresh = make_model(seed=1)
     fresh.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"))
     assert same(copy_of(fresh), after)
+
+
+def test_lora_trains_and_saves_every_new_part(make_model, digits, tmp_path):
+    """All but the backbone, in a model of all parts: each tensor has moved, and comes back with the adapter."""
+    peft = pytest.importorskip("peft")
+    parts = {"global_token": "pool", "num_unsupervised_concepts": 3, "none_concept": True}
+    base = make_model(**parts)
+    before, data_collator = copy_of(base), collator(base)
+    names = {"ascent_vit.encoding", "ascent_vit.fusion", "token_pool"}
+    assert set(base.new_parts()) == names | {"global_stream", "spatial_stream", "unsupervised_stream"}
+    adapter = peft.LoraConfig(
+        target_modules=r"ascent_vit\.backbone\..*\.(q_proj|v_proj)", modules_to_save=base.new_parts()
+    )
+    model = peft.get_peft_model(base, adapter)
+    # The fusion's parts move one after the other: gamma starts at 0, and the sampling's weights.
+    trainer(model, digits, tmp_path, data_collator=data_collator, label_names=["labels"], max_steps=4).train()
+    model.save_pretrained(tmp_path / "adapter")
+    merged = copy_of(model.merge_and_unload())
+    new = [name for name in before if not name.startswith("ascent_vit.backbone.")]
+    assert [name for name in new if torch.equal(before[name], merged[name])] == []
+    loaded = peft.PeftModel.from_pretrained(make_model(**parts), tmp_path / "adapter")
+    assert same(copy_of(loaded.merge_and_unload()), merged)
 
 
 def test_the_last_checkpoint_is_found_and_resumed(make_model, digits, tmp_path):
