@@ -41,7 +41,7 @@ def writing(what: str, folder: str | os.PathLike) -> Iterator[None]:
 
 
 def check_best_metric(name: str | None, metrics: Collection[str]) -> None:
-    """Checks that the metric that chooses the weights, if any, is one of the validation split's; ValueError otherwise."""
+    """Checks that the metric that chooses the weights, if any, is one of validation; ValueError otherwise."""
     if name is not None and name not in metrics:
         raise ValueError(
             f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "

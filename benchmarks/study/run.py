@@ -53,7 +53,7 @@ SAVE_STEPS = 100
 
 
 def sigmoid_forward(
-    stream: Any, tokens: torch.Tensor, override: Any = None, output_table: bool = False, **others: Any
+    stream: Any, tokens: torch.Tensor, override: Any = None, *others: Any, output_table: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """A concept stream's forward pass in which concepts do not compete: each has a sigmoid of its own."""
     attention = stream.scores(tokens).float().sigmoid() if override is None else override.unsqueeze(1)
@@ -63,7 +63,7 @@ def sigmoid_forward(
 
 
 def linear_forward(
-    stream: Any, tokens: torch.Tensor, *others: Any, output_table: bool = False, **kwargs: Any
+    stream: Any, tokens: torch.Tensor, *others: Any, output_table: bool = False
 ) -> tuple[torch.Tensor, ...]:
     """A linear head in the place of a concept stream, so that it trains on cached features."""
     scores, concepts = stream.projection(tokens.mean(1)), len(stream.concepts)
