@@ -8,26 +8,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 import ascent_vit
 import modeling_ascent_vit
 from ascent_vit.inference.load import load_processor, load_whole
 from ascent_vit.utils.files import check_new_folder, new_folder, write_text
 
+from .examples import about_examples, check_examples, example_images, write_examples
 from .privacy import check_secrets
-from .publish import PublishedModel, check_repo_id, commit_folder
-from .stage import (
-    OPEN_LICENSES,
-    PublishOptions,
-    Source,
-    StagedFile,
-    check_source,
-    dataset_path,
-    find_data_license,
-    find_source,
-    read_records,
-)
+from .publish import PublishedModel, commit_folder
+from .source import EXAMPLES, PublishOptions, check_repo_id, dataset_path, find_source
+from .stage import StagedFile
 
 
 README = Path(__file__).with_name("space_readme.md")
@@ -50,14 +40,6 @@ REQUIREMENTS = (
 ROOMS = ("explanation", "inference", "publishing", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
 
-EXAMPLES = "examples"
-MAX_EXAMPLES = 24
-EXAMPLE_SIDE = 512  # pixels
-DIGITS = 8
-DIGITS_SOURCE = (
-    'the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998, CC BY 4.0), placed at random'
-)
-
 APP = """\
 # SPDX-License-Identifier: Apache-2.0
 \"\"\"The app of this Space.\"\"\"
@@ -79,83 +61,6 @@ if __name__ == "__main__":
 """
 
 
-def digit_examples(source: Source) -> list[Image.Image]:
-    """Held-out digits of a run of the demo, as PIL images; none if the extra "train" is not installed."""
-    recipe = read_records(source).get("recipe.yaml", {})
-    given = recipe.get("dataset_options") or {}
-    try:
-        from ascent_vit.data import load_digits_dataset
-
-        kept = {name: given[name] for name in ("seed", "canvas") if name in given}
-        test = load_digits_dataset(copies=1, **kept)["test"]
-    # The app works without the extra "train" too.
-    except ImportError:
-        return []
-    return [test[i]["image"].convert("RGB") for i in range(DIGITS)]
-
-
-def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> list[Image.Image]:
-    """
-    Reads the images that a visitor can choose, as RGB PIL images of at most 512 pixels a side.
-
-    Args:
-        source: folder of the model; one that learned the demo's digits has digits as default examples.
-        paths: image files, or folders of them.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist.
-        ValueError: for a folder without images, a link that leaves its folder, a file that is no image, or more than
-            24 images.
-    """
-    from ascent_vit.explanation.sources import ImageFiles
-
-    if not paths:
-        return digit_examples(source) if dataset_path(source) == "digits" else []
-    files = ImageFiles([os.fspath(path) for path in paths])
-    if len(files) > MAX_EXAMPLES:
-        raise ValueError(f"A Space shows at most {MAX_EXAMPLES} examples; got {len(files)}: choose some.")
-    for folder in filter(os.path.isdir, paths):
-        check_source(Path(folder), [Path(file) for file in files.files if Path(file).is_relative_to(folder)])
-    images = [item.read() for item in files.items()]
-    for image in images:
-        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    return images
-
-
-def write_examples(images: Sequence[Image.Image], folder: Path) -> list[Path]:
-    """Writes the pixels of images as numbered PNG files, without metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{i:02d}.png" for i in range(1, len(images) + 1)]
-    for image, path in zip(images, paths, strict=True):
-        bare = Image.new("RGB", image.size)
-        bare.paste(image)
-        bare.save(path)
-    return paths
-
-
-def check_space_options(source: Source, options: PublishOptions, examples: Sequence[str | os.PathLike]) -> None:
-    """
-    Checks examples before anything is sent.
-
-    Args:
-        source: folder of the model.
-        options: options of the publication, which say whether images may be sent.
-        examples: image files, or folders of them.
-
-    Raises:
-        FileNotFoundError: for an example that does not exist.
-        ValueError: for an example that cannot be read, or images that no known licence allows to show, unless the
-            options include them.
-    """
-    if not examples:
-        return
-    example_images(source, examples)
-    if not options.include_images and find_data_license(dataset_path(source), options) not in OPEN_LICENSES:
-        raise ValueError(
-            "--examples sends images, and no licence is known that allows it: give --data-license or --include-images."
-        )
-
-
 def copy_code(target: Path) -> None:
     """Copies the code that the app needs: the model's package, and of this package the rooms of the app."""
     package, model = Path(ascent_vit.__file__).parent, Path(modeling_ascent_vit.__file__).parent
@@ -165,18 +70,6 @@ def copy_code(target: Path) -> None:
             place = target / file.relative_to(model.parent if file.is_relative_to(model) else package.parent)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
-
-
-def about_examples(dataset: str | None, number: int, given: bool, options: PublishOptions) -> str:
-    """Describes the origin of the examples, for the Space's README."""
-    if not number:
-        return ""
-    if not given:
-        return f"\nThe example images are digits of {DIGITS_SOURCE}.\n"
-    licence = find_data_license(dataset, options)
-    name = options.dataset_name or options.dataset_id
-    origin = f" of {name}" if name else ""
-    return f"\nThe example images are images{origin}" + (f", licence {licence}.\n" if licence else ".\n")
 
 
 def stage_space(
@@ -213,9 +106,10 @@ def stage_space(
     source, target = find_source(folder), Path(target)
     check_new_folder(target)
     dataset = dataset_path(source)
-    check_space_options(source, options, examples)
+    check_examples(source, options, examples)
     images = example_images(source, examples)
     name = model_repo_id.rpartition("/")[2]
+    origin = about_examples(dataset, len(images), bool(examples), options)
     readme = README.read_text(encoding="utf-8").format(
         title=json.dumps(name),
         name=name,
@@ -223,7 +117,7 @@ def stage_space(
         python_version=PYTHON_VERSION,
         repo_id=model_repo_id,
         revision=options.tag,
-        examples=about_examples(dataset, len(images), bool(examples), options),
+        examples=f"\n{origin}\n" if origin else "",
     )
     with new_folder(target) as partial:
         copy_code(partial)

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 from safetensors.torch import load_file, save_file
 
 from ascent_vit.publishing import PublishOptions, stage
-from ascent_vit.publishing.publish import check_repo_id, explain_failure
+from ascent_vit.publishing.publish import explain_failure
+from ascent_vit.publishing.source import check_repo_id
 
 
 COMMAND = "from ascent_vit.cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"

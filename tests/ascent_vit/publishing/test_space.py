@@ -23,8 +23,9 @@ from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.explanation import explain, intervene
 from ascent_vit.explanation.render.rows import signed
 from ascent_vit.publishing import PublishOptions, stage_space
-from ascent_vit.publishing.space import MAX_EXAMPLES, REQUIREMENTS, SDK_VERSION
-from ascent_vit.publishing.stage import find_source
+from ascent_vit.publishing.examples import MAX_EXAMPLES
+from ascent_vit.publishing.source import find_source
+from ascent_vit.publishing.space import REQUIREMENTS, SDK_VERSION
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -154,7 +155,7 @@ def test_what_must_not_go_out_does_not(model_dir, images, tmp_path, monkeypatch)
         ((images[:1], PublishOptions(data_license="cc-by-nc-4.0")), ValueError, "no licence is known"),
         ((images[2:], PublishOptions(include_images=True)), ValueError, "broken.png cannot be read"),
         (([tmp_path / "none.png"], PublishOptions(include_images=True)), FileNotFoundError, "none.png does not exist"),
-        ((images[:1] * (MAX_EXAMPLES + 1), PublishOptions(include_images=True)), ValueError, "at most 24 examples"),
+        ((images[:1] * (MAX_EXAMPLES + 1), PublishOptions(include_images=True)), ValueError, "At most 24 examples"),
     ]
     for (examples, options), kind, message in refused:
         with pytest.raises(kind, match=message):
@@ -179,8 +180,10 @@ def test_dry_run_with_space_writes_both_repositories(write_run, tmp_path, capsys
     assert sorted(path.name for path in output.iterdir()) == ["model", "space"]
     assert (output / "model" / "model.safetensors").is_file() and (output / "space" / "app.py").is_file()
     assert re.search(r"^app\.py +\d", shown, re.M) and re.search(r"^model\.safetensors +\d", shown, re.M)
-    assert run([*arguments, "--examples", str(output)]) == USAGE_ERROR
-    assert "--examples goes with --space" in capsys.readouterr().err
+    # A card that is there has its own examples.
+    arguments[1] = str(output / "model")
+    assert run([*arguments, "--examples", str(output / "space" / "examples")]) == USAGE_ERROR
+    assert "is the card already: --examples goes with --space then" in capsys.readouterr().err
 
 
 def test_bad_usage_of_the_local_app(model_dir, tmp_path, capsys):
