@@ -60,12 +60,21 @@ def publish(
             metavar="USER/NAME:TASK", help="The Hub's benchmark that accuracy was measured on, and its task's id."
         ),
     ] = None,
+    space_description: Annotated[
+        str | None, typer.Option(help="With --space: what the app is, in at most 60 characters.")
+    ] = None,
+    space_hardware: Annotated[
+        str | None,
+        typer.Option(help="With --space: hardware it is made for, zero-a10g for ZeroGPU.", show_default="cpu-basic"),
+    ] = None,
 ) -> None:
     """Send a model to the Hub: weights, code, card, recipe and figures, in one commit; with --space an app too."""
     if dry_run and output is None:
         raise ValueError("--dry-run needs --output, a folder for what would be sent.")
     if output is not None and not dry_run:
         raise ValueError("--output goes with --dry-run; without it, publish sends to the Hub and writes nothing.")
+    if not space and (space_description or space_hardware):
+        raise ValueError("--space-description and --space-hardware go with --space.")
     from ascent_vit.utils.files import check_new_folder, new_folder
 
     if output is not None:
@@ -87,6 +96,8 @@ def publish(
         include_images,
         new_version,
         benchmark,
+        space_description,
+        space_hardware or "cpu-basic",
     )
     source = find_source(folder)
     has_pictures = source.pictures is not None
@@ -102,7 +113,7 @@ def publish(
             model_target.mkdir(exist_ok=True)
             files = stage(folder, model_target, repo_id, options, examples or ())
             if space:
-                space_files = stage_space(folder, target / "space", repo_id, options, examples or ())
+                space_files = stage_space(folder, target / "space", repo_id, options, examples or (), private)
         end = f"Nothing was sent. This is what would be: {output}"
     else:
         published = send(folder, repo_id, private, options, examples=examples or ())

@@ -25,6 +25,8 @@ cdla-permissive-1.0 cdla-permissive-2.0 pddl odc-by odbl unlicense
 """
 OPEN_LICENSES = frozenset(_OPEN_NAMES.split())
 
+MOST_CHARACTERS = 60  # of a Space's short description
+
 
 def check_repo_id(repo_id: str, option: str = "--repo-id", form: str = "USER/NAME") -> None:
     """Raises `ValueError` for an id that is not USER/NAME; `option` is where it was given, in this `form`."""
@@ -51,6 +53,8 @@ class PublishOptions:
         new_version: Hub id of a model that supersedes this one, `USER/NAME`.
         benchmark: a benchmark of the Hub that accuracy was measured on, and the id of its task in the benchmark's
             `eval.yaml`, `USER/NAME:TASK`.
+        space_description: what the Space is, in at most 60 characters, for its thumbnail.
+        space_hardware: hardware that the Space is made for, by the Hub's name, for example "zero-a10g" for ZeroGPU.
     """
 
     tag: str = "v1"
@@ -62,8 +66,12 @@ class PublishOptions:
     include_images: bool = False
     new_version: str | None = None
     benchmark: str | None = None
+    space_description: str | None = None
+    space_hardware: str = "cpu-basic"
 
     def __post_init__(self):
+        from huggingface_hub import SpaceHardware
+
         if not self.tag or any(c in " ~^:?*[\\'\"" or not c.isprintable() for c in self.tag) or ".." in self.tag:
             raise ValueError(f"--tag must be the name of a git tag, for example v1; got {self.tag!r}.")
         for option, given in (("--dataset-id", self.dataset_id), ("--new-version", self.new_version)):
@@ -74,6 +82,12 @@ class PublishOptions:
             check_repo_id(dataset_id, "--benchmark", "USER/NAME:TASK")
             if not task:
                 raise ValueError(f"--benchmark must be USER/NAME:TASK; got {self.benchmark!r}.")
+        length = len(self.space_description or "")
+        if length > MOST_CHARACTERS:
+            raise ValueError(f"--space-description must have at most {MOST_CHARACTERS} characters; got {length}.")
+        hardware = [flavor.value for flavor in SpaceHardware]
+        if self.space_hardware not in hardware:
+            raise ValueError(f"--space-hardware must be one of {', '.join(hardware)}; got {self.space_hardware!r}.")
 
 
 @dataclass(frozen=True)

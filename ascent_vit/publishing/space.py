@@ -21,12 +21,13 @@ from .stage import StagedFile
 
 
 README = Path(__file__).with_name("space_readme.md")
+DESCRIPTION = "Says what it sees and which concepts decided"
 PYTHON_VERSION = "3.11"
 SDK_VERSION = "6.31.0"
 
-# The package's requirements that the app has too.
+# The package's requirements that the app has too, and the MCP server.
 REQUIREMENTS = (
-    "gradio >= 6.31",
+    "gradio[mcp] >= 6.31",
     "huggingface_hub >= 2.4",
     "matplotlib >= 3.11",
     "numpy >= 2.4",
@@ -36,6 +37,10 @@ REQUIREMENTS = (
     "transformers >= 5.23",
 )
 
+# Files of the model that the app loads, and the line by which a Space has them before it starts.
+PRELOAD = "preload_from_hub:\n  - {repo_id} {files} {tag}\n"
+MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+
 # The rooms of the package that the app needs.
 ROOMS = ("explanation", "inference", "publishing", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
@@ -44,8 +49,15 @@ APP = """\
 # SPDX-License-Identifier: Apache-2.0
 \"\"\"The app of this Space.\"\"\"
 
+import contextlib
 from pathlib import Path
 
+
+# On ZeroGPU, this has to come before anything that uses a GPU.
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401
+
+import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit.publishing.space_app import build_app, launch_app
@@ -55,9 +67,10 @@ MODEL, REVISION = {model}, {revision}
 
 if __name__ == "__main__":
     model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
     examples = sorted(Path(__file__).parent.glob("examples/*.png"))
-    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples))
+    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True), tool=True)
 """
 
 
@@ -78,6 +91,7 @@ def stage_space(
     model_repo_id: str,
     options: PublishOptions | None = None,
     examples: Sequence[str | os.PathLike] = (),
+    private: bool = False,
 ) -> list[StagedFile]:
     """
     Writes the repository of a Space for a model that is on the Hub, whole or not at all.
@@ -92,6 +106,7 @@ def stage_space(
         model_repo_id: Hub id of the model, `USER/NAME`.
         options: options of the model's publication; the tag and the rules for images apply here.
         examples: image files, or folders of them, to show; by default digits for a model of the demo, else none.
+        private: whether the model is private, so that the Space can load it only when it runs, by its secret.
 
     Returns:
         The files, sorted by path.
@@ -115,6 +130,9 @@ def stage_space(
         name=name,
         sdk_version=SDK_VERSION,
         python_version=PYTHON_VERSION,
+        description=json.dumps(options.space_description or DESCRIPTION),
+        preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(MODEL_FILES), tag=options.tag),
+        hardware=options.space_hardware,
         repo_id=model_repo_id,
         revision=options.tag,
         examples=f"\n{origin}\n" if origin else "",
@@ -168,7 +186,7 @@ def publish_space(
     api = HfApi(token=token, library_name="ascent-vit")
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary, "space")
-        files = stage_space(folder, target, repo_id, options, examples)
+        files = stage_space(folder, target, repo_id, options, examples, private)
         commit = commit_folder(api, target, files, repo_id, options.tag, private, "space")
     return PublishedModel(f"{api.endpoint}/spaces/{repo_id}", commit, options.tag, files)
 
