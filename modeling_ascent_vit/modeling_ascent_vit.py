@@ -20,7 +20,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -61,6 +61,10 @@ from .fast_inference_ascent_vit import (
 )
 from .presence_ascent_vit import PresenceMemory, local_tokens, presence_loss, unplaced_images
 
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies relatively imported files: the pipeline that config.json names must be there too.
+    from .concept_pipeline_ascent_vit import ConceptImageClassificationPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 

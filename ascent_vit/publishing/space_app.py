@@ -11,11 +11,7 @@ import gradio as gr
 import numpy as np
 
 from ascent_vit.explanation import CorrectedExplanation, Explanation, explain, intervene
-from ascent_vit.explanation.explain import check_model_and_processor
-from ascent_vit.explanation.inputs import read_image
 from ascent_vit.explanation.intervene import Concept, Correction
-from ascent_vit.explanation.names import class_names, concept_names
-from ascent_vit.explanation.pipeline import describe
 from ascent_vit.explanation.render.plot import (
     ATTENTION_COLORS,
     CONTRIBUTION_COLORS,
@@ -26,10 +22,17 @@ from ascent_vit.explanation.render.plot import (
     wrapped,
 )
 from ascent_vit.explanation.render.rows import contribution_rows, signed
+from modeling_ascent_vit.concept_pipeline_ascent_vit import (
+    ConceptImageClassificationPipeline,
+    check_model_and_processor,
+)
+from modeling_ascent_vit.image_reading_ascent_vit import read_image
+from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
@@ -129,6 +132,15 @@ def make_corrections(
     return {(concepts[i].stream, concepts[i].name): correction for i, correction in chosen}
 
 
+def read(path: str | os.PathLike, processor: "ConceptImageProcessor") -> "Image":
+    """Reads an image file; raises one `ValueError` that does not say where it lies."""
+    try:
+        return read_image(path, getattr(processor, "window", None))
+    # Pillow raises many kinds of errors, and their texts name files of the server.
+    except Exception as error:
+        raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error
+
+
 def explain_both(
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
@@ -147,11 +159,7 @@ def explain_both(
     Raises:
         ValueError: for a file that cannot be read as an image.
     """
-    try:
-        image = read_image(path, getattr(processor, "window", None))
-    # Pillow raises many kinds of errors, and their texts name files of the server.
-    except Exception as error:
-        raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error
+    image = read(path, processor)
     if corrections:
         return intervene(model, processor, image, corrections)
     explanation = explain(model, processor, image)
@@ -382,13 +390,13 @@ def on_gpu(function: Callable) -> Callable:
     return spaces.GPU(function)
 
 
-def add_tool(explained: Callable[..., CorrectedExplanation]) -> None:
-    """
-    Adds what programs call: an endpoint of Gradio's API, which is a tool of the MCP server too.
+def add_tool(model: "ConceptClassifier", processor: "ConceptImageProcessor") -> None:
+    """Adds what programs call: an endpoint of Gradio's API, which is a tool of the MCP server too."""
+    classifier: Any = ConceptImageClassificationPipeline(model=model, image_processor=processor, device=model.device)
 
-    Args:
-        explained: explains an image file as [`explain_both`] does, given corrections.
-    """
+    @on_gpu
+    def classified(image: str, num_concepts: int) -> dict[str, Any]:
+        return classifier(read(image, processor), top_k=1, top_concepts=num_concepts)[0]
 
     def explain_image(image: str | None, num_concepts: float) -> dict[str, Any]:
         """
@@ -405,7 +413,7 @@ def add_tool(explained: Callable[..., CorrectedExplanation]) -> None:
         if image is None or not num_concepts >= 1:
             raise gr.Error("An image is needed, and num_concepts must be 1 or more.", print_exception=False)
         try:
-            return describe(explained(image, {}).before, int(num_concepts), maps=False)
+            return classified(image, int(num_concepts))
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -475,7 +483,7 @@ def build_app(
         ran.then(show, [state, *chosen], shown, show_progress="hidden", api_visibility="private")
         gr.on(chosen_changes, show, [state, *chosen], shown, **quiet)
         if tool:
-            add_tool(explained)
+            add_tool(model, processor)
     return app
 
 

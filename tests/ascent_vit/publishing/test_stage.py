@@ -25,6 +25,8 @@ CODE = {
     "backbone_images_ascent_vit.py",
     "backbones_ascent_vit.py",
     "checks_ascent_vit.py",
+    "class_scores_ascent_vit.py",
+    "concept_pipeline_ascent_vit.py",
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
     "deformable_sampling_ascent_vit.py",
@@ -32,9 +34,12 @@ CODE = {
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
+    "image_reading_ascent_vit.py",
     "image_settings_ascent_vit.py",
     "modeling_ascent_vit.py",
+    "names_ascent_vit.py",
     "presence_ascent_vit.py",
+    "suggestions_ascent_vit.py",
 }
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 RECORDS = {"training/metrics.json", "training/recipe.yaml", "training/report.json"}
@@ -414,7 +419,10 @@ def test_code_that_a_folder_names_is_not_passed_on(run_folder, tmp_path):
     ):
         path = run_folder / "model" / name
         data = json.loads(path.read_text())
-        path.write_text(json.dumps(data | {"auto_map": {key: "evil.Evil", "AutoTokenizer": "ann/evil--evil.Evil"}}))
+        evil = {"auto_map": {key: "evil.Evil", "AutoTokenizer": "ann/evil--evil.Evil"}}
+        if name == "config.json":
+            evil["custom_pipelines"] = {"image-classification": {"impl": "evil.Evil"}}
+        path.write_text(json.dumps(data | evil))
     (run_folder / "model" / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     target, files = staged(run_folder, tmp_path)
     assert "evil" not in (target / "config.json").read_text() + (target / "preprocessor_config.json").read_text()
