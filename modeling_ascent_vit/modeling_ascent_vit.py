@@ -65,7 +65,7 @@ from .presence_ascent_vit import PresenceMemory, local_tokens, presence_loss, un
 
 if TYPE_CHECKING:
     # `save_pretrained` copies relatively imported files: the pipeline that config.json names must be there too.
-    from .concept_pipeline_ascent_vit import ConceptImageClassificationPipeline  # noqa: F401
+    from .concept_pipeline_ascent_vit import ConceptImageClassificationPipeline as ConceptImageClassificationPipeline
 
 logger = logging.get_logger(__name__)
 
@@ -1049,9 +1049,9 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
-        assert pixel_values is not None  # or AscentViTModel has refused it
+        images: Any = pixel_values  # not None, which AscentViTModel has refused
         batch_size, patch_size = hidden_states.shape[0], config.patch_size
-        num_patches = (pixel_values.shape[2] // patch_size[0]) * (pixel_values.shape[3] // patch_size[1])
+        num_patches = (images.shape[2] // patch_size[0]) * (images.shape[3] // patch_size[1])
         targets, overrides = (
             (concept_targets, spatial_concept_targets),
             (global_concept_override, spatial_concept_override),
