@@ -23,6 +23,8 @@ from .stage import StagedFile
 README = Path(__file__).with_name("space_readme.md")
 DESCRIPTION = "Says what it sees and which concepts decided"
 PYTHON_VERSION = "3.11"
+# ZeroGPU has few versions of Python.
+ZERO_GPU, ZERO_GPU_PYTHON_VERSION = "zero-a10g", "3.12.12"
 SDK_VERSION = "6.31.0"
 
 # The package's requirements that the app has too, and the MCP server.
@@ -129,7 +131,7 @@ def stage_space(
         title=json.dumps(name),
         name=name,
         sdk_version=SDK_VERSION,
-        python_version=PYTHON_VERSION,
+        python_version=ZERO_GPU_PYTHON_VERSION if options.space_hardware == ZERO_GPU else PYTHON_VERSION,
         description=json.dumps(options.space_description or DESCRIPTION),
         preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(MODEL_FILES), tag=options.tag),
         hardware=options.space_hardware,

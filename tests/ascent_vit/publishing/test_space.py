@@ -130,6 +130,7 @@ def test_settings_of_a_space_that_somebody_chose(model_dir, tmp_path):
     stage_space(model_dir, tmp_path / "space", "ann/birds", options, private=True)
     settings = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---\n")[1])
     assert settings["short_description"] == "Which bird: why?" and settings["suggested_hardware"] == "zero-a10g"
+    assert settings["python_version"] == "3.12.12"
     # It is built without the secret that opens the model.
     assert "preload_from_hub" not in settings and settings["models"] == ["ann/birds"]
     with pytest.raises(ValueError, match="--space-description must have at most 60 characters; got 61"):
