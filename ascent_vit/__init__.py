@@ -16,13 +16,10 @@ from modeling_ascent_vit import (
 )
 
 from .explanation import Explanation, explain, intervene
-from .explanation.pipeline import register
 from .inference import optimize_for_inference
 
 
 __version__ = "0.1.0"
-
-register()
 
 __all__ = [
     "AscentViTConfig",

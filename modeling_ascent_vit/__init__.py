@@ -12,7 +12,8 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-The ASCENT-ViT model. Importing it registers configuration, models and image processors with the Auto classes.
+The ASCENT-ViT model. Importing it registers configuration, models and image processors with the Auto classes, and the
+pipeline task "concept-image-classification".
 
 `AscentViTImageProcessor` is the torchvision backend, or the PIL backend where torchvision is not installed.
 """
@@ -20,8 +21,10 @@ The ASCENT-ViT model. Importing it registers configuration, models and image pro
 from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
+from .concept_pipeline_ascent_vit import TASK, ConceptImageClassificationPipeline
 from .configuration_ascent_vit import AscentViTConfig
 from .image_processing_pil_ascent_vit import AscentViTImageProcessorPil
 from .modeling_ascent_vit import AscentViTForImageClassification, AscentViTModel, AscentViTPreTrainedModel
@@ -40,6 +43,11 @@ AutoModel.register(AscentViTConfig, AscentViTModel, exist_ok=True)
 AutoModelForImageClassification.register(AscentViTConfig, AscentViTForImageClassification, exist_ok=True)
 AutoImageProcessor.register(AscentViTConfig, image_processor_classes=_image_processors, exist_ok=True)
 
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(
+        TASK, ConceptImageClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"
+    )
+
 # Saving, and with it pushing to the Hub, copies the code, so that it works where this package is not installed.
 AscentViTConfig.register_for_auto_class("AutoConfig")
 AscentViTModel.register_for_auto_class("AutoModel")
@@ -54,4 +62,5 @@ __all__ = [
     "AscentViTImageProcessorPil",
     "AscentViTModel",
     "AscentViTPreTrainedModel",
+    "ConceptImageClassificationPipeline",
 ]

@@ -13,6 +13,7 @@
 # limitations under the License.
 """ASCENT-ViT model configuration"""
 
+import copy
 import numbers
 import os
 from collections import Counter
@@ -38,6 +39,15 @@ AUTO_MAP = {
     "AutoConfig": "configuration_ascent_vit.AscentViTConfig",
     "AutoModel": "modeling_ascent_vit.AscentViTModel",
     "AutoModelForImageClassification": "modeling_ascent_vit.AscentViTForImageClassification",
+}
+
+# Pipelines of the code that travels with a model, as transformers finds them in config.json.
+CUSTOM_PIPELINES = {
+    "concept-image-classification": {
+        "impl": "concept_pipeline_ascent_vit.ConceptImageClassificationPipeline",
+        "pt": ["AutoModelForImageClassification"],
+        "type": "image",
+    }
 }
 
 # What the fields may be at most: beyond, weights overflow float32, and tensors fill the memory.
@@ -219,6 +229,9 @@ class AscentViTConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
+        if not type(self).__module__.startswith("transformers_modules"):
+            # Of the installed package, the pipeline is registered, and no code of a folder needs to be trusted.
+            kwargs.pop("custom_pipelines", None)
         num_global = kwargs.pop("num_global_concepts", None)
         num_spatial = kwargs.pop("num_spatial_concepts", None)
         if isinstance(self.backbone_config, dict) and "model_type" not in self.backbone_config:
@@ -381,14 +394,17 @@ class AscentViTConfig(PreTrainedConfig):
         """
         Saves the configuration as every configuration is, with the code that it needs. `auto_map` names every Auto
         class, where transformers by itself would name the saved one alone, and other repositories' code is not named.
+        `custom_pipelines` names the pipeline in the code.
         """
         if self._auto_class is not None:
             own = {name: place for name, place in (getattr(self, "auto_map", None) or {}).items() if "--" not in place}
             self.auto_map = AUTO_MAP | own
+            self.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
         if os.path.isdir(self.backbone_config.name_or_path):
             # A folder of this machine tells others nothing.
             self.backbone_config.name_or_path = ""
         super().save_pretrained(save_directory, **kwargs)
+        vars(self).pop("custom_pipelines", None)
 
     def validate_backbone(self):
         """The backbone gives one token per patch, and its size is divided by the heads."""

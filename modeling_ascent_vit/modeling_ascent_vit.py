@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.integrations import use_kernel_forward_from_hub
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME, ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
@@ -62,12 +63,17 @@ from .fast_inference_ascent_vit import (
     fuse_in_parts,
     is_inference,
     is_plain,
+    is_watched,
     softmax_over_few,
     stem_in_parts,
     takes_parts,
 )
 from .presence_ascent_vit import PresenceMemory, local_tokens, presence_loss, unplaced_images
 
+
+if TYPE_CHECKING:
+    # `save_pretrained` copies relatively imported files: the pipeline that config.json names must be there too.
+    from .concept_pipeline_ascent_vit import ConceptImageClassificationPipeline as ConceptImageClassificationPipeline
 
 logger = logging.get_logger(__name__)
 
@@ -418,6 +424,66 @@ class AscentViTMultiScaleEncoding(nn.Module):
         return torch.cat(embedded, dim=1), level_shapes
 
 
+@use_kernel_forward_from_hub("MultiScaleDeformableAttention")
+class AscentViTDeformableSampling(nn.Module):
+    """
+    [`multi_scale_deformable_sampling`] with the arguments of transformers' layer of this name, so that the package `kernels`
+    can put its compiled forward in place of this one (`use_kernels=True` of `from_pretrained`, on a GPU).
+    """
+
+    def forward(
+        self,
+        value: torch.Tensor,
+        value_spatial_shapes: torch.Tensor,
+        value_spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: torch.Tensor,
+        sampling_locations: torch.Tensor,
+        attention_weights: torch.Tensor,
+        im2col_step: int,
+    ) -> torch.Tensor:
+        """
+        Args:
+            value (`torch.Tensor` of shape `(B, sum of H_l * W_l, heads, head_size)`): pyramid, level by level.
+            value_spatial_shapes (`torch.LongTensor` of shape `(levels, 2)`): height and width of each level.
+            value_spatial_shapes_list (`list[tuple[int, int]]`): the same as numbers.
+            level_start_index (`torch.LongTensor` of shape `(levels,)`): index of each level's first cell.
+            sampling_locations (`torch.Tensor` of shape `(B, num_queries, heads, levels, points, 2)`):
+                x and y as shares of the level's width and height.
+            attention_weights (`torch.Tensor` of shape `(B, num_queries, heads, levels, points)`): weight of each sample.
+            im2col_step (`int`): number of images that a kernel takes at a time; it divides B.
+
+        Returns:
+            `torch.Tensor` of shape `(B, num_queries, heads * head_size)`
+        """
+        sizes = value_spatial_shapes.flip(1).to(sampling_locations)
+        cells = sampling_locations * sizes.view(-1, 1, 2) - 0.5
+        return multi_scale_deformable_sampling(value, value_spatial_shapes_list, cells, attention_weights)
+
+    def sample(
+        self,
+        values: torch.Tensor,
+        level_shapes: list[tuple[int, int]],
+        locations: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """As [`multi_scale_deformable_sampling`], which is called itself unless something is in this layer's place."""
+        if not is_watched(self):
+            return multi_scale_deformable_sampling(values, level_shapes, locations, weights)
+        shapes = torch.tensor(level_shapes, device=values.device)
+        num_cells = shapes.prod(1)
+        # One dtype, as kernels take it, in which places are exact enough.
+        samples = self(
+            values.float(),
+            shapes,
+            level_shapes,
+            num_cells.cumsum(0) - num_cells,
+            ((locations + 0.5) / shapes.flip(1).view(-1, 1, 2)).float(),
+            weights.float(),
+            math.gcd(values.shape[0], 64),
+        )
+        return samples.to(values.dtype)
+
+
 class AscentViTDeformableFusion(nn.Module):
     """
     Lets every patch token look at a few points of the pyramid around its own place (the paper's section 4.2, DMSF):
@@ -437,6 +503,7 @@ class AscentViTDeformableFusion(nn.Module):
         self.sampling_offsets = nn.Linear(config.hidden_size, num_samples * 2)
         self.sampling_weights = nn.Linear(config.hidden_size, num_samples)
         self.value_projection = nn.Linear(width, width)
+        self.sampling = AscentViTDeformableSampling()
         self.output_projection = nn.Linear(width, config.hidden_size)
         self.gamma = nn.Parameter(torch.zeros(config.hidden_size))
 
@@ -477,7 +544,7 @@ class AscentViTDeformableFusion(nn.Module):
         locations = offsets + centres.contiguous()
         weights = self.sampling_weights(queries).view(batch_size, num_patches, self.num_heads, -1)
         weights = softmax_over_few(weights.float()).view(samples_shape)
-        samples = multi_scale_deformable_sampling(values, level_shapes, locations, weights)
+        samples = self.sampling.sample(values, level_shapes, locations, weights)
         patches = torch.addcmul(patches, self.psi * self.gamma, self.output_projection(samples))
         return patches, locations, weights
 
@@ -1073,9 +1140,9 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             return_dict=True,
         )
         hidden_states = outputs.last_hidden_state
-        assert pixel_values is not None  # or AscentViTModel has refused it
+        images: Any = pixel_values  # not None, which AscentViTModel has refused
         batch_size, patch_size = hidden_states.shape[0], config.patch_size
-        num_patches = (pixel_values.shape[2] // patch_size[0]) * (pixel_values.shape[3] // patch_size[1])
+        num_patches = (images.shape[2] // patch_size[0]) * (images.shape[3] // patch_size[1])
         targets, overrides = (
             (concept_targets, spatial_concept_targets),
             (global_concept_override, spatial_concept_override),

@@ -93,9 +93,19 @@ def card_errors(content: str) -> list[str]:
     for name in ("tags", "datasets", "metrics"):
         if name in data and not (isinstance(data[name], list) and all(isinstance(item, str) for item in data[name])):
             errors.append(f'"{name}" must be an array of strings')
-    for name in ("library_name", "pipeline_tag"):
+    for name in ("library_name", "pipeline_tag", "new_version"):
         if name in data and not isinstance(data[name], str):
             errors.append(f'"{name}" must be a string')
+    if not isinstance(data.get("base_model", ""), str | list):
+        errors.append('"base_model" must be a string or an array of strings')
+    if data.get("base_model_relation", "merge") not in ("adapter", "finetune", "merge", "quantized"):
+        errors.append('"base_model_relation" must be one of [adapter, merge, quantized, finetune]')
+    for example in data.get("widget", []):
+        labels = example.get("output", [])
+        if "src" not in example or not all({"label", "score"} == each.keys() for each in labels):
+            errors.append('"widget" examples of images need "src", and outputs with "label" and "score"')
+    if not isinstance(data.get("short_description", ""), str) or len(data.get("short_description", "")) > 60:
+        errors.append('"short_description" length must be less than or equal to 60 characters long')
     for model in data.get("model-index", []):
         if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
             errors.append('"model-index" needs "name" and "results"')

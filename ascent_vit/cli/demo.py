@@ -116,6 +116,7 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
     from ascent_vit.explanation import explain
     from ascent_vit.explanation.render.plot import plot_grid
     from ascent_vit.publishing import ModelCardContent, write_model_card
+    from ascent_vit.publishing.examples import write_card_examples
     from ascent_vit.training import load_recipe, train
     from ascent_vit.utils.files import read_json, write_json
 
@@ -149,6 +150,7 @@ def run_demo(folder: Path, seed: int | None) -> dict[str, Any]:
         training_data=TRAINING_DATA.format(page=UCI_PAGE, **{name: len(split) for name, split in dataset.items()}),
         concept_source=CONCEPT_SOURCE,
         settings=card_settings(read_json(folder / "run" / "recipe.json")),
+        widget=write_card_examples(shown["image"][:], model, processor, model_dir),
     )
     write_model_card(model_dir, content)
     facts: dict[str, Any] = {

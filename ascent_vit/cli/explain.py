@@ -97,9 +97,9 @@ def explain(
     Images that cannot be read are left out and listed at the end, with exit code 1.
     """
     from ascent_vit.explanation.batch import FORMATS, BatchJob, explain_many
-    from ascent_vit.explanation.names import class_index, class_names
     from ascent_vit.explanation.sources import ImageFiles
     from ascent_vit.utils.files import check_new_folder, new_folder
+    from modeling_ascent_vit.names_ascent_vit import class_index, class_names
 
     unknown = [name for name in formats or () if name not in FORMATS]
     if unknown:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ascent_vit.utils.suggest import suggest
 from ascent_vit.utils.types import describe, fits
+from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 
 if TYPE_CHECKING:

@@ -48,8 +48,24 @@ def publish(
     examples: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR_OR_FILE", help="With --space: image, or folder of images, to choose from; repeatable."
+            metavar="DIR_OR_FILE", help="Image, or folder of images, to show on the card and in the Space; repeatable."
         ),
+    ] = None,
+    new_version: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Model that supersedes this one.")
+    ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER/NAME:TASK", help="The Hub's benchmark that accuracy was measured on, and its task's id."
+        ),
+    ] = None,
+    space_description: Annotated[
+        str | None, typer.Option(help="With --space: what the app is, in at most 60 characters.")
+    ] = None,
+    space_hardware: Annotated[
+        str | None,
+        typer.Option(help="With --space: hardware it is made for, zero-a10g for ZeroGPU.", show_default="cpu-basic"),
     ] = None,
 ) -> None:
     """Send a model to the Hub: weights, code, card, recipe and figures, in one commit; with --space an app too."""
@@ -57,8 +73,8 @@ def publish(
         raise ValueError("--dry-run needs --output, a folder for what would be sent.")
     if output is not None and not dry_run:
         raise ValueError("--output goes with --dry-run; without it, publish sends to the Hub and writes nothing.")
-    if examples and not space:
-        raise ValueError("--examples goes with --space.")
+    if not space and (space_description or space_hardware):
+        raise ValueError("--space-description and --space-hardware go with --space.")
     from ascent_vit.utils.files import check_new_folder, new_folder
 
     if output is not None:
@@ -66,28 +82,41 @@ def publish(
 
     from ascent_vit.publishing import PublishOptions, publish_space, stage, stage_space
     from ascent_vit.publishing import publish as send
-    from ascent_vit.publishing.publish import check_repo_id
-    from ascent_vit.publishing.space import check_space_options
-    from ascent_vit.publishing.stage import PICTURES, find_source
+    from ascent_vit.publishing.examples import check_examples
+    from ascent_vit.publishing.source import PICTURES, check_repo_id, find_source
 
     check_repo_id(repo_id)
-    options = PublishOptions(tag, license, dataset_id, dataset_name, data_license, metrics or (), include_images)
+    options = PublishOptions(
+        tag,
+        license,
+        dataset_id,
+        dataset_name,
+        data_license,
+        metrics or (),
+        include_images,
+        new_version,
+        benchmark,
+        space_description,
+        space_hardware or "cpu-basic",
+    )
     source = find_source(folder)
     has_pictures = source.pictures is not None
     # Checked before the model is sent: a Space that is refused later would leave the publication half done.
-    check_space_options(source, options, examples or ())
+    check_examples(source, options, examples or ())
+    if examples and source.card is not None and not space:
+        raise ValueError(f"{source.card} is the card already: --examples goes with --space then, or remove the card.")
     space_files: list[StagedFile] = []
     if output is not None:
         with new_folder(output) as target:
             # The model and its Space are two repositories.
             model_target = target / "model" if space else target
             model_target.mkdir(exist_ok=True)
-            files = stage(folder, model_target, repo_id, options)
+            files = stage(folder, model_target, repo_id, options, examples or ())
             if space:
-                space_files = stage_space(folder, target / "space", repo_id, options, examples or ())
+                space_files = stage_space(folder, target / "space", repo_id, options, examples or (), private)
         end = f"Nothing was sent. This is what would be: {output}"
     else:
-        published = send(folder, repo_id, private, options)
+        published = send(folder, repo_id, private, options, examples=examples or ())
         files, end = published.files, f"Published as {tag}, commit {published.commit}: {published.url}"
         if space:
             app = publish_space(folder, repo_id, private, options, examples or ())

@@ -46,8 +46,8 @@ TEMPLATE = """\
 
 # {{ title }}
 
-A concept dataset: images with a class, and with the human concepts that they show, in the schema of
-[ASCENT-ViT](https://arxiv.org/abs/2501.09221)'s toolkit `ascent-vit`.
+A concept dataset: images with a class, and with the human concepts that they show, in the schema of the toolkit
+`ascent-vit`.
 
 {{ description }}
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling_ascent_vit.names_ascent_vit import find_concept
+
 from .fusion import FusionMaps
-from .names import find_concept
 
 
 if TYPE_CHECKING:

@@ -11,29 +11,19 @@ import torch
 from PIL import Image
 
 from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
+from modeling_ascent_vit.concept_pipeline_ascent_vit import check_model_and_processor
 from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
+from modeling_ascent_vit.image_reading_ascent_vit import ImageInput, is_single, picture_of, read_input
+from modeling_ascent_vit.names_ascent_vit import STREAMS, class_index, class_names, concept_names
 
 from .explanation import Explanation
 from .fusion import FusionMaps
-from .inputs import ImageInput, is_single, picture_of, read_input
-from .names import STREAMS, class_index, class_names, concept_names
 
 
 if TYPE_CHECKING:
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
 ClassIds = int | str | Iterable[int | str] | None
-
-
-def check_model_and_processor(model: object, processor: object) -> None:
-    """Raises one `ValueError` for a model or an image processor that is not a concept classifier's."""
-    needed = {"contribution_maps": (model, "model"), "resize_concept_maps": (processor, "processor")}
-    for attribute, (thing, name) in needed.items():
-        if not hasattr(thing, attribute):
-            raise ValueError(
-                f"{name} must be an ASCENT-ViT {name}, which has {attribute}; got {type(thing).__name__}. "
-                "Load it with AutoModelForImageClassification and AutoImageProcessor after importing ascent_vit."
-            )
 
 
 def to_array(values: torch.Tensor) -> np.ndarray:

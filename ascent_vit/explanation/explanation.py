@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ascent_vit.utils.files import write_json, write_text
+from modeling_ascent_vit.names_ascent_vit import class_index
 
 from .decomposition import Decomposition
-from .names import class_index
 
 
 if TYPE_CHECKING:

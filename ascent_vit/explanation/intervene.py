@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling_ascent_vit.image_reading_ascent_vit import ImageInput, is_single, read_input
+from modeling_ascent_vit.names_ascent_vit import find_concept
+
 from .explain import ClassIds, Explainer, pair_with_classes
 from .explanation import Explanation
-from .inputs import ImageInput, is_single, read_input
-from .names import find_concept
 
 
 if TYPE_CHECKING:

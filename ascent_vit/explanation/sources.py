@@ -14,8 +14,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
-
-from .inputs import read_image
+from modeling_ascent_vit.image_reading_ascent_vit import read_image
 
 
 URL_STARTS = ("http://", "https://")

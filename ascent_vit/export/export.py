@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ascent_vit.explanation.names import class_names, concept_names
 from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
 from ascent_vit.utils.hardware import warn_if_slow
+from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
 from . import example
 from .check import check_export, measure_quantization

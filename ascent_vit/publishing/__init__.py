@@ -3,8 +3,9 @@
 
 from .card import ModelCardContent, model_card, write_model_card
 from .publish import PublishedModel, PublishError, publish
+from .source import PublishOptions
 from .space import publish_space, run_space, stage_space
-from .stage import PublishOptions, StagedFile, stage
+from .stage import StagedFile, stage
 
 
 __all__ = [

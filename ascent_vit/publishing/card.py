@@ -24,8 +24,10 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 
 TAGS = ["ascent-vit", "explainability", "interpretability", "concept-based-models", "vision-transformer"]
 
-# The Hub's names of metrics that are called otherwise here.
-HUB_METRICS = {"macro_f1": "f1"}
+# Headline figures, by the Hub's names of their metrics: the header has these alone, as it shows no others.
+HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
+# How a model can derive from another, by the Hub's names.
+RELATIONS = ("adapter", "finetune", "merge", "quantized")
 
 # Names that the Hub takes as the licence of a repository.
 _LICENSE_NAMES = """\
@@ -71,6 +73,11 @@ class ModelCardContent:
         concept_source (`str`, *optional*): Origin of the concepts' annotations, in Markdown.
         settings (`dict`, *optional*): Settings of the training, by name.
         pictures (`str`, *optional*): Name of a picture of explanations, a file beside the card.
+        widget (`list[dict]`, *optional*): Example images beside the card and the model's output for each, as
+            [`~ascent_vit.publishing.examples.write_card_examples`] gives them.
+        widget_source (`str`, *optional*): Origin of these images, in Markdown.
+        figures_files (`list[str]`, *optional*): Paths of the JSON files of the figures, beside the card.
+        new_version (`str`, *optional*): Hub id of a model that supersedes this one.
     """
 
     model_name: str
@@ -96,6 +103,10 @@ class ModelCardContent:
     concept_source: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     pictures: str | None = None
+    widget: Sequence[Mapping[str, Any]] = ()
+    widget_source: str | None = None
+    figures_files: Sequence[str] = ()
+    new_version: str | None = None
 
     @classmethod
     def from_model_dir(cls, model_dir: str | os.PathLike, **kwargs) -> "ModelCardContent":
@@ -165,7 +176,7 @@ def pin_examples(card: str, repo: str, revision: str) -> str:
 
 
 def card_metadata(content: ModelCardContent) -> "ModelCardData":
-    """Makes the card's YAML header, with the figures as evaluation results."""
+    """Makes the card's YAML header, with the headline figures as evaluation results."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -175,22 +186,29 @@ def card_metadata(content: ModelCardContent) -> "ModelCardData":
             dataset_type=content.dataset_id or re.sub(r"[^a-z0-9]+", "-", content.dataset_name.lower()).strip("-"),
             dataset_name=content.dataset_name,
             dataset_split=content.split,
-            metric_type=HUB_METRICS.get(name, name),
+            metric_type=hub_name,
             metric_name=name,
-            metric_value=float(value),
+            metric_value=float(content.metrics[name]),
         )
-        for name, value in content.metrics.items()
+        for name, hub_name in HUB_METRICS.items()
+        if name in content.metrics
     ]
+    optional: dict[str, Any] = {
+        "base_model_relation": "finetune" if content.base_model else None,
+        "new_version": content.new_version,
+        "widget": [dict(example) for example in content.widget] or None,
+    }
     return ModelCardData(
         base_model=content.base_model,
         datasets=[content.dataset_id] if content.dataset_id else None,
         eval_results=results or None,
         library_name="transformers",
         license=content.license,
-        metrics=sorted({HUB_METRICS.get(name, name) for name in content.metrics} & {"accuracy", "f1"}) or None,
+        metrics=[result.metric_type for result in results] or None,
         model_name=content.model_name,
         pipeline_tag="image-classification",
         tags=TAGS,
+        **{name: value for name, value in optional.items() if value is not None},
     )
 
 
@@ -243,7 +261,9 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         source=source_code(content.repo_id or content.model_name, content.revision),
         revision=content.revision,
         pictures=content.pictures,
+        widget_source=content.widget_source if content.widget else None,
         figures=figures,
+        figures_files=content.figures_files,
         other_runs=bool(content.other_runs),
         num_runs=len(runs),
         seeds=[run.get("seed") for run in runs],
@@ -255,6 +275,42 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         concept_source=content.concept_source,
         settings={escape_markdown(name): escape_markdown(value) for name, value in content.settings.items()},
     )
+
+
+def check_header(data: Mapping[str, Any]) -> None:
+    """
+    Checks what the Hub asks of a header beside its licence: lists of names, ids of models, examples and their outputs.
+
+    Args:
+        data: header of a model card.
+
+    Raises:
+        ValueError: for a field that is not as the Hub takes it.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    def is_names(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+    for field_name in ("datasets", "metrics", "tags"):
+        if not is_names(data.get(field_name, [])):
+            raise ValueError(f"{field_name} in the header of the model card must be a list of names.")
+    bases = data.get("base_model", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    ids = [*bases, data["new_version"]] if "new_version" in data else bases
+    try:
+        for repo_id in ids:
+            validate_repo_id(repo_id)
+    except (HFValidationError, TypeError) as error:
+        raise ValueError(f"base_model and new_version of the model card must be ids of the Hub: {error}") from error
+    if data.get("base_model_relation", RELATIONS[0]) not in RELATIONS or ("base_model_relation" in data and not bases):
+        raise ValueError(f"base_model_relation goes with base_model, and is one of {', '.join(RELATIONS)}.")
+    for example in data.get("widget", []):
+        outputs = example.get("output", []) if isinstance(example, dict) else None
+        if outputs is None or not isinstance(example.get("src"), str):
+            raise ValueError("Each example in the widget of the model card needs src, the path or URL of an image.")
+        if not all(isinstance(each, dict) and {"label", "score"} <= each.keys() for each in outputs):
+            raise ValueError("Each output in the widget of the model card needs a label and a score.")
 
 
 def check_card(card: str) -> None:
@@ -277,6 +333,7 @@ def check_card(card: str) -> None:
     for name in licences if isinstance(licences, list) else [licences]:
         if name not in LICENSES:
             raise ValueError(f"The model card has the licence {name!r}, which the Hub does not know.")
+    check_header(data)
     task = data.get("pipeline_tag")
     if task != "image-classification":
         raise ValueError(f"The model card must have pipeline_tag: image-classification; it has {task!r}.")

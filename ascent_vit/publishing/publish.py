@@ -3,14 +3,17 @@
 
 import hashlib
 import os
+import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ascent_vit.utils.files import file_digest
 
-from .stage import EVAL_RESULTS, PICTURES, RECORDS, PublishOptions, StagedFile, stage
+from .source import EXAMPLES, PICTURES, RECORDS, PublishOptions, check_repo_id
+from .stage import EVAL_RESULTS, StagedFile, stage
 
 
 if TYPE_CHECKING:
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 # Files of an earlier publication that are removed if a later one lacks them, as shards, or pictures no longer allowed.
 OWN_FILES = (PICTURES, "model.safetensors.index.json")
 OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/")
-SPACE_FOLDERS = ("ascent_vit/", "modeling_ascent_vit/", "examples/")
+OWN_NAMES = rf"{EXAMPLES}/\d\d\.png|[^/]*\.safetensors"
+SPACE_FOLDERS = ("ascent_vit/", "modeling_ascent_vit/", f"{EXAMPLES}/")
 
 
 class PublishError(RuntimeError):
@@ -78,7 +82,7 @@ def is_own(path: str, repo_type: str = "model") -> bool:
     """Whether publishing writes this file of the repository, and so may remove it."""
     if repo_type == "space":
         return path.startswith(SPACE_FOLDERS)
-    return path in OWN_FILES or path.startswith(OWN_FOLDERS) or ("/" not in path and path.endswith(".safetensors"))
+    return path in OWN_FILES or path.startswith(OWN_FOLDERS) or re.fullmatch(OWN_NAMES, path) is not None
 
 
 def commit_folder(
@@ -169,6 +173,7 @@ def publish(
     private: bool = False,
     options: PublishOptions | None = None,
     token: str | None = None,
+    examples: Sequence[str | os.PathLike] = (),
 ) -> PublishedModel:
     """
     Sends a run or a model to the Hub: what [`stage`] writes, in one commit, with a tag that the card's examples pin.
@@ -182,12 +187,13 @@ def publish(
         private: whether a repository that is created is private.
         options: choices for the publication; by default those of [`PublishOptions`].
         token: token of the Hub; by default that of the user who is logged in.
+        examples: image files, or folders of them, whose predictions the card shows; see [`stage`].
 
     Returns:
         The published commit.
 
     Raises:
-        FileNotFoundError: for a folder without a model.
+        FileNotFoundError: for a folder without a model, or an example that does not exist.
         ValueError: for what must not or cannot be published, or a tag that is taken.
         PublishError: if the Hub rejects the files or cannot be reached.
 
@@ -205,18 +211,9 @@ def publish(
     check_repo_id(repo_id)
     api = HfApi(token=token, library_name="ascent-vit")
     with tempfile.TemporaryDirectory() as temporary:
-        files = stage(folder, temporary, repo_id, options)
+        files = stage(folder, temporary, repo_id, options, examples)
         commit = commit_folder(api, Path(temporary), files, repo_id, options.tag, private)
     return PublishedModel(f"{api.endpoint}/{repo_id}", commit, options.tag, files)
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raises `ValueError` for an id that is not USER/NAME."""
-    from huggingface_hub.utils import validate_repo_id
-
-    if repo_id.count("/") != 1:
-        raise ValueError(f"--repo-id must be USER/NAME; got {repo_id!r}.")
-    validate_repo_id(repo_id)
-
-
-__all__ = ["PublishError", "PublishedModel", "check_repo_id", "publish"]
+__all__ = ["PublishError", "PublishedModel", "publish"]

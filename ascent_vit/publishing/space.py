@@ -8,35 +8,28 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 import ascent_vit
 import modeling_ascent_vit
 from ascent_vit.inference.load import load_processor, load_whole
 from ascent_vit.utils.files import check_new_folder, new_folder, write_text
 
+from .examples import about_examples, check_examples, example_images, write_examples
 from .privacy import check_secrets
-from .publish import PublishedModel, check_repo_id, commit_folder
-from .stage import (
-    OPEN_LICENSES,
-    PublishOptions,
-    Source,
-    StagedFile,
-    check_source,
-    dataset_path,
-    find_data_license,
-    find_source,
-    read_records,
-)
+from .publish import PublishedModel, commit_folder
+from .source import EXAMPLES, PublishOptions, check_repo_id, dataset_path, find_source
+from .stage import StagedFile
 
 
 README = Path(__file__).with_name("space_readme.md")
+DESCRIPTION = "Says what it sees and which concepts decided"
 PYTHON_VERSION = "3.11"
+# ZeroGPU has few versions of Python.
+ZERO_GPU, ZERO_GPU_PYTHON_VERSION = "zero-a10g", "3.12.12"
 SDK_VERSION = "6.31.0"
 
-# The package's requirements that the app has too.
+# The package's requirements that the app has too, and the MCP server.
 REQUIREMENTS = (
-    "gradio >= 6.31",
+    "gradio[mcp] >= 6.31",
     "huggingface_hub >= 2.4",
     "matplotlib >= 3.11",
     "numpy >= 2.4",
@@ -46,24 +39,27 @@ REQUIREMENTS = (
     "transformers >= 5.23",
 )
 
+# Files of the model that the app loads, and the line by which a Space has them before it starts.
+PRELOAD = "preload_from_hub:\n  - {repo_id} {files} {tag}\n"
+MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+
 # The rooms of the package that the app needs.
 ROOMS = ("explanation", "inference", "publishing", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
-
-EXAMPLES = "examples"
-MAX_EXAMPLES = 24
-EXAMPLE_SIDE = 512  # pixels
-DIGITS = 8
-DIGITS_SOURCE = (
-    'the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998, CC BY 4.0), placed at random'
-)
 
 APP = """\
 # SPDX-License-Identifier: Apache-2.0
 \"\"\"The app of this Space.\"\"\"
 
+import contextlib
 from pathlib import Path
 
+
+# On ZeroGPU, this has to come before anything that uses a GPU.
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401
+
+import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit.publishing.space_app import build_app, launch_app
@@ -73,87 +69,11 @@ MODEL, REVISION = {model}, {revision}
 
 if __name__ == "__main__":
     model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
     examples = sorted(Path(__file__).parent.glob("examples/*.png"))
-    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples))
+    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True), tool=True)
 """
-
-
-def digit_examples(source: Source) -> list[Image.Image]:
-    """Held-out digits of a run of the demo, as PIL images; none if the extra "train" is not installed."""
-    recipe = read_records(source).get("recipe.yaml", {})
-    given = recipe.get("dataset_options") or {}
-    try:
-        from ascent_vit.data import load_digits_dataset
-
-        kept = {name: given[name] for name in ("seed", "canvas") if name in given}
-        test = load_digits_dataset(copies=1, **kept)["test"]
-    # The app works without the extra "train" too.
-    except ImportError:
-        return []
-    return [test[i]["image"].convert("RGB") for i in range(DIGITS)]
-
-
-def example_images(source: Source, paths: Sequence[str | os.PathLike] = ()) -> list[Image.Image]:
-    """
-    Reads the images that a visitor can choose, as RGB PIL images of at most 512 pixels a side.
-
-    Args:
-        source: folder of the model; one that learned the demo's digits has digits as default examples.
-        paths: image files, or folders of them.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist.
-        ValueError: for a folder without images, a link that leaves its folder, a file that is no image, or more than
-            24 images.
-    """
-    from ascent_vit.explanation.sources import ImageFiles
-
-    if not paths:
-        return digit_examples(source) if dataset_path(source) == "digits" else []
-    files = ImageFiles([os.fspath(path) for path in paths])
-    if len(files) > MAX_EXAMPLES:
-        raise ValueError(f"A Space shows at most {MAX_EXAMPLES} examples; got {len(files)}: choose some.")
-    for folder in filter(os.path.isdir, paths):
-        check_source(Path(folder), [Path(file) for file in files.files if Path(file).is_relative_to(folder)])
-    images = [item.read() for item in files.items()]
-    for image in images:
-        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE))
-    return images
-
-
-def write_examples(images: Sequence[Image.Image], folder: Path) -> list[Path]:
-    """Writes the pixels of images as numbered PNG files, without metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{i:02d}.png" for i in range(1, len(images) + 1)]
-    for image, path in zip(images, paths, strict=True):
-        bare = Image.new("RGB", image.size)
-        bare.paste(image)
-        bare.save(path)
-    return paths
-
-
-def check_space_options(source: Source, options: PublishOptions, examples: Sequence[str | os.PathLike]) -> None:
-    """
-    Checks examples before anything is sent.
-
-    Args:
-        source: folder of the model.
-        options: options of the publication, which say whether images may be sent.
-        examples: image files, or folders of them.
-
-    Raises:
-        FileNotFoundError: for an example that does not exist.
-        ValueError: for an example that cannot be read, or images that no known licence allows to show, unless the
-            options include them.
-    """
-    if not examples:
-        return
-    example_images(source, examples)
-    if not options.include_images and find_data_license(dataset_path(source), options) not in OPEN_LICENSES:
-        raise ValueError(
-            "--examples sends images, and no licence is known that allows it: give --data-license or --include-images."
-        )
 
 
 def copy_code(target: Path) -> None:
@@ -167,24 +87,13 @@ def copy_code(target: Path) -> None:
             shutil.copyfile(file, place)
 
 
-def about_examples(dataset: str | None, number: int, given: bool, options: PublishOptions) -> str:
-    """Describes the origin of the examples, for the Space's README."""
-    if not number:
-        return ""
-    if not given:
-        return f"\nThe example images are digits of {DIGITS_SOURCE}.\n"
-    licence = find_data_license(dataset, options)
-    name = options.dataset_name or options.dataset_id
-    origin = f" of {name}" if name else ""
-    return f"\nThe example images are images{origin}" + (f", licence {licence}.\n" if licence else ".\n")
-
-
 def stage_space(
     folder: str | os.PathLike,
     target: str | os.PathLike,
     model_repo_id: str,
     options: PublishOptions | None = None,
     examples: Sequence[str | os.PathLike] = (),
+    private: bool = False,
 ) -> list[StagedFile]:
     """
     Writes the repository of a Space for a model that is on the Hub, whole or not at all.
@@ -199,6 +108,7 @@ def stage_space(
         model_repo_id: Hub id of the model, `USER/NAME`.
         options: options of the model's publication; the tag and the rules for images apply here.
         examples: image files, or folders of them, to show; by default digits for a model of the demo, else none.
+        private: whether the model is private, so that the Space can load it only when it runs, by its secret.
 
     Returns:
         The files, sorted by path.
@@ -213,17 +123,21 @@ def stage_space(
     source, target = find_source(folder), Path(target)
     check_new_folder(target)
     dataset = dataset_path(source)
-    check_space_options(source, options, examples)
+    check_examples(source, options, examples)
     images = example_images(source, examples)
     name = model_repo_id.rpartition("/")[2]
+    origin = about_examples(dataset, len(images), bool(examples), options)
     readme = README.read_text(encoding="utf-8").format(
         title=json.dumps(name),
         name=name,
         sdk_version=SDK_VERSION,
-        python_version=PYTHON_VERSION,
+        python_version=ZERO_GPU_PYTHON_VERSION if options.space_hardware == ZERO_GPU else PYTHON_VERSION,
+        description=json.dumps(options.space_description or DESCRIPTION),
+        preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(MODEL_FILES), tag=options.tag),
+        hardware=options.space_hardware,
         repo_id=model_repo_id,
         revision=options.tag,
-        examples=about_examples(dataset, len(images), bool(examples), options),
+        examples=f"\n{origin}\n" if origin else "",
     )
     with new_folder(target) as partial:
         copy_code(partial)
@@ -274,7 +188,7 @@ def publish_space(
     api = HfApi(token=token, library_name="ascent-vit")
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary, "space")
-        files = stage_space(folder, target, repo_id, options, examples)
+        files = stage_space(folder, target, repo_id, options, examples, private)
         commit = commit_folder(api, target, files, repo_id, options.tag, private, "space")
     return PublishedModel(f"{api.endpoint}/spaces/{repo_id}", commit, options.tag, files)
 

@@ -3,7 +3,7 @@
 
 import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,7 @@ import gradio as gr
 import numpy as np
 
 from ascent_vit.explanation import CorrectedExplanation, Explanation, explain, intervene
-from ascent_vit.explanation.explain import check_model_and_processor
-from ascent_vit.explanation.inputs import read_image
 from ascent_vit.explanation.intervene import Concept, Correction
-from ascent_vit.explanation.names import class_names, concept_names
 from ascent_vit.explanation.render.plot import (
     ATTENTION_COLORS,
     CONTRIBUTION_COLORS,
@@ -25,10 +22,17 @@ from ascent_vit.explanation.render.plot import (
     wrapped,
 )
 from ascent_vit.explanation.render.rows import contribution_rows, signed
+from modeling_ascent_vit.concept_pipeline_ascent_vit import (
+    ConceptImageClassificationPipeline,
+    check_model_and_processor,
+)
+from modeling_ascent_vit.image_reading_ascent_vit import read_image
+from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
@@ -128,6 +132,15 @@ def make_corrections(
     return {(concepts[i].stream, concepts[i].name): correction for i, correction in chosen}
 
 
+def read(path: str | os.PathLike, processor: "ConceptImageProcessor") -> "Image":
+    """Reads an image file; raises one `ValueError` that does not say where it lies."""
+    try:
+        return read_image(path, getattr(processor, "window", None))
+    # Pillow raises many kinds of errors, and their texts name files of the server.
+    except Exception as error:
+        raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error
+
+
 def explain_both(
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
@@ -146,11 +159,7 @@ def explain_both(
     Raises:
         ValueError: for a file that cannot be read as an image.
     """
-    try:
-        image = read_image(path, getattr(processor, "window", None))
-    # Pillow raises many kinds of errors, and their texts name files of the server.
-    except Exception as error:
-        raise ValueError("This file cannot be read as an image: give a complete PNG, JPEG or WebP file.") from error
+    image = read(path, processor)
     if corrections:
         return intervene(model, processor, image, corrections)
     explanation = explain(model, processor, image)
@@ -372,11 +381,56 @@ def add_explanation(
     return [label, other, concept], [table, maps]
 
 
+def on_gpu(function: Callable) -> Callable:
+    """Lets a function have a GPU while it runs, on a Space with ZeroGPU, which has the package `spaces`."""
+    try:
+        import spaces
+    except ImportError:
+        return function
+    return spaces.GPU(function)
+
+
+def add_tool(model: "ConceptClassifier", processor: "ConceptImageProcessor") -> None:
+    """Adds what programs call: an endpoint of Gradio's API, which is a tool of the MCP server too."""
+    classifier: Any = ConceptImageClassificationPipeline(model=model, image_processor=processor, device=model.device)
+
+    @on_gpu
+    def classified(image: str, num_concepts: int) -> dict[str, Any]:
+        return classifier(read(image, processor), top_k=1, top_concepts=num_concepts)[0]
+
+    def explain_image(image: str | None, num_concepts: float) -> dict[str, Any]:
+        """
+        Classifies an image, and says which human concepts the class score is the sum of.
+
+        Args:
+            image: The image to classify, as PNG, JPEG or WebP.
+            num_concepts: Number of concepts to return, those that moved the score most.
+
+        Returns:
+            The predicted class as label, with its score, its logit, the bias of the class, and the concepts, each with
+            its name, its stream (global or spatial), its attention and its contribution to the logit.
+        """
+        if image is None or not num_concepts >= 1:
+            raise gr.Error("An image is needed, and num_concepts must be 1 or more.", print_exception=False)
+        try:
+            return classified(image, int(num_concepts))
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    # Components without a place on the page: they say what kinds of values the tool takes and gives.
+    image = gr.Image(label="image", visible=False)
+    image.preprocess = uploaded_path  # type: ignore[method-assign,assignment]
+    number = gr.Number(BARS, label="num_concepts", visible=False)
+    call = gr.Button("Explain", visible=False)
+    call.click(explain_image, [image, number], gr.JSON(label="explanation", visible=False), api_name="explain_image")  # type: ignore[attr-defined]
+
+
 def build_app(
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
     title: str,
     examples: Sequence[str | os.PathLike] = (),
+    tool: bool = False,
 ) -> gr.Blocks:
     """
     Builds the app, without starting it.
@@ -386,6 +440,7 @@ def build_app(
         processor (`AscentViTImageProcessor`): The model's image processor.
         title (`str`): Title of the app, usually the model's name.
         examples (`Sequence[str | os.PathLike]`, *optional*): Image files that a visitor can choose.
+        tool (`bool`, *optional*, defaults to `False`): Whether programs can call the app too, see [`add_tool`].
 
     Raises:
         ValueError: for another kind of model.
@@ -394,13 +449,17 @@ def build_app(
     concepts = model_concepts(model.config)
     spatial = [concept.name for concept in concepts if concept.stream == "spatial"]
 
+    @on_gpu
+    def explained(path: str, corrections: Mapping[Concept, Correction]) -> CorrectedExplanation:
+        return explain_both(model, processor, path, corrections)
+
     def run(
         path: str | None, present: list[int], absent: list[int]
     ) -> tuple[CorrectedExplanation | None, Any, Any, str]:
         if path is None:
             return None, None, gr.Label(visible=False), ""
         try:
-            corrected = explain_both(model, processor, path, make_corrections(concepts, present, absent))
+            corrected = explained(path, make_corrections(concepts, present, absent))
         except ValueError as error:
             return None, None, gr.Label(visible=False), alert(error)
         after = gr.Label(scores(corrected.after), visible=bool(corrected.corrections))
@@ -423,10 +482,12 @@ def build_app(
         ran = gr.on(given_changes, run, given, [state, *predicted], **quiet)
         ran.then(show, [state, *chosen], shown, show_progress="hidden", api_visibility="private")
         gr.on(chosen_changes, show, [state, *chosen], shown, **quiet)
+        if tool:
+            add_tool(model, processor)
     return app
 
 
-def launch_app(app: gr.Blocks, port: int | None = None, wait: bool = True) -> str:
+def launch_app(app: gr.Blocks, port: int | None = None, wait: bool = True, tool: bool = False) -> str:
     """
     Starts the app, for this machine alone unless a Space or the environment variable GRADIO_SERVER_NAME says more.
 
@@ -434,6 +495,7 @@ def launch_app(app: gr.Blocks, port: int | None = None, wait: bool = True) -> st
         app: app as [`build_app`] makes it.
         port: port to listen on; by default the first free one from 7860 on.
         wait: whether to return only when the app ends.
+        tool: whether programs can call the app too, if it was built so: an MCP server, and pages about the API.
 
     Returns:
         Local address of the app.
@@ -448,10 +510,10 @@ def launch_app(app: gr.Blocks, port: int | None = None, wait: bool = True) -> st
             quiet=True,
             prevent_thread_lock=True,
             ssr_mode=False,
-            mcp_server=False,
+            mcp_server=tool,
             enable_monitoring=False,
             run_history=False,
-            footer_links=[],
+            footer_links=["api"] if tool else [],
             max_file_size=MAX_FILE_SIZE,
             theme=gr.themes.Default(font=FONTS, font_mono=MONOSPACE_FONTS),
             css=CSS,

@@ -2,7 +2,6 @@
 """Writes the folder that is published anew from a run or a model, so that nothing else is sent."""
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,25 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from ascent_vit.inference.load import load_processor, load_whole
-from ascent_vit.utils.files import check_extent, read_json, write_json, write_text
+from ascent_vit.utils.files import read_json, write_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
 from ascent_vit.utils.metrics import METRICS
 
+from .benchmark import benchmark_result
 from .card import ModelCardContent, check_card, model_card, pin_examples
-from .privacy import check_secrets, strip_paths, strip_values
+from .examples import about_examples, check_examples, example_images, may_show_images, write_card_examples
+from .privacy import check_secrets, strip_paths
+from .source import (
+    CARD,
+    EXAMPLES,
+    PACKAGED_DATASETS,
+    PICTURES,
+    RECORDS,
+    PublishOptions,
+    Source,
+    dataset_path,
+    find_data_license,
+    find_source,
+    read_records,
+)
 
 
-CARD, PICTURES, RECORDS, EVAL_RESULTS = "README.md", "explanations.png", "training", ".eval_results"
-RECORD_NAMES = ("recipe.json", "recipe.yaml", "metrics.json", "evaluation.json", "report.json")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+EVAL_RESULTS = ".eval_results"
 
-# Datasets that come with the package, and licences under which anybody may be shown images.
-PACKAGED_DATASETS = {"digits": "cc-by-4.0"}
-_OPEN_NAMES = """\
-apache-2.0 mit bsd bsd-2-clause bsd-3-clause cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0
-cdla-permissive-1.0 cdla-permissive-2.0 pddl odc-by odbl unlicense
-"""
-OPEN_LICENSES = frozenset(_OPEN_NAMES.split())
 
 # Settings of the recipe that the card shows.
 CARD_SETTINGS = (
@@ -60,50 +65,6 @@ OFF = (None, 0, -1)
 
 
 @dataclass(frozen=True)
-class PublishOptions:
-    """
-    Choices for the publication of a model that its folder does not tell.
-
-    Args:
-        tag: tag of the published commit, which the card's examples pin.
-        license: licence of the weights, by the Hub's name; "apache-2.0" by default.
-        dataset_id: Hub id of the dataset that the figures were measured on.
-        dataset_name: name that people use for the dataset.
-        data_license: licence of the dataset, by the Hub's name.
-        other_metrics: metrics files of runs that differ in their seed only, for the spread.
-        include_images: whether to send pictures of images even if no licence is known that allows it.
-    """
-
-    tag: str = "v1"
-    license: str | None = None
-    dataset_id: str | None = None
-    dataset_name: str | None = None
-    data_license: str | None = None
-    other_metrics: Sequence[str | os.PathLike] = ()
-    include_images: bool = False
-
-    def __post_init__(self):
-        from huggingface_hub.utils import validate_repo_id
-
-        if not self.tag or any(c in " ~^:?*[\\'\"" or not c.isprintable() for c in self.tag) or ".." in self.tag:
-            raise ValueError(f"--tag must be the name of a git tag, for example v1; got {self.tag!r}.")
-        if self.dataset_id is not None:
-            validate_repo_id(self.dataset_id)
-            if "/" not in self.dataset_id:
-                raise ValueError(f"--dataset-id must be USER/NAME; got {self.dataset_id!r}.")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Paths in a folder to publish: its model, records, pictures and card."""
-
-    model_dir: Path
-    records: Mapping[str, Path]
-    pictures: Path | None
-    card: Path | None
-
-
-@dataclass(frozen=True)
 class StagedFile:
     """A file that is published: its path in the repository, and its size in bytes."""
 
@@ -111,47 +72,8 @@ class StagedFile:
     size: int
 
 
-def check_source(folder: Path, files: Sequence[Path]) -> None:
-    """Raises `ValueError` for pickled weights, and for links that leave the folder."""
-    root = folder.resolve()
-    for path in files:
-        if not path.resolve().is_relative_to(root):
-            raise ValueError(f"{path} is a link that leaves {folder}: put the file itself there.")
-        if path.suffix in PICKLED:
-            raise ValueError(
-                f"{path} holds pickled data, which can run code: publish sends safetensors alone. Remove it from the "
-                "folder."
-            )
-
-
-def find_source(folder: str | os.PathLike) -> Source:
-    """
-    Finds the parts of a run (`model/`, `metrics.json`, ...) or of a model's folder.
-
-    Raises:
-        FileNotFoundError: for a folder that is missing or has no model.
-        ValueError: for another kind of model, pickled weights, or links that leave the folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}: give that of a run or of a saved model.")
-    run = (folder / "model" / "config.json").is_file()
-    model_dir, records_dir = (folder / "model", folder) if run else (folder, folder / RECORDS)
-    if not (model_dir / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no model: neither config.json nor model/config.json is there.")
-    records = {name: records_dir / name for name in RECORD_NAMES if (records_dir / name).is_file()}
-    pictures = folder / PICTURES if (folder / PICTURES).is_file() else None
-    card = model_dir / CARD if (model_dir / CARD).is_file() else None
-    check_source(folder, [*model_dir.iterdir(), *records.values(), *([pictures] if pictures else [])])
-    config = read_json(model_dir / "config.json")
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    if model_type != "ascent_vit":
-        raise ValueError(f"{model_dir} holds a model of type {model_type!r}; publish sends ascent_vit.")
-    return Source(model_dir, records, pictures, card)
-
-
-def stage_model(source: Source, target: Path) -> None:
-    """Writes weights, configuration, image processor and code anew into the folder `target`."""
+def stage_model(source: Source, target: Path) -> tuple[Any, Any]:
+    """Writes weights, configuration, image processor and code anew into a folder, and loads what was written."""
     import torch
 
     model = load_whole(source.model_dir)
@@ -159,63 +81,11 @@ def stage_model(source: Source, target: Path) -> None:
     model.config.auto_map = {}
     model.save_pretrained(target)
     load_processor(source.model_dir).save_pretrained(target)
-    load_processor(target)
-    before, after = model.state_dict(), load_whole(target).state_dict()
+    written = load_whole(target)
+    before, after = model.state_dict(), written.state_dict()
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise RuntimeError("The weights that were written are not those that were read: please report this.")
-
-
-def read_records(source: Source) -> dict[str, Any]:
-    """Reads metrics, report and recipe of a run, as far as they exist, without paths of this machine."""
-    import yaml
-
-    records: dict[str, Any] = {}
-    for name, path in source.records.items():
-        text = path.read_text(encoding="utf-8")
-        try:
-            data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-            check_extent(data)
-        except (ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ValueError(f"{path} cannot be read: {error}.") from error
-        if not isinstance(data, dict):
-            raise ValueError(f"{path} must hold names and values; got {type(data).__name__}.")
-        records[name] = strip_values(data)
-    if "recipe.json" in records:
-        recipe = records.pop("recipe.json")
-        recipe.pop("steps", None)
-        records["recipe.yaml"] = recipe
-    return records
-
-
-def dataset_path(source: Source) -> str | None:
-    """Path or name of the dataset, as it was given to the run."""
-    for name in ("recipe.json", "metrics.json"):
-        if name in source.records:
-            dataset = read_json(source.records[name]).get("dataset")
-            if isinstance(dataset, str):
-                return dataset
-    return None
-
-
-def find_data_license(dataset: str | None, options: PublishOptions) -> str | None:
-    """Licence of a dataset: the given or the known one, or that of the card in its folder or on the Hub."""
-    from huggingface_hub import DatasetCard
-
-    if options.data_license is not None:
-        return options.data_license
-    if dataset in PACKAGED_DATASETS:
-        return PACKAGED_DATASETS[dataset]
-    try:
-        if dataset is not None and Path(dataset, CARD).is_file():
-            licence = DatasetCard.load(Path(dataset, CARD)).data.get("license")
-        elif options.dataset_id is not None:
-            licence = DatasetCard.load(options.dataset_id).data.get("license")
-        else:
-            return None
-    # Without a card the licence is unknown, and pictures are not sent.
-    except (OSError, ValueError):
-        return None
-    return licence if isinstance(licence, str) else None
+    return written, load_processor(target)
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -276,9 +146,14 @@ def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known
 
 
 def make_card(
-    target: Path, repo_id: str, records: Mapping[str, Any], dataset: str | None, options: PublishOptions
+    target: Path,
+    repo_id: str,
+    records: Mapping[str, Any],
+    dataset: str | None,
+    options: PublishOptions,
+    **known: Any,
 ) -> str:
-    """Writes the card of a model that has none."""
+    """Writes the card of a model that has none; `known` are fields of the content that the records do not tell."""
     name = options.dataset_name or options.dataset_id or (Path(dataset).name if dataset else None)
     if name is None:
         raise ValueError("Nothing says what the model was trained on: give --dataset-name, for the card.")
@@ -301,91 +176,128 @@ def make_card(
         training_data=f"Trained on {place}, "
         + (f"whose licence is {escape_markdown(licence)}." if licence else "under the licence of its source."),
         pictures=PICTURES if (target / PICTURES).is_file() else None,
+        figures_files=[f"{RECORDS}/{name}" for name in ("metrics.json", "evaluation.json") if name in records],
+        new_version=options.new_version,
+        **known,
     )
     return str(model_card(content)).rstrip("\n") + "\n"
 
 
-def stage_pictures(source: Source, target: Path, dataset: str | None, options: PublishOptions) -> bool:
+def stage_pictures(source: Source, target: Path, options: PublishOptions) -> bool:
     """Copies the pixels of the pictures if that is allowed, and returns whether it was."""
     from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
     if source.pictures is None:
         return False
-    if not options.include_images and find_data_license(dataset, options) not in OPEN_LICENSES:
+    if not may_show_images(source, options):
         return False
     with opened_image(source.pictures, f"The picture {source.pictures}") as image:
         image.convert("RGB").save(target / PICTURES)
     return True
 
 
-def eval_results(records: Mapping[str, Any], dataset_id: str) -> str:
-    """Writes the figures of the weights as the Hub's evaluation results, in YAML."""
-    import yaml
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+def stage_card_examples(source: Source, target: Path, names: Sequence[str], options: PublishOptions) -> None:
+    """Copies the pixels of the images beside the model that a card's examples name."""
+    from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
 
-    metrics = records["metrics.json"]
-    notes = ", ".join(f"{key} {metrics[key]}" for key in ("split", "seed") if metrics.get(key) is not None)
-    entries = [
-        EvalResultEntry(dataset_id=dataset_id, task_id=name, value=value, notes=notes or None)
-        for name, value in run_figures(metrics, records.get("evaluation.json", {})).items()
-    ]
-    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+    if names and not may_show_images(source, options):
+        raise ValueError(
+            f"The examples in {source.card} are images, and no licence is known that allows to send them: give "
+            "--data-license or --include-images, or take widget out of the card."
+        )
+    for name in names:
+        path = source.model_dir / name
+        if path.parent != source.model_dir / EXAMPLES or not path.is_file():
+            raise ValueError(f"The example {name} in {source.card} must be a file in {source.model_dir / EXAMPLES}.")
+        with opened_image(path, f"The example {path}") as image:
+            (target / EXAMPLES).mkdir(exist_ok=True)
+            image.convert("RGB").save(target / name)
+
+
+def stage_records(records: Mapping[str, Any], target: Path) -> None:
+    """Writes the records of a run as files, JSON or YAML by their names."""
+    import yaml
+
+    for name, data in records.items():
+        if name.endswith(".json"):
+            write_json(target / RECORDS / name, data)
+        else:
+            write_text(target / RECORDS / name, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def kept_card(source: Source, repo_id: str, options: PublishOptions) -> str:
+    """Reads the card that a model has, with examples that load the repository at the tag."""
+    assert source.card is not None
+    given = [name for name in ("license", "dataset_name", "new_version") if getattr(options, name) is not None]
+    if given or options.other_metrics:
+        raise ValueError(
+            f"{source.card} is the card already: change it, or remove it to have one made with these options."
+        )
+    return strip_paths(pin_examples(source.card.read_text(encoding="utf-8"), repo_id, options.tag))
 
 
 def stage(
-    folder: str | os.PathLike, target: str | os.PathLike, repo_id: str, options: PublishOptions | None = None
+    folder: str | os.PathLike,
+    target: str | os.PathLike,
+    repo_id: str,
+    options: PublishOptions | None = None,
+    examples: Sequence[str | os.PathLike] = (),
 ) -> list[StagedFile]:
     """
     Writes what is published of a run or a model into an empty folder, and checks it.
 
-    These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`,
-    the recipe, metrics and report of the run in `training/`, figures in `.eval_results/` if the dataset is one of the
-    Hub, and `explanations.png` if the licence of the images allows it. A card that exists already is kept; its
-    examples load the repository at the tag. Absolute paths are cut to their last part.
+    These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`
+    with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, and
+    `explanations.png` if the licence of the images allows it. A card that exists already is kept; its code loads the
+    repository at the tag. Absolute paths are cut to their last part.
 
     Args:
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
         target: folder to write, which exists and is empty.
         repo_id: Hub id of the model, for the card.
         options: choices for the publication; by default those of [`PublishOptions`].
+        examples: image files, or folders of them: a card that is made shows the first 4 with what the model gives for
+            each; by default digits for a model of the demo, else none.
 
     Returns:
         The files, sorted by path.
 
     Raises:
-        FileNotFoundError: for a folder without a model.
+        FileNotFoundError: for a folder without a model, or an example that does not exist.
         ValueError: for what must not or cannot be published; it says what and why.
     """
-    import yaml
     from huggingface_hub import ModelCard
 
     options = options or PublishOptions()
     source, target = find_source(folder), Path(target)
     records, dataset = read_records(source), dataset_path(source)
-    card = None
+    card, shown = None, []
     if source.card is not None:
-        given = [name for name in ("license", "dataset_name") if getattr(options, name) is not None]
-        if given or options.other_metrics:
-            raise ValueError(
-                f"{source.card} is the card already: change it, or remove it to have one made with these options."
-            )
-        card = strip_paths(pin_examples(source.card.read_text(encoding="utf-8"), repo_id, options.tag))
-        named = ModelCard(card).data.get("datasets") or []
+        card = kept_card(source, repo_id, options)
+        check_card(card)
+        header = ModelCard(card).data
+        named = header.get("datasets") or []
         if options.dataset_id is None and len(named) == 1:
             options = dataclasses.replace(options, dataset_id=named[0])
-    stage_model(source, target)
-    stage_pictures(source, target, dataset, options)
-    for name, data in records.items():
-        if name.endswith(".json"):
-            write_json(target / RECORDS / name, data)
-        else:
-            write_text(target / RECORDS / name, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
-    card = card or make_card(target, repo_id, records, dataset, options)
-    check_card(card)
+        shown = [example["src"] for example in header.get("widget") or [] if "://" not in example["src"]]
+    else:
+        check_examples(source, options, examples)
+    model, processor = stage_model(source, target)
+    stage_pictures(source, target, options)
+    stage_records(records, target)
+    if card is None:
+        widget = write_card_examples(example_images(source, examples), model, processor, target)
+        origin = about_examples(dataset, len(widget), bool(examples), options)
+        card = make_card(target, repo_id, records, dataset, options, widget=widget, widget_source=origin)
+        check_card(card)
+    else:
+        stage_card_examples(source, target, shown, options)
     write_text(target / CARD, card)
-    if options.dataset_id is not None and numbers(records.get("metrics.json", {})):
-        path = target / EVAL_RESULTS / f"{options.dataset_id.rpartition('/')[2]}.yaml"
-        write_text(path, eval_results(records, options.dataset_id))
+    if options.benchmark is not None:
+        metrics = records.get("metrics.json", {})
+        figures = run_figures(metrics, records.get("evaluation.json", {}))
+        path = target / EVAL_RESULTS / f"{options.benchmark.partition(':')[0].rpartition('/')[2]}.yaml"
+        write_text(path, benchmark_result(options.benchmark, figures, metrics))
     files = sorted(path for path in target.rglob("*") if path.is_file())
     for path in files:
         if path.suffix in (".json", ".yaml", ".md"):
@@ -393,4 +305,4 @@ def stage(
     return [StagedFile(path.relative_to(target).as_posix(), path.stat().st_size) for path in files]
 
 
-__all__ = ["PublishOptions", "StagedFile", "stage"]
+__all__ = ["StagedFile", "stage"]

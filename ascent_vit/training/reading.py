@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from ascent_vit.utils.suggest import suggest
 from ascent_vit.utils.yaml import read_key_value, read_yaml
+from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 from .recipe import Recipe, check_recipe
 

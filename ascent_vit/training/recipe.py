@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ascent_vit.data.augmentation import Augmentation
 from ascent_vit.utils.metrics import EPOCH_METRICS
-from ascent_vit.utils.suggest import suggest
 from ascent_vit.utils.types import describe, fits
+from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 
 SCHEDULES = Literal["cosine", "linear", "constant", "constant_with_warmup"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ascent_vit.training import Recipe, load_recipe
-from ascent_vit.utils.suggest import suggest
 from ascent_vit.utils.yaml import read_yaml
+from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 
 TABLES = Path(__file__).parent / "tables.yaml"

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published models: they load, are small, and are as good as their cards say."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit.data import load_concept_dataset
 from ascent_vit.evaluation import evaluate
-from ascent_vit.publishing.card import check_card
+from ascent_vit.publishing import ModelCardContent
+from ascent_vit.publishing.card import card_metadata, check_card, format_value
+from ascent_vit.publishing.examples import write_card_examples
+from ascent_vit.publishing.source import find_source, read_records
+from ascent_vit.publishing.stage import run_figures
 
 
 HUB = Path(__file__).parents[2] / "hub"
@@ -24,9 +30,9 @@ def load(name):
     return model, AutoImageProcessor.from_pretrained(HUB / name)
 
 
-def card_figures(name) -> dict[str, float]:
-    results = ModelCard.load(HUB / name / "README.md").data.eval_results
-    return {result.metric_name: result.metric_value for result in results}
+def figures_of(name) -> dict[str, float]:
+    records = read_records(find_source(HUB / name))
+    return run_figures(records["metrics.json"], records["evaluation.json"])
 
 
 def measure(model, processor, images, labels, digits, batch_size=250) -> dict[str, float]:
@@ -43,6 +49,33 @@ def measure(model, processor, images, labels, digits, batch_size=250) -> dict[st
 
 def test_the_folder_holds_what_is_tested():
     assert sorted(path.name for path in HUB.iterdir()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_what_is_written_of_the_model_now(name, tmp_path):
+    card = ModelCard.load(HUB / name / "README.md")
+    images = [Image.open(path) for path in sorted((HUB / name / "examples").iterdir())]
+    widget = write_card_examples(images, *load(name), tmp_path)
+    content = ModelCardContent.from_model_dir(
+        HUB / name,
+        model_name=name,
+        dataset_name=card.data.eval_results[0].dataset_name,
+        dataset_id=(card.data.datasets or [None])[0],
+        metrics=figures_of(name),
+        widget=widget,
+    )
+    expected = card_metadata(content).to_dict()
+    header = card.data.to_dict()
+    assert len(widget) == 4
+    # Scores of another processor may round differently.
+    for shown, given in zip(header.pop("widget"), expected.pop("widget"), strict=True):
+        assert shown["src"] == given["src"]
+        assert [each["label"] for each in shown["output"]] == [each["label"] for each in given["output"]]
+        scores = [each["score"] for each in given["output"]]
+        assert [each["score"] for each in shown["output"]] == pytest.approx(scores, abs=2e-4)
+    assert header == expected
+    figures = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", card.text, flags=re.M))
+    assert figures == {metric: format_value(value) for metric, value in figures_of(name).items()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +99,7 @@ def test_the_digits_are_read_as_well_as_the_card_says():
     model, processor = load("digits")
     test = load_concept_dataset("digits", canvas=64, copies=12, seed=0)["test"]
     digits = [concepts[0] for concepts in test["concepts"]]
-    figures = card_figures("digits")
+    figures = figures_of("digits")
     for name, value in measure(model, processor, test["image"][:], test["label"][:], digits).items():
         # A different processor rounds differently, which may decide an image or two.
         assert value == pytest.approx(figures[name], abs=2.5 / len(test)), name
@@ -85,7 +118,7 @@ def test_mnist_is_read_as_well_as_the_card_says(shared_folder):
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train").cast_column("image", datasets.Image())
     images = rows["image"][:]
     digits = rows["label"][:]
-    figures = card_figures("concept-mnist")
+    figures = figures_of("concept-mnist")
     measured = measure(*load("concept-mnist"), images, [digit % 2 for digit in digits], digits)
     for name, value in measured.items():
         assert value == pytest.approx(figures[name], abs=2.5 / len(images)), name

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the fusion looks in the pyramid."""
 
+from types import MethodType
+
 import pytest
 import torch
 from torch import nn
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from modeling_ascent_vit.deformable_sampling_ascent_vit import multi_scale_deformable_sampling
-from modeling_ascent_vit.modeling_ascent_vit import AscentViTDeformableFusion, AscentViTMultiScaleEncoding
+from modeling_ascent_vit.modeling_ascent_vit import (
+    AscentViTDeformableFusion,
+    AscentViTDeformableSampling,
+    AscentViTMultiScaleEncoding,
+)
 
 
 def test_fusion_starts_as_identity_and_looks_in_a_ring(make_config):
@@ -61,3 +68,83 @@ def test_each_patch_reads_its_own_place(make_config):
         # Bilinear interpolation is exact on a plane, away from the zeros beyond the rim.
         inner = (slice(2, 6), slice(2, 10))
         torch.testing.assert_close(samples[inner], torch.stack([x, y], dim=-1)[inner])
+
+
+def random_samples(batch_size=6, dtype=torch.float32):
+    """Arguments of the sampling, with places inside and outside of levels that are neither square nor alike."""
+    generator = torch.Generator().manual_seed(0)
+    level_shapes, shape = [(8, 5), (4, 3), (2, 1)], (batch_size, 7, 4, 3, 2)
+    num_cells = sum(height * width for height, width in level_shapes)
+    values = torch.randn(batch_size, num_cells, 4, 8, generator=generator).to(dtype)
+    locations = torch.rand(*shape, 2, generator=generator) * 12 - 3
+    return values, level_shapes, locations, torch.rand(*shape, generator=generator)
+
+
+def put_kernel(sampling):
+    """What `kernels` does with a layer that it has a kernel for; the kernel here is transformers' own, in PyTorch."""
+    sampling.forward = MethodType(MultiScaleDeformableAttention.forward, sampling)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_gets_what_it_takes(dtype):
+    arguments = random_samples(dtype=dtype)
+    sampling = AscentViTDeformableSampling()
+    expected = multi_scale_deformable_sampling(*arguments)
+    # Without a kernel nothing is computed otherwise.
+    assert torch.equal(sampling.sample(*arguments), expected)
+    seen = []
+    sampling.register_forward_pre_hook(lambda module, given: seen.append(given))
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(sampling.sample(*arguments), expected, rtol=tolerance, atol=tolerance)
+    put_kernel(sampling)
+    given = sampling.sample(*arguments)
+    assert given.dtype == dtype and len(seen) == 2
+    torch.testing.assert_close(given, expected, rtol=tolerance, atol=tolerance)
+    for value, shapes, listed, starts, locations, weights, step in seen:
+        assert {x.dtype for x in (value, locations, weights)} == {torch.float32}
+        assert all(x.is_contiguous() for x in (value, locations, weights))
+        assert shapes.tolist() == [list(shape) for shape in listed] and starts.tolist() == [0, 40, 52]
+        # As many images at a time as kernels ask for: a divisor of their number.
+        assert step == 2 and value.shape[0] % step == 0
+
+
+def test_a_model_with_a_kernel_says_the_same(make_config):
+    torch.manual_seed(0)
+    fusion = AscentViTDeformableFusion(make_config(num_spatial_concepts=2))
+    for parameter in fusion.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    level_shapes = [(6, 6), (3, 3), (2, 2)]
+    num_cells = sum(height * width for height, width in level_shapes)
+    hidden_size = fusion.query_norm.weight.shape[0]
+    patches, pyramid = torch.randn(2, 36, hidden_size), torch.randn(2, num_cells, hidden_size)
+    plain = fusion(patches, (6, 6), pyramid, level_shapes)[0]
+    gradient = torch.autograd.grad(plain.sum(), fusion.value_projection.weight)[0]
+    put_kernel(fusion.sampling)
+    by_kernel = fusion(patches, (6, 6), pyramid, level_shapes)[0]
+    torch.testing.assert_close(by_kernel, plain, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(by_kernel, patches) and not fusion.sampling.state_dict()
+    again = torch.autograd.grad(by_kernel.sum(), fusion.value_projection.weight)[0]
+    torch.testing.assert_close(again, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_the_package_kernels_takes_the_layer(make_config):
+    kernels = pytest.importorskip("kernels")
+    name = "MultiScaleDeformableAttention"
+
+    class Reference:
+        layer_name = name
+
+        def load(self):
+            return MultiScaleDeformableAttention
+
+    class Sampling(AscentViTDeformableSampling):
+        pass
+
+    # What the decorator does where transformers finds a version of the package that it takes.
+    kernels.replace_kernel_forward_from_hub(Sampling, name)
+    sampling, arguments = nn.Sequential(Sampling()), random_samples()
+    with kernels.use_kernel_mapping({name: {"cpu": Reference()}}):
+        kernels.kernelize(sampling, mode=kernels.Mode.INFERENCE, device="cpu")
+    assert "forward" in vars(sampling[0])
+    expected = multi_scale_deformable_sampling(*arguments)
+    torch.testing.assert_close(sampling[0].sample(*arguments), expected, rtol=1e-5, atol=1e-5)

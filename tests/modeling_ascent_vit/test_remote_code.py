@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, pipeline
 from transformers.utils import is_torchvision_available
 
 from modeling_ascent_vit import (
@@ -24,10 +24,13 @@ from modeling_ascent_vit import (
 )
 
 
+TASK = "concept-image-classification"
 CODE = {
     "backbone_images_ascent_vit.py",
     "backbones_ascent_vit.py",
     "checks_ascent_vit.py",
+    "class_scores_ascent_vit.py",
+    "concept_pipeline_ascent_vit.py",
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
     "deformable_sampling_ascent_vit.py",
@@ -35,9 +38,12 @@ CODE = {
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
+    "image_reading_ascent_vit.py",
     "image_settings_ascent_vit.py",
     "modeling_ascent_vit.py",
+    "names_ascent_vit.py",
     "presence_ascent_vit.py",
+    "suggestions_ascent_vit.py",
 }
 AUTO_MAP = {
     "AutoConfig": "configuration_ascent_vit.AscentViTConfig",
@@ -73,6 +79,10 @@ maps = processor.post_process_concepts(outputs, [(image.height, image.width)])[0
 annotation = {"concepts": [1], "points": {"xy": [[3.0, 4.0]], "category": [0]}, "present": [0, 2]}
 annotated = processor(image, annotation, return_tensors="pt")
 classifier = pipeline("image-classification", model=folder, **trust)
+explainer = pipeline("concept-image-classification", model=folder, **trust)
+explained = explainer(picture, top_k=None, maps=True)
+for concept in (concept for each in explained for concept in each["concepts"]):
+    concept |= {name: value.tolist() for name, value in concept.items() if name.endswith("_map")}
 model.save_pretrained(again)
 processor.save_pretrained(again)
 twice = AutoModelForImageClassification.from_pretrained(again, **trust)
@@ -86,6 +96,8 @@ print(json.dumps({
     "twice": twice(**inputs).logits[0].tolist(),
     "pil": by_pil[0].tolist(),
     "scores": classifier(picture),
+    "explained": explained,
+    "pipeline": type(explainer).__module__.split(".")[0],
     "hidden": list(hidden.shape),
     "maps": list(maps.shape),
     "placed": placed.sum((-2, -1))[0, 0].tolist(),
@@ -115,6 +127,21 @@ def folder(make_config, tmp_path):
     return folder
 
 
+def check_explained(explained: list[dict], model, processor, image: Image.Image) -> None:
+    """Compares what the pipeline of the folder says with the one of this package, number by number."""
+    expected = pipeline(TASK, model=model, image_processor=processor)(image, top_k=None, maps=True)
+    assert [each["label"] for each in explained] == [each["label"] for each in expected]
+    for said, known in zip(explained, expected, strict=True):
+        numbers = ("score", "logit", "class_bias")
+        assert [said[name] for name in numbers] == pytest.approx([known[name] for name in numbers], abs=1e-5)
+        concepts = [{each["name"]: each for each in entry["concepts"]} for entry in (said, known)]
+        assert concepts[0].keys() == concepts[1].keys() and len(concepts[0]) == 5
+        for name, concept in concepts[1].items():
+            assert concepts[0][name].keys() == concept.keys() and concepts[0][name]["stream"] == concept["stream"]
+            for key in concept.keys() - {"name", "stream"}:
+                np.testing.assert_allclose(concepts[0][name][key], concept[key], atol=1e-5)
+
+
 def check_elsewhere(python: str, folder: Path, tmp_path: Path, torchvision: bool) -> None:
     """Runs the script with a Python, without any network, and compares what it says with this package."""
     process = subprocess.run(
@@ -140,6 +167,8 @@ def check_elsewhere(python: str, folder: Path, tmp_path: Path, torchvision: bool
     assert said["pil"] == pytest.approx(pil.tolist(), abs=1e-5)
     expected = {model.config.id2label[i]: score for i, score in enumerate(logits.softmax(-1).tolist())}
     assert {entry["label"]: entry["score"] for entry in said["scores"]} == pytest.approx(expected, abs=1e-4)
+    check_explained(said["explained"], model, processor_class.from_pretrained(folder), image)
+    assert said["pipeline"] == "transformers_modules"
     assert said["hidden"] == [1, 37, 32] and said["maps"] == [3, 50, 70]
     assert said["placed"] == pytest.approx(said["contributions"], abs=1e-5)
     assert said["targets"] == [[1, 2], [1, 36, 3]]
@@ -147,7 +176,9 @@ def check_elsewhere(python: str, folder: Path, tmp_path: Path, torchvision: bool
     assert {path.name for path in (tmp_path / "again").glob("*.py")} == CODE
     assert all((tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes() for name in CODE)
     for name in ("config.json", "preprocessor_config.json"):
-        maps = [json.loads((place / name).read_text())["auto_map"] for place in (folder, tmp_path / "again")]
+        saved = [json.loads((place / name).read_text()) for place in (folder, tmp_path / "again")]
+        assert saved[0].get("custom_pipelines") == saved[1].get("custom_pipelines")
+        maps = [config["auto_map"] for config in saved]
         assert maps[0] == maps[1]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from ascent_vit.utils.suggest import suggest
+from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 from .annotated import AnnotatedImage, Reading, private_form
 from .tables import add_table

@@ -535,7 +535,7 @@ class TestDeepImages:
 
     @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
     def test_twelve_bits_are_not_black(self, kind, tmp_path):
-        from ascent_vit.explanation.inputs import read_image
+        from modeling_ascent_vit.image_reading_ascent_vit import read_image
 
         image = Image.fromarray(self.RAMP.astype(kind))
         for window, top in ((None, 4095), ([0, 2000], 2000)):
@@ -551,8 +551,8 @@ class TestDeepImages:
 
     @pytest.mark.parametrize("kind", ["uint16", "int16", "big endian", "tensor", "colours"])
     def test_arrays_are_as_pictures(self, kind):
-        from ascent_vit.explanation.inputs import read_image
         from modeling_ascent_vit import AscentViTImageProcessor
+        from modeling_ascent_vit.image_reading_ascent_vit import read_image
 
         array = self.RAMP.astype(np.uint16)
         for window in (None, [500, 3000]):

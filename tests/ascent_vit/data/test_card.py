@@ -136,3 +136,5 @@ def test_the_card_says_what_is_in_it(prepared, tmp_path):
     ):
         assert part in text
     assert "unused" not in text and "{{" not in text and "spatial_concepts" not in text
+    # A link would tag the dataset with a paper that is not its own.
+    assert "arxiv" not in text

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pipeline task: the same as `explain`, for images one by one, in batches, from generators and datasets."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,17 @@ def test_other_models_are_refused(model_and_processor):
     vit = ViTForImageClassification(ViTConfig(**layers, image_size=48, patch_size=8))
     with pytest.raises(ValueError, match="model must be an ASCENT-ViT model"):
         pipeline(TASK, model=vit, image_processor=model_and_processor[1])
+
+
+def test_a_folder_that_the_pipeline_saves_is_whole(classifier, image, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    (named,) = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"].values()
+    module, name = named["impl"].split(".")
+    assert (tmp_path / f"{module}.py").is_file() and name == type(classifier).__name__
+    # With the package, the registered pipeline takes the folder, and no code in it needs to be trusted.
+    again = pipeline(TASK, model=str(tmp_path))
+    assert type(again) is type(classifier) and not hasattr(again.model.config, "custom_pipelines")
+    assert again(image, top_k=1)[0]["logit"] == pytest.approx(classifier(image, top_k=1)[0]["logit"], abs=1e-6)
 
 
 def test_image_classification_is_as_it_was(model_and_processor, image):

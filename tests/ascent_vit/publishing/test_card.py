@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from ascent_vit.publishing import ModelCardContent, model_card, write_model_card
-from ascent_vit.publishing.card import escape_markdown
+from ascent_vit.publishing.card import check_card, escape_markdown
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -38,19 +38,49 @@ def make_content(**kwargs) -> ModelCardContent:
     return ModelCardContent(**(values | kwargs))
 
 
+WIDGET = [{"src": "examples/01.png", "output": [{"label": "wren", "score": 0.75}, {"label": "tern", "score": 0.25}]}]
+
+
 def test_metadata_is_what_the_hub_reads():
-    data = ModelCard(str(model_card(make_content(dataset_id="user/birds", base_model="facebook/dinov2-small")))).data
+    content = make_content(
+        dataset_id="user/birds", base_model="facebook/dinov2-small", new_version="user/birds-2", widget=WIDGET
+    )
+    data = ModelCard(str(model_card(content))).data
     assert data.library_name == "transformers" and data.pipeline_tag == "image-classification"
     assert data.license == "apache-2.0" and data.model_name == "ASCENT-ViT birds"
-    assert data.datasets == ["user/birds"] and data.base_model == "facebook/dinov2-small"
+    assert data.datasets == ["user/birds"]
+    assert (data.base_model, data.base_model_relation) == ("facebook/dinov2-small", "finetune")
+    assert data.new_version == "user/birds-2" and data.widget == WIDGET
     assert {"ascent-vit", "explainability", "concept-based-models"} <= set(data.tags)
     assert data.metrics == ["accuracy", "f1"]
-    results = {result.metric_name: result for result in data.eval_results}
-    assert {name: result.metric_value for name, result in results.items()} == METRICS
-    assert results["macro_f1"].metric_type == "f1" and results["pixel_tpr"].metric_type == "pixel_tpr"
+    # The figures whose names the Hub knows; the table has all.
+    results = {result.metric_type: result for result in data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == {"accuracy": 0.98765, "f1": 0.9}
     assert {(r.task_type, r.dataset_type, r.dataset_split) for r in results.values()} == {
         ("image-classification", "user/birds", "test")
     }
+    bare = model_card(make_content(metrics={"pixel_tpr": 0.75})).data.to_dict()
+    assert not bare.keys() & {"model-index", "metrics", "base_model_relation", "new_version", "widget"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("base_model_relation", "distilled", "one of adapter, finetune, merge, quantized"),
+        ("base_model", None, "goes with base_model"),
+        ("base_model", "a/b/c", "must be ids of the Hub"),
+        ("new_version", "no id", "must be ids of the Hub"),
+        ("metrics", "accuracy", "metrics in the header .* must be a list"),
+        ("widget", [{"text": "wren"}], "needs src"),
+        ("widget", [{"src": "a.png", "output": [{"label": "wren"}]}], "needs a label and a score"),
+    ],
+)
+def test_a_header_that_the_hub_would_not_take(field, value, message):
+    card = model_card(make_content(base_model="facebook/dinov2-small", new_version="user/birds-2", widget=WIDGET))
+    check_card(str(card))
+    card.data[field] = value
+    with pytest.raises(ValueError, match=message):
+        check_card(str(card))
 
 
 def test_body_says_what_was_given():
@@ -62,6 +92,10 @@ def test_body_says_what_was_given():
     rows = dict(re.findall(r"^\| `?([\w\\]+)`? \| ([^|]+) \|", text, flags=re.M))
     assert rows["accuracy"] == "0.9877" and rows["additivity_error"] == "2.4e-07"
     assert rows["learning\\_rate"] == "0.001"
+    shown = model_card(
+        make_content(figures_files=["training/metrics.json"], widget=WIDGET, widget_source="Of Ann.")
+    ).text
+    assert "In full: [training/metrics.json](training/metrics.json)" in shown and "Of Ann." in shown
 
 
 def test_unannotated_patches_and_none_are_said_as_they_are():

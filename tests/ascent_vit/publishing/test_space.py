@@ -2,10 +2,12 @@
 """Spaces: what is in their repository, and what a visitor sees in a real Chromium."""
 
 import ast
+import asyncio
 import configparser
 import html
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -14,17 +16,20 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from transformers import pipeline
 
 from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.explanation import explain, intervene
 from ascent_vit.explanation.render.rows import signed
 from ascent_vit.publishing import PublishOptions, stage_space
-from ascent_vit.publishing.space import MAX_EXAMPLES, REQUIREMENTS, SDK_VERSION
-from ascent_vit.publishing.stage import find_source
+from ascent_vit.publishing.examples import MAX_EXAMPLES
+from ascent_vit.publishing.source import find_source
+from ascent_vit.publishing.space import REQUIREMENTS, SDK_VERSION
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -85,8 +90,8 @@ def test_requirements_are_the_package_s_own():
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     own = {line for line in parser["options"]["install_requires"].splitlines() if line}
     own |= {line for line in parser["options.extras_require"]["space"].splitlines() if line}
-    assert set(REQUIREMENTS) <= own
-    assert f"gradio >= {SDK_VERSION.rpartition('.')[0]}" in REQUIREMENTS
+    assert {line.replace("[mcp]", "") for line in REQUIREMENTS} <= own
+    assert f"gradio[mcp] >= {SDK_VERSION.rpartition('.')[0]}" in REQUIREMENTS
 
 
 def test_stage_writes_a_whole_repository(model_dir, images, tmp_path):
@@ -105,6 +110,12 @@ def test_stage_writes_a_whole_repository(model_dir, images, tmp_path):
     assert settings["sdk"] == "gradio" and settings["sdk_version"] == SDK_VERSION and settings["title"] == "birds"
     assert settings["models"] == ["ann/birds"] and settings["app_file"] == "app.py"
     assert isinstance(settings["python_version"], str)
+    assert settings["preload_from_hub"] == ["ann/birds config.json,model.safetensors,preprocessor_config.json v3"]
+    assert 0 < len(settings["short_description"]) <= 60 and settings["suggested_hardware"] == "cpu-basic"
+    assert (
+        "mcp-server" in settings["tags"]
+        and sys.modules["hub_double"].card_errors((target / "README.md").read_text()) == []
+    )
     assert "competition between concepts, not the probability" in text and "images of Birds, licence cc-by-4.0" in text
     constants = [
         node.value for node in ast.walk(ast.parse((target / "app.py").read_text())) if type(node) is ast.Constant
@@ -112,6 +123,20 @@ def test_stage_writes_a_whole_repository(model_dir, images, tmp_path):
     assert "ann/birds" in constants and "v3" in constants
     with Image.open(target / "examples" / "01.png") as example:
         assert example.size == (512, 384) and not example.getexif() and set(example.info) == set()
+
+
+def test_settings_of_a_space_that_somebody_chose(model_dir, tmp_path):
+    options = PublishOptions(space_description="Which bird: why?", space_hardware="zero-a10g")
+    stage_space(model_dir, tmp_path / "space", "ann/birds", options, private=True)
+    settings = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---\n")[1])
+    assert settings["short_description"] == "Which bird: why?" and settings["suggested_hardware"] == "zero-a10g"
+    assert settings["python_version"] == "3.12.12"
+    # It is built without the secret that opens the model.
+    assert "preload_from_hub" not in settings and settings["models"] == ["ann/birds"]
+    with pytest.raises(ValueError, match="--space-description must have at most 60 characters; got 61"):
+        PublishOptions(space_description="x" * 61)
+    with pytest.raises(ValueError, match="--space-hardware must be one of cpu-basic, .*; got 'gpu'"):
+        PublishOptions(space_hardware="gpu")
 
 
 def test_the_code_of_a_space_needs_no_other_room(model_dir, tmp_path):
@@ -154,7 +179,7 @@ def test_what_must_not_go_out_does_not(model_dir, images, tmp_path, monkeypatch)
         ((images[:1], PublishOptions(data_license="cc-by-nc-4.0")), ValueError, "no licence is known"),
         ((images[2:], PublishOptions(include_images=True)), ValueError, "broken.png cannot be read"),
         (([tmp_path / "none.png"], PublishOptions(include_images=True)), FileNotFoundError, "none.png does not exist"),
-        ((images[:1] * (MAX_EXAMPLES + 1), PublishOptions(include_images=True)), ValueError, "at most 24 examples"),
+        ((images[:1] * (MAX_EXAMPLES + 1), PublishOptions(include_images=True)), ValueError, "At most 24 examples"),
     ]
     for (examples, options), kind, message in refused:
         with pytest.raises(kind, match=message):
@@ -179,8 +204,10 @@ def test_dry_run_with_space_writes_both_repositories(write_run, tmp_path, capsys
     assert sorted(path.name for path in output.iterdir()) == ["model", "space"]
     assert (output / "model" / "model.safetensors").is_file() and (output / "space" / "app.py").is_file()
     assert re.search(r"^app\.py +\d", shown, re.M) and re.search(r"^model\.safetensors +\d", shown, re.M)
-    assert run([*arguments, "--examples", str(output)]) == USAGE_ERROR
-    assert "--examples goes with --space" in capsys.readouterr().err
+    # A card that is there has its own examples.
+    arguments[1] = str(output / "model")
+    assert run([*arguments, "--examples", str(output / "space" / "examples")]) == USAGE_ERROR
+    assert "is the card already: --examples goes with --space then" in capsys.readouterr().err
 
 
 def test_bad_usage_of_the_local_app(model_dir, tmp_path, capsys):
@@ -222,6 +249,72 @@ def test_table_adds_up_and_escapes(model_dir, images):
     with pytest.raises(ValueError, match="cannot be read as an image: give") as caught:
         app.explain_both(model, processor, images[2], {})
     assert "broken" not in str(caught.value)
+
+
+def test_a_local_app_has_nothing_for_programs(model_dir):
+    app = pytest.importorskip("ascent_vit.publishing.space_app")
+    model = AscentViTForImageClassification.from_pretrained(model_dir)
+    processor = AscentViTImageProcessor.from_pretrained(model_dir)
+    assert app.build_app(model, processor, "birds").get_api_info()["named_endpoints"] == {}
+    endpoints = app.build_app(model, processor, "birds", tool=True).get_api_info()["named_endpoints"]
+    assert list(endpoints) == ["/explain_image"]
+
+
+@pytest.mark.slow
+def test_programs_can_call_a_published_app(model_dir, images, monkeypatch):
+    app = pytest.importorskip("ascent_vit.publishing.space_app")
+    gradio_client = pytest.importorskip("gradio_client")
+    pytest.importorskip("mcp")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    model = AscentViTForImageClassification.from_pretrained(model_dir)
+    processor = AscentViTImageProcessor.from_pretrained(model_dir)
+    built = app.build_app(model, processor, "birds", tool=True)
+    address = app.launch_app(built, wait=False, tool=True)
+    try:
+        client = gradio_client.Client(address, verbose=False)
+        answer = client.predict(gradio_client.handle_file(images[0]), 3, api_name="/explain_image")
+        with pytest.raises(gradio_client.exceptions.AppError, match="cannot be read as an image"):
+            client.predict(gradio_client.handle_file(images[2]), 3, api_name="/explain_image")
+        # A file of the server that nobody uploaded.
+        secret = {"path": str(ROOT / "docs" / "images" / "digit.png"), "meta": {"_type": "gradio.FileData"}}
+        event = httpx.post(f"{address}gradio_api/call/explain_image", json={"data": [secret, 3]}).json()["event_id"]
+        refused = httpx.get(f"{address}gradio_api/call/explain_image/{event}", timeout=60).text
+        assert "event: error" in refused and "label" not in refused
+        tools = asyncio.run(mcp_tools(f"{address}gradio_api/mcp/"))
+    finally:
+        built.close()
+    classifier = pipeline("concept-image-classification", model=model, image_processor=processor)
+    (expected,) = classifier(str(images[0]), top_k=1, top_concepts=3)
+    assert answer.keys() == expected.keys() and len(answer["concepts"]) == 3
+    assert answer["label"] == expected["label"] and answer["logit"] == pytest.approx(expected["logit"], abs=1e-5)
+    assert [each["name"] for each in answer["concepts"]] == [each["name"] for each in expected["concepts"]]
+    (tool,) = tools
+    assert tool.name.endswith("explain_image") and "which human concepts" in tool.description
+    assert set(tool.inputSchema["properties"]) == {"image", "num_concepts"}
+
+
+async def mcp_tools(address: str) -> list:
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async with streamablehttp_client(address) as (read, write, _), ClientSession(read, write) as session:
+        await session.initialize()
+        return (await session.list_tools()).tools
+
+
+def test_an_app_has_a_gpu_where_spaces_lend_one(model_dir, images):
+    app = pytest.importorskip("ascent_vit.publishing.space_app")
+    pytest.importorskip("spaces")
+    model = AscentViTForImageClassification.from_pretrained(model_dir)
+    processor = AscentViTImageProcessor.from_pretrained(model_dir)
+
+    @app.on_gpu
+    def explained(path):
+        return app.explain_both(model, processor, path, {})
+
+    # On ZeroGPU the function runs in a process of its own, and its result comes back pickled.
+    answer = pickle.loads(pickle.dumps(explained(images[0])))
+    assert answer.after.logit == pytest.approx(explain(model, processor, images[0]).logit, abs=1e-6)
 
 
 def free_port() -> int:
@@ -382,6 +475,7 @@ def serve_spaces(hub_double, monkeypatch):
 
 @pytest.mark.slow
 def test_publish_sends_a_space_that_runs(write_run, hub, client, tmp_path, monkeypatch, page):
+    pytest.importorskip("mcp")
     serve_spaces(sys.modules["hub_double"], monkeypatch)
     run_folder = write_run(tmp_path / "run")
     sent = client(COMMAND, "publish", run_folder, "--repo-id", "ann/birds", "--space")

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ from safetensors.torch import load_file, save_file
 
 from ascent_vit.publishing import ModelCardContent, PublishOptions, stage, stage_space, write_model_card
 from ascent_vit.training.reading import load_recipe
+from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
 CODE = {
     "backbone_images_ascent_vit.py",
     "backbones_ascent_vit.py",
     "checks_ascent_vit.py",
+    "class_scores_ascent_vit.py",
+    "concept_pipeline_ascent_vit.py",
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
     "deformable_sampling_ascent_vit.py",
@@ -30,12 +34,16 @@ CODE = {
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
     "image_processing_pil_ascent_vit.py",
+    "image_reading_ascent_vit.py",
     "image_settings_ascent_vit.py",
     "modeling_ascent_vit.py",
+    "names_ascent_vit.py",
     "presence_ascent_vit.py",
+    "suggestions_ascent_vit.py",
 }
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
 RECORDS = {"training/metrics.json", "training/recipe.yaml", "training/report.json"}
+EXAMPLES = {f"examples/0{i}.png" for i in (1, 2, 3, 4)}
 
 
 def staged(folder, tmp_path, repo_id="ann/birds", name="staged", **options):
@@ -50,7 +58,7 @@ def staged(folder, tmp_path, repo_id="ann/birds", name="staged", **options):
 
 def test_everything_that_is_needed_and_nothing_else(run_folder, tmp_path):
     target, files = staged(run_folder, tmp_path)
-    assert files == CODE | MODEL | RECORDS | {"explanations.png"}
+    assert files == CODE | MODEL | RECORDS | EXAMPLES | {"explanations.png"}
     before, after = (load_file(folder / "model.safetensors") for folder in (run_folder / "model", target))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     config = json.loads((target / "config.json").read_text())
@@ -111,15 +119,98 @@ def test_spread_over_seeds(run_folder, tmp_path):
         staged(run_folder, tmp_path, name="again", other_metrics=[tmp_path / "1.json", tmp_path / "1.json"])
 
 
-def test_evaluation_results_of_a_dataset_of_the_hub(run_folder, tmp_path):
-    target, files = staged(run_folder, tmp_path, dataset_id="ann/bird-concepts", data_license="mit")
-    assert ".eval_results/bird-concepts.yaml" in files
-    data = yaml.safe_load((target / ".eval_results" / "bird-concepts.yaml").read_text())
-    entries = {entry.task_id: entry for entry in parse_eval_result_entries(data)}
-    assert entries["accuracy"].value == 0.75 and entries["accuracy"].dataset_id == "ann/bird-concepts"
-    assert entries["accuracy"].notes == "split test, seed 0"
+def test_the_hub_takes_the_card(run_folder, tmp_path):
+    config = json.loads((run_folder / "model" / "config.json").read_text())
+    config["backbone_config"]["_name_or_path"] = "facebook/dinov2-small"
+    (run_folder / "model" / "config.json").write_text(json.dumps(config))
+    target, files = staged(run_folder, tmp_path, dataset_id="ann/bird-concepts", new_version="ann/birds-2")
+    text = (target / "README.md").read_text()
+    assert sys.modules["hub_double"].card_errors(text) == []
+    data = ModelCard(text).data
+    assert (data.base_model, data.base_model_relation) == ("facebook/dinov2-small", "finetune")
+    assert data.new_version == "ann/birds-2" and data.datasets == ["ann/bird-concepts"]
+    assert {result.metric_type for result in data.eval_results} == {"accuracy", "f1"}
+    assert "[training/metrics.json](training/metrics.json)" in text and "| `pixel_tpr` | 0.2500 |" in text
+    # Results are shown for benchmarks alone, which a dataset of somebody's is not.
+    assert not [name for name in files if name.startswith(".eval_results")]
+
+
+def test_examples_show_what_the_model_gives(run_folder, tmp_path):
+    target, _ = staged(run_folder, tmp_path)
     card = ModelCard.load(target / "README.md")
-    assert card.data.datasets == ["ann/bird-concepts"] and "whose licence is mit" in card.text
+    assert [example["src"] for example in card.data.widget] == sorted(EXAMPLES) and "Handwritten Digits" in card.text
+    model = AscentViTForImageClassification.from_pretrained(target)
+    processor = AscentViTImageProcessor.from_pretrained(target)
+    for example in card.data.widget:
+        with Image.open(target / example["src"]) as image:
+            logits = model(**processor(image.convert("RGB"), return_tensors="pt")).logits
+        scores = dict(zip(("wren", "crow", "tern"), logits.softmax(-1)[0].tolist(), strict=True))
+        shown = {each["label"]: each["score"] for each in example["output"]}
+        assert shown == pytest.approx(scores, abs=1e-4) and len(shown) == 3
+        assert list(shown.values()) == sorted(shown.values(), reverse=True)
+
+
+def test_examples_that_somebody_chose(write_run, tmp_path):
+    run = write_run(tmp_path / "run", dataset="birds")
+    Image.new("RGB", (900, 600), (200, 100, 30)).save(tmp_path / "ann.private.jpg")
+    with pytest.raises(ValueError, match="--examples sends images, and no licence is known"):
+        stage(run, tmp_path / "none", "ann/birds", PublishOptions(), [tmp_path / "ann.private.jpg"])
+    (tmp_path / "staged").mkdir()
+    options = PublishOptions(data_license="mit", dataset_name="Birds of Ann")
+    files = {
+        file.path for file in stage(run, tmp_path / "staged", "ann/birds", options, [tmp_path / "ann.private.jpg"])
+    }
+    card = ModelCard.load(tmp_path / "staged" / "README.md")
+    assert "examples/01.png" in files and len(card.data.widget) == 1 and "ann.private" not in str(card)
+    assert "images of Birds of Ann, licence mit." in card.text
+    with Image.open(tmp_path / "staged" / "examples" / "01.png") as image:
+        assert image.size == (512, 341)
+
+
+@pytest.mark.parametrize("spoil", ["licence", "missing", "elsewhere"])
+def test_examples_of_a_card_that_is_kept(run_folder, tmp_path, spoil):
+    first, _ = staged(run_folder, tmp_path)
+    message = "must be a file in"
+    if spoil == "licence":
+        message = "no licence is known"
+        (first / "training" / "recipe.yaml").write_text("dataset: birds\n")
+        (first / "training" / "metrics.json").write_text("{}")
+    elif spoil == "missing":
+        (first / "examples" / "02.png").unlink()
+    else:
+        text = (first / "README.md").read_text()
+        (first / "README.md").write_text(text.replace("src: examples/02.png", "src: ../secret.png"))
+    with pytest.raises(ValueError, match=message):
+        staged(first, tmp_path, name="again")
+    if spoil == "licence":
+        _, files = staged(first, tmp_path, name="allowed", data_license="mit")
+        assert files >= EXAMPLES
+
+
+BENCHMARK = """
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo("ann/bench", repo_type="dataset")
+tasks = b"name: Birds\\nevaluation_framework: ours\\ntasks: [{id: default, config: default, split: test}]\\n"
+api.upload_file(path_or_fileobj=tasks, path_in_repo="eval.yaml", repo_id="ann/bench", repo_type="dataset")
+"""
+
+
+@pytest.mark.slow
+def test_results_of_a_benchmark(hub, client, run_folder, tmp_path):
+    made = client(BENCHMARK)
+    assert made.returncode == 0, made.stderr
+    command = "from ascent_vit.cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
+    output = tmp_path / "output"
+    arguments = ("publish", run_folder, "--repo-id", "ann/birds", "--dry-run", "--output", output, "--benchmark")
+    for wrong, message in (("ann/bench:other", "no task 'other'; it has default"), ("ann/none:x", "no eval.yaml of")):
+        refused = client(command, *arguments, wrong)
+        assert refused.returncode == 2 and message in refused.stderr and not output.exists()
+    done = client(command, *arguments, "ann/bench:default")
+    assert done.returncode == 0, done.stderr
+    (entry,) = parse_eval_result_entries(yaml.safe_load((output / ".eval_results" / "bench.yaml").read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("ann/bench", "default", 0.75)
+    assert entry.notes == "accuracy, split test, seed 0"
 
 
 @pytest.mark.parametrize(
@@ -249,9 +340,19 @@ def test_a_bare_model_needs_a_name_for_its_data(run_folder, tmp_path):
     assert card.data.license == "mit" and card.data.eval_results is None and "## Figures" not in card.text
 
 
-@pytest.mark.parametrize("options", [{"tag": "a b"}, {"tag": ""}, {"dataset_id": "birds"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tag": "a b"},
+        {"tag": ""},
+        {"dataset_id": "birds"},
+        {"new_version": "birds"},
+        {"benchmark": "birds:x"},
+        {"benchmark": "ann/birds"},
+    ],
+)
 def test_bad_options(options):
-    with pytest.raises(ValueError, match="--tag must be|--dataset-id must be"):
+    with pytest.raises(ValueError, match=f"--{next(iter(options)).replace('_', '-')} must be"):
         PublishOptions(**options)
 
 
@@ -267,6 +368,7 @@ def test_bad_options(options):
         "recipe.json",
         "evaluation.json",
         "explanations.png",
+        "model/examples/01.png",
     ],
 )
 @pytest.mark.parametrize("space", [False, True])
@@ -274,6 +376,7 @@ def test_nothing_goes_out_by_a_link(name, space, run_folder, tmp_path):
     outside = tmp_path / "outside" / Path(name).name
     outside.parent.mkdir()
     path = run_folder / name
+    path.parent.mkdir(exist_ok=True)
     if path.exists():
         path.rename(outside)
     else:
@@ -316,11 +419,14 @@ def test_code_that_a_folder_names_is_not_passed_on(run_folder, tmp_path):
     ):
         path = run_folder / "model" / name
         data = json.loads(path.read_text())
-        path.write_text(json.dumps(data | {"auto_map": {key: "evil.Evil", "AutoTokenizer": "ann/evil--evil.Evil"}}))
+        evil = {"auto_map": {key: "evil.Evil", "AutoTokenizer": "ann/evil--evil.Evil"}}
+        if name == "config.json":
+            evil["custom_pipelines"] = {"image-classification": {"impl": "evil.Evil"}}
+        path.write_text(json.dumps(data | evil))
     (run_folder / "model" / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n")
     target, files = staged(run_folder, tmp_path)
     assert "evil" not in (target / "config.json").read_text() + (target / "preprocessor_config.json").read_text()
-    assert files == CODE | MODEL | RECORDS | {"explanations.png"} and not (tmp_path / "ran").exists()
+    assert files == CODE | MODEL | RECORDS | EXAMPLES | {"explanations.png"} and not (tmp_path / "ran").exists()
 
 
 def test_records_that_stand_for_endless_values(run_folder, tmp_path):

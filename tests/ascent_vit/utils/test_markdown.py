@@ -15,7 +15,8 @@ from ascent_vit.data.prepared import PreparedDataset
 from ascent_vit.data.schema import concept_features
 from ascent_vit.publishing import ModelCardContent
 from ascent_vit.publishing.card import model_card
-from ascent_vit.publishing.stage import PublishOptions, card_content, make_card
+from ascent_vit.publishing.source import PublishOptions
+from ascent_vit.publishing.stage import card_content, make_card
 from ascent_vit.training.report import report_text
 from ascent_vit.utils.markdown import code_span, escape_markdown
 

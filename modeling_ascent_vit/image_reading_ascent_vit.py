@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The ASCENT-ViT project. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Reads images of every kind as upright RGB."""
 
 import os
@@ -9,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from modeling_ascent_vit.image_inputs_ascent_vit import (
+from .image_inputs_ascent_vit import (
     checked_array,
     eight_bit,
     eight_bit_array,

@@ -1,4 +1,16 @@
-# SPDX-License-Identifier: Apache-2.0
+# Copyright 2026 The ASCENT-ViT project. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Names of classes and concepts, and what they stand for; an unknown name is answered with the nearest ones."""
 
 import operator
@@ -6,7 +18,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from ascent_vit.utils.suggest import suggest
+from .suggestions_ascent_vit import suggest
 
 
 STREAMS = ("global", "spatial", "unsupervised")

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from ascent_vit.explanation.names import class_index, find_concept
+from modeling_ascent_vit.names_ascent_vit import class_index, find_concept
 
 
 LABELS = ["Black Tern", "Painted Bunting", "Indigo Bunting"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from ascent_vit.utils.suggest import MOST_LISTED, suggest
+from modeling_ascent_vit.suggestions_ascent_vit import MOST_LISTED, suggest
 
 
 LABELS = ["Black Tern", "Painted Bunting", "Indigo Bunting"]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ascent_vit.explanation.inputs import array_to_image, is_single, read_image
+from modeling_ascent_vit.image_reading_ascent_vit import array_to_image, is_single, read_image
 
 
 def test_grey_images_and_single_channels():
@@ -21,7 +21,8 @@ def test_sixteen_bit_images_keep_their_shades(tmp_path):
     assert np.asarray(read_image(tmp_path / "deep.png"))[..., 0].tolist() == (shades >> 8).tolist()
 
 
-def test_images_are_turned_upright(image, tmp_path):
+def test_images_are_turned_upright(tmp_path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees
     image.save(tmp_path / "turned.png", exif=exif)
