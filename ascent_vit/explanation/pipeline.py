@@ -31,7 +31,8 @@ class ConceptImageClassificationPipeline(Pipeline):
     (`transformers.pipelines.pt_utils.KeyDataset(dataset, "image")`). One image gives a list of dicts, one per class,
     the most probable first; several give such a list each.
 
-    Every dict has `label`, `score` (softmax), `logit`, `class_bias` and `concepts`, a list of dicts with `name`,
+    Every dict has `label`, `score` (as transformers' own pipeline has it: a probability, or the
+    value of a regression), `logit`, `class_bias` and `concepts`, a list of dicts with `name`,
     `stream`, `attention` and `contribution`, the largest contribution first. Contributions of all concepts and the
     bias sum to the logit. With maps, spatial concepts have `attention_map` and `contribution_map` too, arrays (H, W)
     in the original image's pixels, float32.
