@@ -136,7 +136,7 @@ class Decomposition:
 
     @property
     def decimals(self) -> int:
-        """Number of decimals of contributions as people read them: 2; of values, three digits of the largest number."""
+        """Number of decimals of contributions as people read them: 2; of values, three digits of the largest."""
         if not self.is_regression:
             return 2
         largest = max(abs(self.logit), float(np.abs(self.select(self.contributions)).max()))

@@ -27,10 +27,10 @@ LOSSLESS_PIXELS = 256 * 256
 # By what makes scores of the logits: what is known to be right, and how the sum that is shown becomes a score.
 RIGHT = {"softmax": "class", "sigmoid": "classes", "none": "value"}
 SUM_NOTES = {
-    "softmax": "they add up to the logit, the class score before the softmax.\nThe probability follows from the logits of all "
-    "classes.",
-    "sigmoid": "they add up to the logit, the class score before the sigmoid.\nThe probability of a class follows from its own "
-    "logit: an image may have several classes, or none.",
+    "softmax": "they add up to the logit, the class score before the softmax.\n"
+    "The probability follows from the logits of all classes.",
+    "sigmoid": "they add up to the logit, the class score before the sigmoid.\n"
+    "The probability of a class follows from its own logit: an image may have several classes, or none.",
     "none": "they add up to the value.",
 }
 
@@ -111,8 +111,8 @@ def read(name: str) -> str:
 
 def choose_classes(explanation: Decomposition, number: int) -> list[int]:
     """
-    The classes of the highest scores, highest first, with the predicted one and those explained among them; of the values
-    of a regression the first.
+    The classes of the highest scores, highest first, with the predicted one and those explained among them; of the
+    values of a regression the first.
     """
     order = np.arange(len(explanation.logits)) if explanation.is_regression else -explanation.logits
     ranked = np.argsort(order, kind="stable").tolist()

@@ -77,8 +77,8 @@ class ExplanationTable:
     and `attention` (G + S + U each), and `additivity_error`; with maps also `patch_attention` and
     `patch_contributions` (S, h, w). Contributions and `class_bias` sum to `logit`. The file's metadata has the names
     of classes and concepts, under `ascent_vit` as JSON: `labels`, and `concepts` of each stream, in the order of the
-    columns, with the `score_function` that makes scores of logits. Where an image may have several classes, `predicted`
-    is the most probable one; of a regression it is the first value, and `predicted_score` what it is.
+    columns, with the `score_function` that makes scores of logits. Where an image may have several classes,
+    `predicted` is the most probable one; of a regression it is the first value, and `predicted_score` what it is.
 
     Args:
         path (`str` or `os.PathLike`): File to write.
