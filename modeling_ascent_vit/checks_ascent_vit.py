@@ -203,7 +203,7 @@ def checked_labels(config: AscentViTConfig, labels: torch.Tensor | None, batch_s
     is_readable = not torch.compiler.is_compiling() and labels.device.type == "cpu"
     if labels.is_floating_point() and is_readable and not labels.isfinite().all():
         raise ValueError("labels must be finite; got NaN or infinity.")
-    problem = config.problem_type
+    problem: str | None = config.problem_type
     if problem is None:
         # As transformers' loss takes them.
         several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"

@@ -134,7 +134,7 @@ def evaluate_epoch(run: "Run") -> None:
     if run.validation_loader is not None:
         metrics = evaluate(run.kept_model, run.validation_loader, run.accelerator, progress=True)
     run.evaluation_seconds += time.perf_counter() - start
-    name = recipe.metric_for_best_model
+    name = recipe.metric_for_best_model or "accuracy"
     if name not in metrics and run.validation_loader is not None:
         raise ValueError(
             f"metric_for_best_model: {name} is not among the metrics of the validation split, which are "
