@@ -27,7 +27,7 @@ from ascent_vit.data.suspicions import flip_suspicion
 from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
-from .build import balanced_weights, build_model, make_loader, split_dataset
+from .build import balanced_weights, build_model, make_loader, split_dataset, start_at_mean
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import writing
@@ -199,6 +199,8 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
     check_concepts(model.config, *data.names[1:])
     if recipe.class_weights == "balanced":
         model.config.class_weights = balanced_weights(data.train, len(data.names[0]))
+    if data.problem == "regression":
+        start_at_mean(model, data.train)
     if not recipe.trains_backbone:
         model.ascent_vit.backbone.requires_grad_(False)
     features, first_row = None, None
