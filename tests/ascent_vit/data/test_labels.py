@@ -79,7 +79,7 @@ class TestKinds:
 
 class TestLoading:
     def load(self, tmp_path, options=None, **splits):
-        DatasetDict({name: split for name, split in splits.items()}).save_to_disk(tmp_path / "set")
+        DatasetDict(splits).save_to_disk(tmp_path / "set")
         return load_concept_dataset(tmp_path / "set", **(options or {}))
 
     def test_lists_of_names(self, tmp_path):
