@@ -222,12 +222,13 @@ def model_card(content: ModelCardContent) -> "ModelCard":
     runs = [{**content.metrics, "seed": content.seed}, *content.other_runs]
     if len(runs) > 1 and len({run.get("seed") for run in runs} - {None}) < len(runs):
         raise ValueError("Runs in one model card must differ in their seed, and each needs one.")
+    what = "first value" if content.score_function == "none" else "class probability"
     figures = [
         {
             "name": f"`{name}`",
             "value": format_value(content.metrics[name]),
             "spread": format_spread([run.get(name) for run in runs]),
-            "meaning": metric.meaning,
+            "meaning": metric.meaning.replace("class probability", what),
         }
         for name, metric in METRICS.items()
         if name in content.metrics
