@@ -73,7 +73,7 @@ class ConceptMetrics:
     def __init__(self, config: Any, label_names: Sequence[str] = ("labels",)):
         self.config = config
         self.label_names = list(label_names)
-        if config.num_labels < 2 and config.problem_type not in (None, "multi_label_classification", "regression"):
+        if config.num_labels < 2 and config.problem_type not in ("multi_label_classification", "regression"):
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {config.num_labels}.")
         num_global, num_spatial = config.num_global_concepts, config.num_spatial_concepts
         sizes = {"global": num_global, "spatial": num_spatial, "presence": num_spatial}

@@ -359,6 +359,8 @@ def test_it_learns_and_is_published(problem, tmp_path, capsys):
     recipe = RECIPE | {"dataset": str(tmp_path / "data")}
     if problem == REGRESSION:
         recipe |= {"dataset_options": {"labels": ["weight"]}}
+    else:
+        recipe |= {"model": RECIPE["model"] | {"none_concept": True}, "processor": {"unannotated": "none"}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_dir, data = tmp_path / "run", str(tmp_path / "data")
     assert run(["train", "--recipe", str(tmp_path / "recipe.yaml"), "--output", str(run_dir)]) == 0
