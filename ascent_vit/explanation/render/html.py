@@ -27,11 +27,11 @@ LOSSLESS_PIXELS = 256 * 256
 # By what makes scores of the logits: what is known to be right, and how the sum that is shown becomes a score.
 RIGHT = {"softmax": "class", "sigmoid": "classes", "none": "value"}
 SUM_NOTES = {
-    "softmax": "they add up to the logit, the class score before the softmax.\n"
+    "softmax": "the class bias they add up to the logit, the class score before the softmax.\n"
     "The probability follows from the logits of all classes.",
-    "sigmoid": "they add up to the logit, the class score before the sigmoid.\n"
+    "sigmoid": "the class bias they add up to the logit, the class score before the sigmoid.\n"
     "The probability of a class follows from its own logit: an image may have several classes, or none.",
-    "none": "they add up to the value.",
+    "none": "the bias they add up to the value.",
 }
 
 
