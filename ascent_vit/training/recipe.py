@@ -245,9 +245,11 @@ def recipe_for_problem(recipe: Recipe, problem: str) -> Recipe:
             f"metric_for_best_model: {metric} is no metric of labels for {problem}, which are "
             f"{', '.join(LABEL_METRICS[problem])}."
         )
-    for key in ("label_smoothing", "class_weights"):
+    for key, off in (("label_smoothing", "0"), ("class_weights", "null")):
         if getattr(recipe, key) and problem != "single_label_classification":
-            raise ValueError(f"{key} is for labels of one class an image, and the dataset's are for {problem}.")
+            raise ValueError(
+                f"{key} is for labels of one class an image, and the dataset's are for {problem}: set it to {off}."
+            )
     return dataclasses.replace(recipe, metric_for_best_model=metric)
 
 
