@@ -176,7 +176,8 @@ def test_what_a_run_writes(dataset, tmp_path):
     assert not any(isinstance(value, dict | list) for value in metrics.values())
     report = read(tmp_path / "run" / "report.json")
     precision = resolve_precision("auto", training_device())
-    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), dataset=None, mixed_precision=precision)
+    resolved = {"dataset": None, "mixed_precision": precision, "metric_for_best_model": "accuracy"}
+    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), **resolved)
     assert [epoch["step"] for epoch in report["epochs"]] == [4, 8]
     assert len(checkpoints(tmp_path / "run")) == 2
 
