@@ -187,11 +187,12 @@ def check_presence(config: AscentViTConfig, batch_size: int, presence: torch.Ten
 
 def checked_labels(config: AscentViTConfig, labels: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
     """
-    Class indices as int64; other labels as they are.
+    Class indices as int64, several classes of an image and values as floating point numbers.
 
     Raises:
-        ValueError: for labels that are not one entry per image, and, where they are on the CPU, for values that are not
-            finite or no class of the model: looking at values waits for any other device.
+        ValueError: for labels that are not one entry per image, or not one per image and logit where an image has several
+            classes or values, and, where they are on the CPU, for labels that are not finite, no class of the model, or
+            outside of 0 to 1: looking at values waits for any other device.
     """
     if labels is None:
         return None
@@ -200,12 +201,34 @@ def checked_labels(config: AscentViTConfig, labels: torch.Tensor | None, batch_s
         raise ValueError(f"labels must be a tensor with one entry per image, ({batch_size},); got {got}.")
     num_labels = config.num_labels
     is_readable = not torch.compiler.is_compiling() and labels.device.type == "cpu"
-    if labels.is_floating_point():
-        if is_readable and not labels.isfinite().all():
-            raise ValueError("labels must be finite; got NaN or infinity.")
-        return labels
-    is_single = num_labels > 1 and config.problem_type in (None, "single_label_classification")
-    if labels.dtype == torch.bool or labels.is_complex() or not is_single:
+    if labels.is_floating_point() and is_readable and not labels.isfinite().all():
+        raise ValueError("labels must be finite; got NaN or infinity.")
+    problem: str | None = config.problem_type
+    if problem is None:
+        # As transformers' loss takes them.
+        several = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+        problem = "regression" if num_labels == 1 else several
+    if problem == "single_label_classification":
+        return (
+            labels if labels.dtype == torch.bool or labels.is_complex() else _classes(labels, num_labels, is_readable)
+        )
+    shape = (batch_size, num_labels)
+    if tuple(labels.shape) != shape and not (num_labels == 1 and labels.ndim == 1):
+        raise ValueError(
+            f"labels of a model for {problem} must have the shape {shape}, one number per logit; got "
+            f"{tuple(labels.shape)}."
+        )
+    labels = labels.float() if not labels.is_floating_point() else labels
+    if problem == "multi_label_classification" and is_readable and ((labels < 0) | (labels > 1)).any():
+        raise ValueError(
+            f"labels must be from 0 to 1, 1 for classes of the image; got {labels.min()} to {labels.max()}."
+        )
+    return labels.view(shape)
+
+
+def _classes(labels: torch.Tensor, num_labels: int, is_readable: bool) -> torch.Tensor:
+    """Class indices as int64; `ValueError` for those that can be read and are no classes."""
+    if labels.is_floating_point() or num_labels < 2:
         return labels
     labels = labels.long()
     if is_readable:

@@ -1094,7 +1094,8 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
                 Normalised images. They are not searched for NaN and infinity, which would cost a pass over all pixels
                 and break `torch.compile` and export, and come out as NaN logits; the image processor refuses them.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Class indices. Of shape `(batch_size, num_labels)` and float for several labels per image.
+                Class indices. Of shape `(batch_size, num_labels)` and float for several classes of an image, 1 for each that
+                it has, and for values to predict (`config.problem_type` says which).
             concept_targets (`torch.FloatTensor` of shape `(batch_size, num_global_concepts)`, *optional*):
                 How present each global concept is, usually 0 or 1; NaN where it is unknown.
             spatial_concept_targets (`torch.FloatTensor` of shape `(batch_size, num_patches, num_spatial_concepts)`, *optional*):
@@ -1223,8 +1224,11 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         """
         config = self.config
         if not config.label_smoothing and config.class_weights is None:
+            if labels.is_floating_point():
+                logits = logits.to(torch.promote_types(logits.dtype, labels.dtype))
             return self.loss_function(labels, logits, config)
-        if labels.is_floating_point() or config.num_labels < 2:
+        problem = config.problem_type or "single_label_classification"
+        if problem != "single_label_classification" or labels.is_floating_point() or config.num_labels < 2:
             raise ValueError(
                 "label_smoothing and class_weights need one class an image: leave them out of the config."
             )

@@ -14,6 +14,7 @@
 """Names of classes and concepts, and what they stand for; an unknown name is answered with the nearest ones."""
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -25,8 +26,14 @@ STREAMS = ("global", "spatial", "unsupervised")
 
 
 def class_names(config: Any) -> list[str]:
-    """Names of a model's classes, in the order of its logits; `config` is its `AscentViTConfig`."""
-    return [config.id2label[i] for i in range(config.num_labels)]
+    """
+    Names of a model's classes, in the order of its logits; `config` is its `AscentViTConfig`. Classes that have one
+    name are told apart by their indices, as in "crane (3)", so that no two here are the same.
+    """
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    while repeated := {name for name, number in Counter(names).items() if number > 1}:
+        names = [f"{name} ({i})" if name in repeated else name for i, name in enumerate(names)]
+    return names
 
 
 def concept_names(config: Any) -> dict[str, list[str]]:
@@ -45,9 +52,15 @@ def class_index(class_id: int | str, labels: Sequence[str]) -> int:
         labels (`Sequence[str]`): Names of all classes.
 
     Raises:
-        ValueError: for a class that is not among `labels`, with the nearest ones.
+        ValueError: for a class that is not among `labels`, with the nearest ones, and for the name of several classes.
     """
     if isinstance(class_id, str):
+        same = [label for i, label in enumerate(labels) if label == f"{class_id} ({i})"]
+        if class_id not in labels and len(same) > 1:
+            raise ValueError(
+                f"The model has {len(same)} classes {class_id!r}: give the index of one, or "
+                f"{' or '.join(map(repr, same))}."
+            )
         if class_id not in labels:
             raise ValueError(
                 f"The model has no class {class_id!r} among its {len(labels)}: {suggest(class_id, labels)}"

@@ -59,7 +59,9 @@ def evaluate(
     start = time.perf_counter()
     classifier, processor = load_model(model)
     with accelerator.main_process_first():
-        splits = load_concept_dataset(dataset, **dataset_options)
+        # Whole numbers are classes unless the model says that it predicts values.
+        known = {"problem_type": "regression"} if classifier.config.problem_type == "regression" else {}
+        splits = load_concept_dataset(dataset, **known | dataset_options)
     if split not in splits:
         raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
     if not no_check:

@@ -53,12 +53,13 @@ def export(
         from ascent_vit.evaluation.dataset import check_names
 
         dataset_options = read_dataset_options(options or ())
-        splits = load_concept_dataset(dataset, **dataset_options)
+        known = {"problem_type": "regression"} if classifier.config.problem_type == "regression" else {}
+        splits = load_concept_dataset(dataset, **known | dataset_options)
         if split not in splits:
             raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
         check_names(classifier.config, splits[split].features, spatial_names(dataset_options))
         chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
-        batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor))
+        batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor, classifier.config.num_labels))
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
     report = export_model(
         classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True

@@ -21,24 +21,50 @@ FEATURE_ROWS = "feature_rows"
 UNKNOWN_CODE = 255
 
 
+def batch_labels(labels: list[Any], num_labels: int | None = None) -> torch.Tensor:
+    """
+    Makes a tensor of the labels of rows: classes `(B,)` int64; lists of classes `(B, num_labels)` float32, 1 for those
+    listed; values `(B,)` or `(B, K)` float32.
+
+    Raises:
+        ValueError: for lists of classes without their number, or of others than these.
+    """
+    if not isinstance(labels[0], list):
+        return torch.tensor(labels)
+    items = [item for label in labels for item in label]
+    if any(isinstance(item, float) for item in items):
+        return torch.tensor(labels)
+    if num_labels is None:
+        raise ValueError("Rows have lists of classes: give their number, ConceptCollator(processor, num_labels=...).")
+    if items and not 0 <= min(items) <= max(items) < num_labels:
+        raise ValueError(f"Rows have classes from {min(items)} to {max(items)}, of {num_labels}: they start at 0.")
+    present = torch.zeros(len(labels), num_labels)
+    for row, classes in zip(present, labels, strict=True):
+        row[classes] = 1
+    return present
+
+
 class ConceptCollator:
     """
     Turns rows of a concept dataset into a batch for the model.
 
     Args:
         processor: the model's image processor. Annotations of a stream in which it has no concepts are left out.
+        num_labels: number of classes, needed where a row's label is a list of them.
         kwargs: further arguments of the image processor.
 
     Returns:
-        When called with a list of rows, a dict of `pixel_values` (B, C, H, W) float32, `labels` (B,) int64 and, where
+        When called with a list of rows, a dict of `pixel_values` (B, C, H, W) float32, `labels` and, where
         the processor has such concepts, `concept_targets` (B, G) and `spatial_concept_targets` (B, N, S) float32; of
         rows with the column `present` also `spatial_concept_presence` (B, S), NaN where it is null, unless the
         processor is remote code of a model that does not know it. Rows with the column `feature_rows` give that too,
-        (B,) int64.
+        (B,) int64. `labels` are (B,) int64 of one class, (B, K) float32 of several, 1 for those of the image, and (B,)
+        or (B, K) float32 of values.
     """
 
-    def __init__(self, processor: "ConceptImageProcessor", **kwargs: Any):
+    def __init__(self, processor: "ConceptImageProcessor", num_labels: int | None = None, **kwargs: Any):
         self.processor = processor
+        self.num_labels = num_labels
         self.kwargs = kwargs
         # An image processor that does not know `present`, as older remote code, does not say what it knows.
         known = getattr(processor, "annotation_keys", GLOBAL_COLUMNS + SPATIAL_COLUMNS)
@@ -58,7 +84,7 @@ class ConceptCollator:
             unknown = torch.full_like(batch["spatial_concept_targets"][:, 0], torch.nan)
             # All batches of a dataset have the same keys, also those of rows that all have null.
             batch.setdefault("spatial_concept_presence", unknown)
-        batch["labels"] = torch.tensor([row["label"] for row in rows])
+        batch["labels"] = batch_labels([row["label"] for row in rows], self.num_labels)
         if FEATURE_ROWS in rows[0]:
             batch[FEATURE_ROWS] = torch.tensor([row[FEATURE_ROWS] for row in rows])
         return batch
@@ -102,6 +128,7 @@ class CachedConceptDataset(torch.utils.data.Dataset):
         dataset: split with random access, of one image or more.
         processor: the model's image processor, with whole-number pixels until it rescales and one size for all images.
         batch_size: number of images per call of the image processor.
+        num_labels: number of classes, needed where a row's label is a list of them.
         progress: whether to show a progress bar.
 
     Raises:
@@ -110,9 +137,14 @@ class CachedConceptDataset(torch.utils.data.Dataset):
     """
 
     def __init__(
-        self, dataset: Any, processor: "AscentViTImageProcessorPil", batch_size: int = 256, progress: bool = False
+        self,
+        dataset: Any,
+        processor: "AscentViTImageProcessorPil",
+        batch_size: int = 256,
+        progress: bool = False,
+        num_labels: int | None = None,
     ):
-        collate = ConceptCollator(processor, do_rescale=False, do_normalize=False)
+        collate = ConceptCollator(processor, num_labels, do_rescale=False, do_normalize=False)
         self.scale, self.mean, self.std = 1.0, torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         if processor.do_rescale:
             self.scale = 1 / processor.rescale_factor
@@ -163,9 +195,9 @@ class CachedConceptDataset(torch.utils.data.Dataset):
         return batch
 
 
-def cached_bytes(dataset: Any, processor: "AscentViTImageProcessorPil") -> int:
+def cached_bytes(dataset: Any, processor: "AscentViTImageProcessorPil", num_labels: int | None = None) -> int:
     """Estimates the memory in bytes that [`CachedConceptDataset`] takes for a split, from its first row."""
-    batch = ConceptCollator(processor, do_rescale=False, do_normalize=False)(_rows(dataset, 0, 1))
+    batch = ConceptCollator(processor, num_labels, do_rescale=False, do_normalize=False)(_rows(dataset, 0, 1))
     return len(dataset) * sum(values.numel() for values in batch.values())
 
 

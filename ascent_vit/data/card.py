@@ -13,7 +13,7 @@ from ascent_vit.utils.files import file_digest, write_text
 from ascent_vit.utils.markdown import code_span, escape_markdown
 
 from .prepared import PreparedDataset
-from .schema import GROUP_COLUMN, concepts_from_features
+from .schema import GROUP_COLUMN, concepts_from_features, problem_type
 
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ SHARD_BYTES = 500 * 10**6
 
 COLUMN_MEANINGS = {
     "image": "the image",
-    "label": "its class",
     "concepts": "concepts of the whole image that it shows; null = not known, empty = none",
     "unknown_concepts": "concepts of the whole image of which it is not known",
     "objects": "boxes of concepts that have a place: `bbox` as x, y, width, height in pixels, and `category`",
@@ -46,7 +45,7 @@ TEMPLATE = """\
 
 # {{ title }}
 
-A concept dataset: images with a class, and with the human concepts that they show, in the schema of the toolkit
+A concept dataset: images with {{ what }}, and with the human concepts that they show, in the schema of the toolkit
 `ascent-vit`.
 
 {{ description }}
@@ -75,7 +74,8 @@ The names of the mask's concepts are not in its column; add
 |---|---|
 {% for name, meaning in columns.items() %}| {{ name }} | {{ meaning }} |
 {% endfor %}
-- {{ classes | length }} classes: {{ classes | join(", ") }}
+- {% if classes %}{{ classes | length }} classes: {{ classes | join(", ") }}{% else %}{{ values }} \
+value{{ "s" if values > 1 else "" }} to predict for each image{% endif %}
 {% if global_concepts %}- {{ global_concepts | length }} concepts of the whole image: \
 {{ global_concepts | join(", ") }}
 {% endif %}{% if spatial_concepts %}- {{ spatial_concepts | length }} concepts that have a place: \
@@ -93,8 +93,18 @@ The names of the mask's concepts are not in its column; add
 {% endfor %}{% endif %}"""
 
 
+# What images have by the kind of their label, and what the column holds.
+LABEL_MEANINGS = {
+    "single_label_classification": ("a class", "its class"),
+    "multi_label_classification": ("the classes that each has", "all classes that it has; empty = none of them"),
+    "regression": ("values to predict", "what is to be predicted of it"),
+}
+
+
 def _meaning(name: str, feature: Any) -> str:
     meaning = COLUMN_MEANINGS.get(name, "see above")
+    if name == "label":
+        meaning = LABEL_MEANINGS[problem_type(feature)][1]
     if name == "objects" and "score" in feature:
         meaning += "; `score` is what the detector gave each box, from 0 to 1"
     return meaning
@@ -123,6 +133,7 @@ def dataset_card(
 
     features = next(iter(prepared.dataset.values())).features
     labels, global_names, spatial_names = concepts_from_features(features, spatial_concepts)
+    problem = problem_type(features["label"])
     data = DatasetCardData(
         license=prepared.license, pretty_name=prepared.title, tags=TAGS, task_categories=["image-classification"]
     )
@@ -139,7 +150,9 @@ def dataset_card(
         place=repo_id or "PATH_OF_THIS_FOLDER",
         splits={name: f"{len(split):,}" for name, split in prepared.dataset.items()},
         columns={code_span(name): _meaning(name, feature) for name, feature in features.items()},
-        classes=[escape_markdown(name) for name in labels],
+        what=LABEL_MEANINGS[problem][0],
+        classes=[escape_markdown(name) for name in labels] if problem != "regression" else [],
+        values=len(labels),
         global_concepts=[escape_markdown(name) for name in global_names],
         spatial_concepts=[escape_markdown(name) for name in spatial_names],
         mask_names=spatial_concepts,

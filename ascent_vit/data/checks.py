@@ -3,6 +3,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from modeling_ascent_vit.concept_targets_ascent_vit import (
 from modeling_ascent_vit.image_inputs_ascent_vit import eight_bit, is_deep
 
 from .cells import is_cut_off, opened_cell, stored_columns, stored_mask, upright_size
-from .schema import GROUP_COLUMN, concepts_from_features
+from .schema import GROUP_COLUMN, concepts_from_features, problem_type
 from .suspicions import Tally
 
 
@@ -171,8 +172,35 @@ def _check_mask(mask: Any, size: tuple[int, int], num_concepts: int, where: str,
     return read_mask(array, size, num_concepts, f"{where}.mask")[1]
 
 
+def _check_label(label: Any, problem: str, number: int, where: str) -> list[int]:
+    """Classes of a row's label, none where it is of values; `number` is that of all classes."""
+    if problem == "regression":
+        values = label if isinstance(label, list) else [label]
+        if any(value is None or not math.isfinite(value) for value in values):
+            raise ValueError(f"{where}.label must be finite numbers; got {label}.")
+        return []
+    several = problem == "multi_label_classification"
+    classes = label if several else [label]
+    if classes is None or any(item is None or not 0 <= item < number for item in classes):
+        kind = "a list of classes, empty for none of them," if several else "a class"
+        raise ValueError(f"{where}.label must be {kind} from 0 to {number - 1}; got {label}.")
+    repeated = next((item for item in classes if classes.count(item) > 1), None)
+    if repeated is not None:
+        raise ValueError(
+            f"{where}.label has the class {repeated} twice; it must list each class of the image once, by its number, "
+            f"and not say 0 or 1 of each; got {label}."
+        )
+    return classes
+
+
 def _check_row(
-    row: Mapping[str, Any], where: str, split: str, decode: bool, window: Sequence[float] | None, tally: Tally
+    row: Mapping[str, Any],
+    where: str,
+    split: str,
+    decode: bool,
+    window: Sequence[float] | None,
+    tally: Tally,
+    problem: str,
 ) -> bool:
     """Checks a row as the image processor will read it, and adds it to the tally; tells whether it was decoded."""
     num_global, num_spatial = (len(tally.streams[stream]) for stream in ("global", "spatial"))
@@ -180,9 +208,9 @@ def _check_row(
     tally.add_places(row, size)
     annotation = stored_mask(row, where)
     in_mask: Any = _check_mask(annotation.pop("mask"), size, num_spatial, where, tally) if "mask" in annotation else []
-    label = row["label"]
-    if label is None or not 0 <= label < len(tally.labels):
-        raise ValueError(f"{where}.label must be a class from 0 to {len(tally.labels) - 1}; got {label}.")
+    classes = _check_label(row["label"], problem, len(tally.labels), where)
+    if problem == "regression":
+        tally.add_values(row["label"])
     streams = {}
     if num_global:
         targets = global_concept_targets(annotation, num_global, where)
@@ -195,7 +223,7 @@ def _check_row(
         presence = spatial_concept_presence(annotation, targets, axes, where)
         shown = (targets == 1).any(axis=0) | (presence == 1)
         streams["spatial"] = shown, shown | ~np.isnan(presence)
-    tally.add_row(split, label, streams)
+    tally.add_row(split, classes, streams)
     return decoded
 
 
@@ -233,11 +261,13 @@ def check_dataset(
     if errors:
         return CheckReport(errors=errors)
     try:
-        labels, *names = concepts_from_features(next(iter(dataset.values())).features, spatial_concepts)
+        features = next(iter(dataset.values())).features
+        labels, *names = concepts_from_features(features, spatial_concepts)
+        problem = problem_type(features["label"])
         check_groups(dataset)
     except ValueError as error:
         return CheckReport(errors=[str(error)])
-    tally = Tally(labels, {"global": names[0], "spatial": names[1]})
+    tally = Tally([] if problem == "regression" else labels, {"global": names[0], "spatial": names[1]})
     total = sum(map(len, dataset.values()))
     chosen = set(np.random.default_rng(seed).permutation(total)[:decode].tolist())
     number = decoded = 0
@@ -250,7 +280,7 @@ def check_dataset(
             for i, values in enumerate(zip(*columns.values(), strict=True), start=start):
                 row = dict(zip(columns, values, strict=True))
                 try:
-                    decoded += _check_row(row, f"{name}[{i}]", name, number in chosen, window, tally)
+                    decoded += _check_row(row, f"{name}[{i}]", name, number in chosen, window, tally, problem)
                 except (TypeError, ValueError) as error:
                     errors.append(_row_error(error, row, f"Split {name}, row {i}"))
                     bad_rows.setdefault(name, []).append(i)

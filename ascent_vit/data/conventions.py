@@ -199,12 +199,6 @@ def part_names(dataset: Any, separator: str | None) -> Any:
     """
     from datasets import Dataset, List, Value
 
-    for name, split in dataset.items():
-        if hasattr(split.features["label"], "feature") or isinstance(split.features["label"], Mapping):
-            raise ValueError(
-                f"Column label of {name} must hold one class for each row; got {split.features['label']}. Of several, "
-                "choose one, and give the others as concepts."
-            )
     for column in (*GLOBAL_COLUMNS, *PRESENCE_COLUMNS):
         for name, split in dataset.items():
             if column not in split.features:

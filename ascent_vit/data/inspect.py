@@ -16,7 +16,7 @@ from modeling_ascent_vit.concept_targets_ascent_vit import (
 )
 
 from .cells import stored_annotation, stored_columns
-from .schema import annotation_from_row, concepts_from_features, placed_concepts
+from .schema import annotation_from_row, concepts_from_features, label_text, placed_concepts, problem_type
 
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ def dataset_table(
     Returns:
         A dict with `grid`; `splits`, by split: images, classes (with images), images_without_concepts (global ones not
         annotated at all), images_without_places (no patch is annotated), annotated_patches (with any spatial concept),
-        patches; `concepts`, by stream and name, then by split: images that show it, unknown (global) or patches
-        (spatial); and `missing`: classes and concepts that have no image in a split, by split. Where the dataset has
-        the column `present`, also images_without_lists and, of spatial concepts, `present`: images known to show it,
-        with or without a place.
+        patches (no classes where values are predicted); `concepts`, by stream and name, then by split: images that
+        show it, unknown (global) or patches (spatial); and `missing`: classes and concepts that have no image in a
+        split, by split. Where the dataset has the column `present`, also images_without_lists and, of spatial
+        concepts, `present`: images known to show it, with or without a place.
     """
     features = next(iter(dataset.values())).features
     labels, global_names, spatial_names = concepts_from_features(features, spatial_concepts)
+    problem = problem_type(features["label"])
     has_lists = "present" in features
     splits: dict[str, dict[str, int]] = {}
     concepts: dict[str, dict[str, dict[str, dict[str, int]]]] = {
@@ -102,10 +103,14 @@ def dataset_table(
         stored = tqdm(stored_columns(split), desc=f"Counting {split_name}", unit="image", leave=False)
         for i, row in enumerate(stored):
             counts.add(*stored_annotation(row, f"{split_name}[{i}]"))
-        present = np.bincount(split["label"], minlength=len(labels)) > 0
+        found_labels = split["label"][:]
+        classes: list[int] = [] if problem == "regression" else found_labels
+        if problem == "multi_label_classification":
+            classes = [item for items in found_labels for item in items]
+        present = np.bincount(np.array(classes, dtype=int), minlength=len(labels)) > 0
         splits[split_name] = {
             "images": len(split),
-            "classes": int(present.sum()),
+            **({} if problem == "regression" else {"classes": int(present.sum())}),
             "images_without_concepts": counts.without_concepts,
             "images_without_places": counts.without_places,
             "annotated_patches": counts.annotated,
@@ -119,8 +124,9 @@ def dataset_table(
             if has_lists:
                 found["present"] = int(counts.present[i])
             concepts["spatial"][name][split_name] = found
+        absent = [name for name, found in zip(labels, present, strict=True) if not found]
         missing[split_name] = {
-            "classes": [name for name, found in zip(labels, present, strict=True) if not found],
+            "classes": [] if problem == "regression" else absent,
             "global_concepts": [name for name, number in zip(global_names, counts.shown, strict=True) if not number],
             "spatial_concepts": [
                 name for name, number in zip(spatial_names, counts.images + counts.present, strict=True) if not number
@@ -280,7 +286,7 @@ def picture_sheet(
     from matplotlib.figure import Figure
 
     features = next(iter(dataset.values())).features
-    labels, global_names, spatial_names = concepts_from_features(features, spatial_concepts)
+    _, global_names, spatial_names = concepts_from_features(features, spatial_concepts)
     chosen = _chosen(dataset, samples, seed)
     in_row = 3
     num_rows = -(-len(chosen) // in_row)
@@ -294,7 +300,7 @@ def picture_sheet(
         row = split[index]
         annotation = annotation_from_row(row)
         entries = _draw_row(picture, row, spatial_names)
-        title = f"{split_name} {index}: {labels[row['label']]}"
+        title = f"{split_name} {index}: {label_text(features['label'], row['label'])}"
         picture.set_title(textwrap.shorten(title, 48, placeholder=" ..."), fontsize=9, loc="left", parse_math=False)
         if global_names:
             target = global_concept_targets(annotation, len(global_names))

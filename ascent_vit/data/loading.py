@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .conventions import Conventions, apply_conventions, other_keys, part_names, rewrite_column
 from .digits import load_digits_dataset
+from .labels import check_problem, read_labels
 from .local_files import check_files, check_remote_files, innermost_cause, load_parts, names_differ
 from .schema import (
     COLUMNS,
@@ -358,6 +359,7 @@ def load_concept_dataset(
     labels: list[str] | None = None,
     global_concepts: list[str] | None = None,
     spatial_concepts: list[str] | None = None,
+    problem_type: str | None = None,
     **options: Any,
 ) -> "DatasetDict | IterableDatasetDict":
     """
@@ -371,10 +373,14 @@ def load_concept_dataset(
             "categories"}. A column for group_id, as {"group_id": "patient"}, tells [`split_dataset`] which rows to
             keep together.
         labels: names of the classes in their order, for labels that are text or numbers. Without them the names are
-            those found, sorted; a stream cannot be searched and needs them.
+            those found, sorted; a stream cannot be searched and needs them. Where values are to be predicted, their
+            names, which the dataset itself has no place for.
         global_concepts: names of the concepts in `concepts` and `unknown_concepts`, likewise.
         spatial_concepts: names of the categories of `objects` and `points` and of the concepts in `present`, likewise;
             or of a mask's concepts, see [`concepts_from_features`].
+        problem_type: what is to be predicted, of `PROBLEM_TYPES` of the schema, checked against the labels. By default
+            the labels say it: a class, lists of classes, or floating point numbers. "regression" takes whole numbers,
+            which are classes by default, as values; "multi_label_classification" parts texts at the `separator`.
         options: arguments of [`~ascent_vit.data.conventions.Conventions`], which say what the annotations mean where
             it is not what the schema says, and further arguments of `datasets.load_dataset` (`name`, `revision`,
             `data_dir`, ...), or of [`load_digits_dataset`].
@@ -392,7 +398,9 @@ def load_concept_dataset(
         # As the word `no` of a recipe or an option is, which would count as true.
         raise ValueError(f"streaming must be true or false; got {streaming!r}.")
     if name_or_path == "digits":
-        return _load_digits(streaming, options)
+        digits = _load_digits(streaming, options)
+        check_problem(digits["train"].features["label"], problem_type)
+        return digits
     colors = options.get("mask_colors")
     if isinstance(colors, str) and not Path(colors).expanduser().is_file():
         # As the file that lies in the dataset's folder.
@@ -408,18 +416,22 @@ def load_concept_dataset(
             dataset = _classes_of_folders(dataset)
     _check_columns(dataset, name_or_path)
     dataset, conventions = unpack_places(_rename_keys(dataset, columns), conventions)
-    dataset = unite(dataset, conventions.separator)
+    dataset = unite(dataset, conventions.separator, problem_type)
     names = {"labels": labels, "global_concepts": global_concepts, "spatial_concepts": spatial_concepts}
     dataset = _encode_names(dataset, names, conventions.category_names)
     dataset = apply_conventions(dataset, conventions, spatial_concepts)
-    concepts_from_features(next(iter(dataset.values())).features, spatial_concepts)
+    features = next(iter(dataset.values())).features
+    number = len(concepts_from_features(features, spatial_concepts)[0])
+    if check_problem(features["label"], problem_type) == "regression" and labels and len(labels) != number:
+        raise ValueError(f"labels must name the {number} value{'s' * (number > 1)} of a row; got {len(labels)} names.")
     return dataset
 
 
-def unite(dataset: Any, separator: str | None = None) -> Any:
+def unite(dataset: Any, separator: str | None = None, problem_type: str | None = None) -> Any:
     """Gives all splits the same columns, keys and names, those of the schema; streams the keys alone."""
     from datasets import IterableDatasetDict
 
+    dataset = read_labels(dataset, problem_type, separator)
     for name, split in dataset.items():
         for column, keys in other_keys(split).items():
             split = _rename_keys_within(split, column, keys)

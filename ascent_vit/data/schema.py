@@ -6,6 +6,8 @@ The schema of concept datasets: its columns, their features and names, and what 
 |---|---|---|
 | `image` | Image | |
 | `label` | ClassLabel | the class |
+| | List(ClassLabel) | or all classes that the image has; [] = none of them |
+| | Value(float) or List(Value(float), n) | or one value, or n values, to predict |
 | `concepts` | List(ClassLabel) | global concepts that are present; null = not known, [] = none |
 | `unknown_concepts` | List(ClassLabel) | global concepts that may be present or not |
 | `objects` | {bbox: List(List(float32, 4)), category: List(ClassLabel)} | spatial concepts' x, y, width, height |
@@ -45,6 +47,9 @@ COLUMNS = ("image", "label", *ANNOTATION_COLUMNS)
 # Rows with the same value, such as the slices of a patient, belong together: no two splits may share them.
 GROUP_COLUMN = "group_id"
 
+# What a model predicts by the kinds of `label`: one class, several classes, values; the names are transformers' own.
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
 # The columns of concepts with a place: the key of their coordinates, and what these are.
 COORDINATES = {"objects": ("bbox", "x, y, width, height"), "points": ("xy", "x, y")}
 
@@ -64,12 +69,13 @@ def concept_features(
     spatial_concepts: Sequence[str] | None = None,
     columns: Collection[str] = ("objects",),
     extra: Mapping[str, Any] | None = None,
+    problem_type: str = "single_label_classification",
 ) -> "Features":
     """
     Builds the features of a concept dataset.
 
     Args:
-        labels: names of the classes, in the order of their ids.
+        labels: names of the classes, in the order of their ids; of the values, whose number alone is stored.
         global_concepts: names of the concepts of whole images, for the column concepts.
         spatial_concepts: names of the concepts with a place. Names of a mask alone cannot be stored in its column:
             they are told to [`load_concept_dataset`], or are those of the global concepts.
@@ -77,6 +83,8 @@ def concept_features(
             are. Without spatial concepts there are only mask, whose concepts may be the global ones, and
             unknown_concepts.
         extra: further features, such as group_id, by column; for objects and points, a dict of further keys.
+        problem_type: what is predicted: "single_label_classification", "multi_label_classification" (an image has
+            several classes, or none) or "regression" (values).
 
     Returns:
         `Features` with the columns in the order of the schema, then the extra ones.
@@ -98,7 +106,15 @@ def concept_features(
     unknown = [column for column in columns if column not in (*known, "unknown_concepts")]
     if unknown:
         raise ValueError(f"columns may be {', '.join(known)} and unknown_concepts; got {', '.join(unknown)}.")
-    features: dict[str, Any] = {"image": ImageFeature(), "label": ClassLabel(names=_check_names("labels", labels))}
+    if problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}; got {problem_type!r}.")
+    names = _check_names("labels", labels)
+    label: Any = ClassLabel(names=names)
+    if problem_type == "multi_label_classification":
+        label = List(label)
+    elif problem_type == "regression":
+        label = Value("float32") if len(names) == 1 else List(Value("float32"), length=len(names))
+    features: dict[str, Any] = {"image": ImageFeature(), "label": label}
     if global_concepts:
         features["concepts"] = List(ClassLabel(names=_check_names("global_concepts", global_concepts)))
     if "unknown_concepts" in columns:
@@ -132,6 +148,57 @@ def innermost(feature: Any) -> Any:
     return feature
 
 
+def is_fraction(feature: Any) -> bool:
+    """Whether a feature is of floating point numbers."""
+    from datasets import Value
+
+    return isinstance(feature, Value) and feature.dtype in ("float16", "float32", "float64")
+
+
+def problem_type(feature: Any) -> str:
+    """
+    Tells from the feature of `label` what is predicted.
+
+    Returns:
+        "single_label_classification" for a ClassLabel, "multi_label_classification" for a list of ClassLabels, and
+        "regression" for a floating point number, or a list of a fixed number of them.
+
+    Raises:
+        ValueError: for any other feature.
+    """
+    from datasets import ClassLabel
+
+    if isinstance(feature, ClassLabel):
+        return PROBLEM_TYPES[0]
+    item = getattr(feature, "feature", None)
+    if isinstance(item, ClassLabel):
+        return PROBLEM_TYPES[1]
+    if is_fraction(feature) or (is_fraction(item) and getattr(feature, "length", -1) > 0):
+        return PROBLEM_TYPES[2]
+    raise ValueError(
+        "Column label must hold a ClassLabel, whose names are those of the model, a list of ClassLabels, or floating "
+        f'point numbers, as many in each row; got {feature}. Cast it, for example dataset.cast_column("label", ...).'
+    )
+
+
+def label_names(feature: Any) -> list[str]:
+    """Names of what the feature of `label` has: of classes; of values, which it does not name, LABEL_0 and so on."""
+    if problem_type(feature) == "regression":
+        return [f"LABEL_{i}" for i in range(max(getattr(feature, "length", 1), 1))]
+    return list(innermost(feature).names)
+
+
+def label_text(feature: Any, label: Any) -> str:
+    """A label as people read it: the name of a class, or of several, or values; `feature` is that of the column."""
+    names = getattr(innermost(feature), "names", None)
+    items = label if isinstance(label, list) else [label]
+    if names is None:
+        texts = [f"{item:.6g}" if isinstance(item, float) else str(item) for item in items]
+    else:
+        texts = [names[i] if isinstance(i, int) and 0 <= i < len(names) else str(i) for i in items]
+    return ", ".join(texts) or "none"
+
+
 def category_feature(feature: Any) -> Any:
     """The feature of the categories of objects or points, which are a dict of lists or a list of dicts."""
     feature = innermost(feature)
@@ -149,16 +216,17 @@ def concepts_from_features(
         spatial_concepts: names of a mask's concepts, 1 being the first, for a dataset without objects and points.
 
     Returns:
-        Names of the labels, of the global and of the spatial concepts, each in the order of their ids.
+        Names of the labels, see [`label_names`], of the global and of the spatial concepts, each in the order of their
+        ids.
 
     Raises:
-        ValueError: for a label or concepts that are no ClassLabel, for columns of spatial concepts with different
-            names, or a mask without names.
+        ValueError: for a label of no kind of the schema, concepts that are no ClassLabel, for columns of spatial
+            concepts with different names, or a mask without names.
     """
     from datasets import ClassLabel
 
-    found = {"label": features["label"]}
-    found |= {name: innermost(features[name]) for name in GLOBAL_COLUMNS if name in features}
+    labels = label_names(features["label"])
+    found = {name: innermost(features[name]) for name in GLOBAL_COLUMNS if name in features}
     found |= {
         f"{name}.category": category_feature(features[name]) for name in ("objects", "points") if name in features
     }
@@ -172,7 +240,7 @@ def concepts_from_features(
             )
         names[column] = list(feature.names)
     global_concepts = names.get("concepts", [])
-    spatial = {column.split(".")[0]: names[column] for column in names if column not in ("label", *GLOBAL_COLUMNS)}
+    spatial = {column.split(".")[0]: names[column] for column in names if column not in GLOBAL_COLUMNS}
     first = next(iter(spatial), "")
     for column, own in spatial.items():
         if own != spatial[first]:
@@ -184,15 +252,15 @@ def concepts_from_features(
             raise ValueError(
                 "spatial_concepts differ from the names of the categories in the dataset: leave them out."
             )
-        return names["label"], global_concepts, spatial[first]
+        return labels, global_concepts, spatial[first]
     if "mask" not in features:
-        return names["label"], global_concepts, []
+        return labels, global_concepts, []
     if not (spatial_concepts or global_concepts):
         raise ValueError(
             "The dataset has a mask, but no names for its values: give them as spatial_concepts, in the recipe as "
             "dataset_options: {spatial_concepts: [...]}, or each with its number as mask_values: {1: ...}."
         )
-    return names["label"], global_concepts, list(spatial_concepts or global_concepts)
+    return labels, global_concepts, list(spatial_concepts or global_concepts)
 
 
 def annotation_from_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,11 +294,16 @@ __all__ = [
     "GLOBAL_COLUMNS",
     "GROUP_COLUMN",
     "PRESENCE_COLUMNS",
+    "PROBLEM_TYPES",
     "SPATIAL_COLUMNS",
     "annotation_from_row",
     "category_feature",
     "concept_features",
     "concepts_from_features",
     "innermost",
+    "is_fraction",
+    "label_names",
+    "label_text",
     "placed_concepts",
+    "problem_type",
 ]

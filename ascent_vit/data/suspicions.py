@@ -22,6 +22,9 @@ SEPARATORS = re.compile(r"\s*[;|,]\s*")
 
 MOST_NAMED = 5
 
+# Numbers of which there are no more may stand for classes.
+MOST_CODES = 20
+
 
 def as_corners(boxes: np.ndarray, box_format: str) -> np.ndarray:
     """Corners `(n, 4)`, left, top, right and bottom, of boxes in a format."""
@@ -151,6 +154,7 @@ class Tally:
         self.crowds = self.masks = self.marking_masks = self.ignoring_masks = 0
         self.deep: Counter[str] = Counter()
         self.lowest, self.highest = np.inf, -np.inf
+        self.values: set[float] = set()
 
     def add_places(self, row: Mapping[str, Any], size: tuple[int, int]) -> None:
         """Adds the coordinates of a row as they are, valid or not; `size` is height and width of its image."""
@@ -185,11 +189,16 @@ class Tally:
         else:
             self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
 
-    def add_row(self, split: str, label: int, stream: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Adds a valid row: its class, and which concepts it shows and of which it is known, by stream."""
+    def add_values(self, label: float | list[float]) -> None:
+        """Adds the values of a row that are to be predicted."""
+        if len(self.values) <= MOST_CODES:
+            self.values |= set(label if isinstance(label, list) else [label])
+
+    def add_row(self, split: str, classes: list[int], stream: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+        """Adds a valid row: its classes, and which concepts it shows and of which it is known, by stream."""
         self.rows[split] += 1
         if split == "train":
-            self.classes["train"][label] += 1
+            self.classes["train"][classes] += 1
             for name, (shown, known) in stream.items():
                 self.shown[name] += shown
                 self.known[name] += known
@@ -265,6 +274,12 @@ class Tally:
             found.append(
                 f"{sum(self.deep.values())} images have more than 8 bits ({modes}){span}: each is scaled from the "
                 "smallest range of 8, 12 or 16 bits that holds it; window=[low, high] gives one for all"
+            )
+        if self.values and len(self.values) <= MOST_CODES and all(value.is_integer() for value in self.values):
+            found.append(
+                f"The labels are {len(self.values)} different whole numbers from {min(self.values):g} to "
+                f"{max(self.values):g}, written as fractions, which are values to predict: if they are classes, give "
+                "them as whole numbers or names"
             )
         return [*found, *self._about_train()]
 

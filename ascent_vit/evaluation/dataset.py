@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from ascent_vit.data import ConceptCollator, check_concepts, concepts_from_features
-from ascent_vit.data.schema import COLUMNS
+from ascent_vit.data.schema import COLUMNS, problem_type
 
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
@@ -31,7 +31,8 @@ EVALUATORS = ("faithfulness", "intervention", "robustness")
 
 def check_names(config: Any, features: Any, spatial_concepts: list[str] | None = None) -> None:
     """
-    Checks that a dataset's classes and concepts are the model's: the same names in the same order.
+    Checks that a dataset's classes and concepts are the model's: the same names in the same order, of one class, of
+    several or of values alike. Values have no names in a dataset.
 
     A stream that the dataset does not annotate is no contradiction, nor are classes that the model has no names for.
 
@@ -39,8 +40,15 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
         ValueError: naming the first place where they differ.
     """
     labels, global_concepts, placed_concepts = concepts_from_features(features, spatial_concepts)
+    problem = problem_type(features["label"])
+    predicted = config.problem_type or "single_label_classification"
+    if problem != predicted:
+        raise ValueError(
+            f"The model is for {predicted}, and the dataset's label is for {problem}: evaluate on a dataset with "
+            "labels of the model's kind."
+        )
     classes = [config.id2label[i] for i in range(config.num_labels)]
-    named = classes != [f"LABEL_{i}" for i in range(len(classes))]
+    named = problem != "regression" and classes != [f"LABEL_{i}" for i in range(len(classes))]
     if len(classes) != len(labels):
         difference = f"the model has {len(classes)}, the dataset {len(labels)}"
     else:
@@ -112,7 +120,8 @@ def evaluate_dataset(
     split = split.select_columns([name for name in COLUMNS if name in split.features])
 
     def loader(part: "Dataset") -> Any:
-        batches: Any = DataLoader(part, batch_size, collate_fn=ConceptCollator(processor))  # type: ignore[arg-type]
+        collate = ConceptCollator(processor, model.config.num_labels)
+        batches: Any = DataLoader(part, batch_size, collate_fn=collate)  # type: ignore[arg-type]
         return batches if accelerator is None else accelerator.prepare_data_loader(batches)
 
     values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress)

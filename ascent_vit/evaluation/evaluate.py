@@ -11,8 +11,9 @@ from torchmetrics import MaxMetric
 
 from ascent_vit.data.batches import FEATURE_ROWS
 from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
+from modeling_ascent_vit.class_scores_ascent_vit import class_scores, score_function
 
-from .metrics import AlignmentError, ClassMetrics, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics
+from .metrics import AlignmentError, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics, label_metrics
 
 
 if TYPE_CHECKING:
@@ -21,10 +22,31 @@ if TYPE_CHECKING:
     from ascent_vit.inference.protocols import ConceptClassifier
 
 
-def check_labels(labels: Tensor | None, num_classes: int) -> Tensor | None:
-    """Returns the batch's labels, or None; ValueError for labels that are no classes of the model."""
+def check_labels(labels: Tensor | None, config: Any) -> Tensor | None:
+    """
+    Returns the batch's labels, or None: classes (B,), or (B, K) of several classes and of values.
+
+    Args:
+        labels: labels of the batch.
+        config: configuration of the model, whose problem type decides.
+
+    Raises:
+        ValueError: for labels that are no classes of the model, or not one number for each.
+    """
     if labels is None:
         return None
+    function, num_classes = score_function(config), config.num_labels
+    if function != "softmax":
+        if labels.ndim == 1 and num_classes == 1:
+            labels = labels[:, None]
+        if labels.ndim != 2 or labels.shape[1] != num_classes or not labels.isfinite().all():
+            raise ValueError(
+                f"labels of a model for {config.problem_type} must be finite numbers of the shape (batch_size, "
+                f"{num_classes}); got {labels.dtype} of shape {tuple(labels.shape)}."
+            )
+        if function == "sigmoid" and not ((labels == 0) | (labels == 1)).all():
+            raise ValueError(f"labels must be 1 for the classes of an image and 0 for others; got {labels.max():g}.")
+        return labels
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(
             "labels must be one class index per image, integers of shape (batch_size,); "
@@ -68,9 +90,6 @@ class _Evaluation:
         self.accelerator = accelerator
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
         self.config = config = bare_model.config
-        self.num_classes = config.num_labels or 0
-        if self.num_classes < 2:
-            raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {self.num_classes}.")
         self.device, self.dtype = input_kind(bare_model)
         # Sums are kept in float64, which MPS does not have.
         has_float64 = self.device.type != "mps"
@@ -80,7 +99,7 @@ class _Evaluation:
             self.class_bias = bare_model.class_bias().to(self.precision)
         # Gathered outputs are whole in every process already.
         kwargs = {"sync_on_compute": accelerator is None}
-        self.class_metrics = ClassMetrics(self.num_classes, **kwargs).to(self.metric_device)
+        self.label_metrics = label_metrics(config, **kwargs).to(self.metric_device)
         self.global_metrics = GlobalConceptMetrics(**kwargs).to(self.metric_device)
         self.spatial_metrics = SpatialConceptMetrics(**kwargs).to(self.metric_device)
         self.presence_metrics = PresenceMetrics(**kwargs).to(self.metric_device)
@@ -100,7 +119,7 @@ class _Evaluation:
             "additivity_errors": (out.logits.to(self.precision) - explained).abs().amax(-1),
             "global_attention": out.global_concept_attention,
             "spatial_attention": out.spatial_concept_attention,
-            "labels": check_labels(batch.get("labels"), self.num_classes),
+            "labels": check_labels(batch.get("labels"), self.config),
             "global_targets": fill_targets("concept_targets", batch, out.global_concept_attention),
             "spatial_targets": fill_targets("spatial_concept_targets", batch, out.spatial_concept_attention),
             "presence": fill_targets("spatial_concept_presence", batch, strongest),
@@ -116,7 +135,7 @@ class _Evaluation:
             raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
         self.additivity_error.update(outputs["additivity_errors"])
         if "labels" in outputs:
-            self.class_metrics.update(logits.softmax(-1), outputs["labels"])
+            self.label_metrics.update(class_scores(logits, score_function(self.config)), outputs["labels"])
         streams = []
         if "global_attention" in outputs:
             attention, targets = outputs["global_attention"], outputs["global_targets"]
@@ -134,7 +153,7 @@ class _Evaluation:
         if not self.additivity_error.update_called:
             raise ValueError("The dataloader gave no images: evaluate a split that has some.")
         values: dict[str, Tensor] = {}
-        for collection in (self.class_metrics, self.global_metrics, self.spatial_metrics, self.presence_metrics):
+        for collection in (self.label_metrics, self.global_metrics, self.spatial_metrics, self.presence_metrics):
             metrics = list(collection.values())
             if metrics[0].update_called:
                 values |= collection.compute()
@@ -159,7 +178,8 @@ def evaluate(
             An `AscentViTForImageClassification`, also one loaded as remote code or prepared by `accelerator`. It is
             put into evaluation mode, runs where its parameters are, and gets its own mode back.
         dataloader (`Iterable[dict]`):
-            Batches of `pixel_values` (B, C, H, W) and, where known, `labels` (B,), `concept_targets` (B, G),
+            Batches of `pixel_values` (B, C, H, W) and, where known, `labels` (B,), of several classes of an image and
+            of values (B, K), `concept_targets` (B, G),
             `spatial_concept_targets` (B, N, S) and `spatial_concept_presence` (B, S), NaN where nothing is annotated.
         accelerator (`Accelerator`, *optional*):
             The accelerator that prepared `dataloader`. Outputs are gathered from all processes, and the samples that
@@ -170,7 +190,9 @@ def evaluate(
             Whether to show a progress bar.
 
     Returns:
-        `dict[str, float]`: `accuracy`, `top5_accuracy` (more than 5 classes), `macro_f1`, `ece`, `concept_map`,
+        `dict[str, float]`: `accuracy`, `top5_accuracy` (more than 5 classes), `macro_f1`, `ece`; of a model for
+        several classes of an image `label_map`, `label_f1_macro`, `label_f1_micro`, `ece`; of a regression `mae`,
+        `rmse`, `r2` instead; `concept_map`,
         `concept_auroc`, `global_concept_accuracy`, `alignment_error`, `pointing_game`, `pixel_tpr`, `relevance_mass`,
         `presence_map`, `presence_auroc` and `additivity_error`, without those that the split has no targets for. The
         same in every process.

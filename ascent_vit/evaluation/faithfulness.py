@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from modeling_ascent_vit.class_scores_ascent_vit import chosen_classes, class_scores, score_function
+
 from .probe import ImageEvaluator, check_counts, descending_ranks, random_ranks
 
 
@@ -39,6 +41,8 @@ class Faithfulness(ImageEvaluator):
     from an image of one colour, the mean of the image's pixels, and shows the patches in this order; deletion starts
     from the image and hides them. The probability of the predicted class, that of the whole image, against the share
     of patches, has the area `insertion_auc` or `deletion_auc`, by trapezoids, from 0 to 1; the same in random order.
+    Where an image may have several classes it is the most probable one; of a regression it is the first value, and the
+    areas are then of the values' scale.
     A faithful ranking has a greater `insertion_auc` and a smaller `deletion_auc` than random order. Patches that
     contribute the same are in random order too, so that constant contributions score as random order does.
 
@@ -81,7 +85,7 @@ class Faithfulness(ImageEvaluator):
     def areas(self, model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The four areas of each image, (B, 4)."""
         pixel_values = pixels.to(next(model.parameters()).dtype)
-        classes = model(pixel_values).logits.argmax(-1)
+        classes = chosen_classes(model(pixel_values).logits, score_function(model.config))
         maps = model.contribution_maps(pixel_values, classes[:, None])[:, 0].sum(1)
         grid = maps.shape[-2:]
         at_random = random_ranks(pixels, grid.numel(), self.seed)
@@ -98,7 +102,7 @@ class Faithfulness(ImageEvaluator):
         self, model: "ConceptClassifier", pixel_values: Tensor, classes: Tensor, ranks: Tensor, delete: bool
     ) -> Tensor:
         """
-        Probabilities of the classes as patches are shown, or hidden, by rank.
+        Scores of the classes as patches are shown, or hidden, by rank.
 
         Args:
             model: model in evaluation mode.
@@ -114,12 +118,12 @@ class Faithfulness(ImageEvaluator):
         points = numbers_of_patches(ranks[0].numel(), self.steps).to(ranks.device)
         changed = (ranks.unsqueeze(1) < points.view(1, -1, 1, 1)).flatten(0, 1)
         images = torch.arange(len(ranks), device=ranks.device).repeat_interleave(len(points))
-        probabilities = []
+        scores, function = [], score_function(model.config)
         for chosen, masks in zip(images.split(self.batch_size), changed.split(self.batch_size), strict=True):
             shown = spread_patches(masks != delete, model.config.patch_size, pixel_values.shape[-2:])
             logits = model(torch.where(shown, pixel_values[chosen], baseline[chosen])).logits
-            probabilities.append(logits.float().softmax(-1).gather(-1, classes[chosen, None]))
-        return torch.cat(probabilities).view(len(ranks), len(points))
+            scores.append(class_scores(logits.float(), function).gather(-1, classes[chosen, None]))
+        return torch.cat(scores).view(len(ranks), len(points))
 
 
 __all__ = ["Faithfulness"]

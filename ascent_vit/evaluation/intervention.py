@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from modeling_ascent_vit.class_scores_ascent_vit import score_function
 from modeling_ascent_vit.modeling_ascent_vit import true_attention
 
 from .evaluate import check_labels, fill_targets
@@ -37,6 +38,13 @@ def uncertainty(attention: Tensor, truth: Tensor) -> Tensor:
     return torch.where(rows, entropy, 0.0).sum(1) / rows.sum(1).clamp(min=1)
 
 
+def share_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image's class is right, (B,), by labels (B,); by labels (B, K) the share of classes that are."""
+    if labels.ndim == 1:
+        return logits.argmax(-1) == labels
+    return ((logits > 0) == (labels > 0)).double().mean(-1)
+
+
 @dataclass(frozen=True)
 class Intervention(ImageEvaluator):
     """
@@ -55,6 +63,9 @@ class Intervention(ImageEvaluator):
     is random. `intervention_curve[i]` is the accuracy with the share i / `steps` of an image's correctable concepts
     corrected, rounded to whole ones; `intervention_auc` is the area under it, by trapezoids, from 0 to 1.
 
+    Where an image may have several classes, its accuracy is the share of all classes that are told right as present or
+    absent, by a probability above 0.5. A model for regression is not judged.
+
     Cost: `2 * steps + 2` forward passes per image.
 
     Args:
@@ -68,7 +79,7 @@ class Intervention(ImageEvaluator):
 
     Raises:
         ValueError: for fewer than one step.
-        NotApplicableError: when called, without such images.
+        NotApplicableError: when called, without such images, or for a model for regression.
     """
 
     steps: int = 16
@@ -82,6 +93,8 @@ class Intervention(ImageEvaluator):
         check_counts(steps=self.steps)
 
     def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
+        if score_function(model.config) == "none":
+            raise NotApplicableError("Intervention measures accuracy, and the model predicts values")
         points = range(self.steps + 1)
         return [f"{order} {point}" for order in ("by uncertainty", "at random") for point in points], self.correct
 
@@ -116,7 +129,7 @@ class Intervention(ImageEvaluator):
             truths[override] = truth
             scores.append(uncertainty(attention.float().reshape(rows), truth))
             correctable.append(known_rows(truth).any(-1, keepdim=True).expand(-1, attention.shape[-1]))
-        labels = check_labels(batch.get("labels"), out.logits.shape[-1])
+        labels = check_labels(batch.get("labels"), config)
         if labels is None or not truths:
             return torch.full((len(pixels), 2 * points), torch.nan)
         labels, can_correct, score = labels.to(pixels.device), torch.cat(correctable, -1), torch.cat(scores, -1)
@@ -129,7 +142,7 @@ class Intervention(ImageEvaluator):
             for step in range(points):
                 corrected = ranks < (numbers * step / self.steps).round().unsqueeze(-1)
                 logits = model(pixel_values, **self.overrides(truths, corrected)).logits
-                right.append(logits.argmax(-1) == labels)
+                right.append(share_right(logits, labels))
         values = torch.stack(right, dim=1).float()
         return torch.where((numbers > 0).unsqueeze(-1), values, torch.nan)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
+from modeling_ascent_vit.class_scores_ascent_vit import score_function
+
 from .evaluate import check_labels
 from .probe import average_over_images, check_counts
 
@@ -123,9 +125,11 @@ def accuracy_and_majority(
     """Share of images that a model classifies right, share of the most frequent class, number of images."""
     bare_model = model if accelerator is None else accelerator.unwrap_model(model)
     num_classes = bare_model.config.num_labels or 0
+    if score_function(bare_model.config) != "softmax":
+        raise ValueError("Leakage compares accuracies: it needs a model for one class of an image.")
 
     def measure(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        labels = check_labels(batch.get("labels"), num_classes)
+        labels = check_labels(batch.get("labels"), model.config)
         if labels is None:
             raise ValueError("Leakage needs labels: give batches with labels.")
         labels = labels.to(pixels.device)

@@ -6,14 +6,22 @@ annotated and NaN where nothing is known. No metric depends on how the data is c
 it has seen nothing that it can judge.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, R2Score
+from torchmetrics.classification import (
+    BinaryCalibrationError,
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MultilabelF1Score,
+)
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
+
+from modeling_ascent_vit.class_scores_ascent_vit import score_function
 
 
 CALIBRATION_BINS = 15
@@ -206,6 +214,13 @@ class ConceptAUROC(MeanOverConcepts):
 # first batch, and different metrics here keep states of the same names.
 
 
+class R2(R2Score):
+    """R squared, the mean over values; NaN for fewer than two images, which have no variance."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total >= 2 else self.sum_error.new_tensor(torch.nan)
+
+
 class ClassMetrics(MetricCollection):
     """Metrics of the predicted classes: `update(probabilities (B, K), labels (B,))`."""
 
@@ -222,6 +237,69 @@ class ClassMetrics(MetricCollection):
         if num_classes > 5:
             metrics["top5_accuracy"] = MulticlassAccuracy(average="micro", top_k=5, **kwargs)
         super().__init__(metrics, compute_groups=False)
+
+
+class MultiLabelMetrics(MetricCollection):
+    """
+    Metrics of the classes where an image may have several: `update(probabilities (B, K), labels (B, K))`, labels 1 for
+    the classes that it has. Of the mean average precision a class is left out that all images have, or none. The
+    calibration error is that of all pairs of an image and a class.
+    """
+
+    primary_metric: ClassVar[str] = "label_map"
+    greater_is_better: ClassVar[bool] = True
+
+    def __init__(self, num_classes: int, **kwargs):
+        unchecked = {"validate_args": False, **kwargs}
+        metrics: dict[str, Metric | MetricCollection] = {
+            "label_map": ConceptMAP(**kwargs),
+            "label_f1_macro": MultilabelF1Score(num_classes, average="macro", **unchecked),
+            "label_f1_micro": MultilabelF1Score(num_classes, average="micro", **unchecked),
+            "ece": BinaryCalibrationError(n_bins=CALIBRATION_BINS, norm="l1", **unchecked),
+        }
+        super().__init__(metrics, compute_groups=False)
+
+    def update(self, probabilities: Tensor, labels: Tensor):  # type: ignore[override]
+        """Adds a batch: probabilities (B, K) and labels (B, K)."""
+        super().update(probabilities, labels.long())
+
+
+class RegressionMetrics(MetricCollection):
+    """Metrics of predicted values: `update(values (B, K), labels (B, K))`; the mean over the K values of an image."""
+
+    primary_metric: ClassVar[str] = "mae"
+    greater_is_better: ClassVar[bool] = False
+
+    def __init__(self, num_values: int = 1, **kwargs):
+        metrics: dict[str, Metric | MetricCollection] = {
+            "mae": MeanAbsoluteError(**kwargs),
+            "rmse": MeanSquaredError(squared=False, **kwargs),
+            "r2": R2(multioutput="uniform_average", **kwargs),
+        }
+        super().__init__(metrics, compute_groups=False)
+        # In float32, the squares of values far from 0 would leave nothing of their variance.
+        self.set_dtype(torch.float64)
+
+
+def label_metrics(config: Any, **kwargs) -> ClassMetrics | MultiLabelMetrics | RegressionMetrics:
+    """
+    Makes the metrics of what a model predicts.
+
+    Args:
+        config: configuration of the model, whose problem type decides.
+        kwargs: arguments of each metric.
+
+    Raises:
+        ValueError: for a model for one class of an image that has fewer than two.
+    """
+    function, number = score_function(config), config.num_labels or 0
+    if function == "none":
+        return RegressionMetrics(number, **kwargs)
+    if config.problem_type == "multi_label_classification":
+        return MultiLabelMetrics(number, **kwargs)
+    if number < 2:
+        raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {number}.")
+    return ClassMetrics(number, **kwargs)
 
 
 class GlobalConceptMetrics(MetricCollection):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
+from modeling_ascent_vit.class_scores_ascent_vit import chosen_classes, score_function
+
 from .probe import ImageEvaluator
 
 
@@ -99,7 +101,7 @@ class Randomisation(ImageEvaluator):
 
         def similarities(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
             pixel_values = pixels.to(next(model.parameters()).dtype)
-            classes = model(pixel_values).logits.argmax(-1)[:, None]
+            classes = chosen_classes(model(pixel_values).logits, score_function(model.config))[:, None]
             maps, *others = (
                 m.contribution_maps(pixel_values, classes)[:, 0].sum(1) for m in (model, *models.values())
             )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A class score as the sum of what each concept added to it, and where in the image."""
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from modeling_ascent_vit.class_scores_ascent_vit import ScoreFunction, chosen_classes, class_scores
 from modeling_ascent_vit.names_ascent_vit import find_concept
 
 from .fusion import FusionMaps
@@ -51,8 +53,8 @@ class Decomposition:
     Args:
         image (`PIL.Image.Image`): The original image, RGB and upright.
         label_id (`int`): Index of the explained class.
-        labels (`list[str]`): Names of all classes.
-        logits (`np.ndarray` of shape `(K,)`): Scores of all classes before the softmax, float32.
+        labels (`list[str]`): Names of all classes, or of the values of a regression.
+        logits (`np.ndarray` of shape `(K,)`): What the model gives for all classes, float32.
         class_biases (`np.ndarray` of shape `(K,)`): Part of each logit that no concept contributes, float32.
         concept_names (`dict[str, list[str]]`):
             Names of the concepts of the streams `"global"`, `"spatial"` and `"unsupervised"`; columns elsewhere are in
@@ -69,6 +71,9 @@ class Decomposition:
         processor (`AscentViTImageProcessor`):
             The model's image processor, which knows where the patches lie in the original image.
         fusion ([`FusionMaps`], *optional*): Places at which the patches looked in the pyramid, if asked for.
+        score_function (`str`, *optional*, defaults to `"softmax"`):
+            What makes scores of the logits: `"softmax"`; `"sigmoid"` of a model for several classes of an image;
+            `"none"` of a regression, whose logits are the values themselves.
     """
 
     image: Image.Image
@@ -83,6 +88,7 @@ class Decomposition:
     contribution_table: np.ndarray = field(repr=False)
     processor: "ConceptImageProcessor" = field(repr=False)
     fusion: FusionMaps | None = field(default=None, repr=False)
+    score_function: ScoreFunction = field(default="softmax", repr=False)
 
     @property
     def class_ids(self) -> tuple[int, ...]:
@@ -92,7 +98,7 @@ class Decomposition:
     @property
     def question(self) -> str:
         """The question that is answered, "Why ...?"."""
-        return f"Why {self.label}?"
+        return f"Why {self.label} = {self.score_text(self.label_id)}?" if self.is_regression else f"Why {self.label}?"
 
     @property
     def unit(self) -> str:
@@ -103,10 +109,20 @@ class Decomposition:
         """The explained number of values for all classes, `(..., K) -> (...)`."""
         return values[..., self.label_id]
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the scores are values, and not probabilities of classes."""
+        return self.score_function == "none"
+
     @cached_property
-    def probabilities(self) -> np.ndarray:
-        """Softmax of the logits, `(K,)`, float32."""
-        return torch.from_numpy(self.logits).softmax(-1).numpy()
+    def scores(self) -> np.ndarray:
+        """Probabilities of all classes, or the values of a regression, `(K,)`, float32."""
+        return class_scores(torch.from_numpy(self.logits), self.score_function).numpy()
+
+    def score_text(self, class_id: int) -> str:
+        """Score of a class as people read it: "93.1%", or the value."""
+        score = float(self.scores[class_id])
+        return f"{score:.4g}" if self.is_regression else f"{score:.1%}"
 
     @property
     def label(self) -> str:
@@ -115,13 +131,44 @@ class Decomposition:
 
     @property
     def score(self) -> float:
-        """Softmax probability of the explained class."""
-        return float(self.probabilities[self.label_id])
+        """Probability of the explained class, or the explained value."""
+        return float(self.scores[self.label_id])
+
+    @property
+    def decimals(self) -> int:
+        """Number of decimals of contributions as people read them: 2; of values, three digits of the largest."""
+        if not self.is_regression:
+            return 2
+        largest = max(abs(self.logit), float(np.abs(self.select(self.contributions)).max()))
+        return max(2 - math.floor(math.log10(largest)), 0) if largest > 0 else 2
+
+    @property
+    def prediction(self) -> str:
+        """What the model says of the image, in words: classes with their probabilities, or values."""
+        between = " = " if self.is_regression else ", "
+        named = [f"{self.labels[i]}{between}{self.score_text(i)}" for i in self.predicted_ids or [self.predicted_id]]
+        return "; ".join(named) if self.predicted_ids else f"no class (most probable: {named[0]})"
 
     @property
     def predicted_id(self) -> int:
-        """Index of the predicted class, which is explained unless another one was asked for."""
-        return int(self.logits.argmax())
+        """
+        Index of the predicted class, which is explained unless another one was asked for: the most probable one,
+        whether or not the model says that the image has it; of a regression, the first value.
+        """
+        return int(chosen_classes(torch.from_numpy(self.logits), self.score_function))
+
+    @property
+    def predicted_ids(self) -> list[int]:
+        """
+        Indices of what the model says of the image: the predicted class; where an image may have several, those above
+        a probability of 0.5, which may be none, the most probable first; all values of a regression.
+        """
+        if self.score_function == "softmax":
+            return [self.predicted_id]
+        if self.is_regression:
+            return list(range(len(self.labels)))
+        ranked = np.argsort(-self.logits, kind="stable").tolist()
+        return [index for index in ranked if self.scores[index] > 0.5]
 
     @property
     def predicted_label(self) -> str:
@@ -130,8 +177,8 @@ class Decomposition:
 
     @property
     def predicted_score(self) -> float:
-        """Softmax probability of the predicted class."""
-        return float(self.probabilities[self.predicted_id])
+        """Probability of the predicted class, or the first value."""
+        return float(self.scores[self.predicted_id])
 
     @property
     def logit(self) -> float:
@@ -277,6 +324,8 @@ class Decomposition:
             "score": self.score,
             "predicted_label": self.predicted_label,
             "predicted_score": self.predicted_score,
+            "predicted_labels": [self.labels[index] for index in self.predicted_ids],
+            "score_function": self.score_function,
             "labels": self.labels,
             "logits": self.logits.tolist(),
             "logit": self.logit,

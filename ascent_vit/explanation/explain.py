@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
+from modeling_ascent_vit.class_scores_ascent_vit import chosen_classes, score_function
 from modeling_ascent_vit.concept_pipeline_ascent_vit import check_model_and_processor
 from modeling_ascent_vit.configuration_ascent_vit import PYRAMID_STRIDES
 from modeling_ascent_vit.image_reading_ascent_vit import ImageInput, is_single, picture_of, read_input
@@ -53,6 +54,7 @@ class Explainer:
         self.model, self.processor, self.fusion = model, processor, fusion
         # An image processor of older remote code has none.
         self.labels, self.concept_names = class_names(config), concept_names(config)
+        self.score_function = score_function(config)
         with torch.no_grad():
             self.class_biases = to_array(model.class_bias())
             if config.num_spatial_concepts:
@@ -118,7 +120,8 @@ class Explainer:
         fusions: Iterable[FusionMaps | None] = repeat(None, len(images))
         if self.fusion and processed is not None:
             fusions = self.read_fusion(outputs, grid, processed)
-        chosen = [p if c is None else c for c, p in zip(classes, logits.argmax(-1).tolist(), strict=True)]
+        predicted = chosen_classes(torch.from_numpy(logits), self.score_function).tolist()
+        chosen = [p if c is None else c for c, p in zip(classes, predicted, strict=True)]
         return [
             Explanation(
                 image=image,
@@ -133,6 +136,7 @@ class Explainer:
                 contribution_table=self.table,
                 processor=self.processor,
                 fusion=fusion,
+                score_function=self.score_function,
             )
             for i, (image, fusion) in enumerate(zip(images, fusions, strict=True))
         ]
@@ -251,7 +255,8 @@ def explain(
             Images to explain. Arrays are (H, W), (H, W, C) or (C, H, W), with C 1, 3 or 4: integers from 0 to 255 or
             floats from 0 to 1. A model of another number of channels than 1 and 3 takes arrays with as many.
         class_ids (`int` or `str`, or an iterable with one per image, *optional*, defaults to the predicted classes):
-            Class to explain, by index or by name.
+            Class to explain, by index or by name; of a model for regression, the value. By default the most probable
+            class, or the first value.
         batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
         fusion (`bool`, *optional*, defaults to `False`):
             Whether to keep where each patch looked in the pyramid, for `fusion_maps` and `level_shares`.

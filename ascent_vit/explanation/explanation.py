@@ -55,8 +55,10 @@ class Explanation(Decomposition):
             [`Contrast`]
 
         Raises:
-            ValueError: for a class that the model does not have, or the same class twice.
+            ValueError: for a class that the model does not have, the same class twice, or values of a regression.
         """
+        if self.is_regression:
+            raise ValueError("A contrast compares two classes, and this model predicts values: explain one of them.")
         label_id = class_index(label, self.labels)
         if len(self.labels) < 2:
             raise ValueError("A contrast needs two classes, and this model has one.")
@@ -213,8 +215,8 @@ class Contrast(Explanation):
 
     @property
     def other_score(self) -> float:
-        """Softmax probability of the class that `label` is compared with."""
-        return float(self.probabilities[self.other_id])
+        """Probability of the class that `label` is compared with."""
+        return float(self.scores[self.other_id])
 
     def for_class(self, label: int | str) -> Explanation:
         """Explains one class alone."""

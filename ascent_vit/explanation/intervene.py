@@ -48,8 +48,8 @@ class CorrectedExplanation:
 
     @property
     def changes_prediction(self) -> bool:
-        """Whether another class is predicted after the corrections."""
-        return self.before.predicted_id != self.after.predicted_id
+        """Whether other classes are predicted after the corrections; never of a regression, which predicts values."""
+        return set(self.before.predicted_ids) != set(self.after.predicted_ids)
 
     def to_dict(self, maps: bool = False) -> dict[str, Any]:
         """Both explanations as plain numbers, strings and lists, and `change`, the change of the logits."""

@@ -29,7 +29,7 @@ class Item:
         index (`int`): Index of the image in the source, from 0.
         name (`str`): Path of the files to write, relative and without suffix; no two images of a source share it.
         file (`str`, *optional*): File of the image, as it was found.
-        label (`str`, *optional*): Name of the true class.
+        label (`str`, *optional*): Name of the true class, of all of them, or the true values.
         read (`Callable`): Function that returns the image; ValueError or FileNotFoundError if it cannot be read.
     """
 
@@ -127,7 +127,7 @@ class DatasetImages:
 
     def __init__(self, split: Any):
         self.feature = split.features["image"]
-        self.labels = getattr(split.features["label"], "names", None)
+        self.label_feature = split.features["label"]
         # `_read` decodes them one by one: an error of `datasets` while iterating would end the whole split.
         undecoded = type(self.feature)(decode=False)
         self.split = split.select_columns(["image", "label"]).cast_column("image", undecoded)
@@ -140,11 +140,12 @@ class DatasetImages:
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """The images from `start` to before `stop`; of a stream, all."""
+        # Where files alone are explained, as in a Space, that room is not there.
+        from ascent_vit.data.schema import label_text
+
         rows = self.split if self.streams else self.split.select(range(len(self.split))[start:stop])
         for index, row in enumerate(rows, start):
-            label = row["label"]
-            if label is not None:
-                label = self.labels[label] if self.labels and 0 <= label < len(self.labels) else str(label)
+            label = None if row["label"] is None else label_text(self.label_feature, row["label"])
             file = (row["image"] or {}).get("path")
             yield Item(index, f"{index:06d}", file, label, partial(self._read, row, index))
 

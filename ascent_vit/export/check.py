@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_ascent_vit.class_scores_ascent_vit import ScoreFunction, chosen_classes, score_function
+
 
 if TYPE_CHECKING:
     from .formats import ExportableModel
@@ -91,6 +93,11 @@ def check_export(
     return differences
 
 
+def decisions(logits: Tensor, function: ScoreFunction) -> Tensor:
+    """What is decided by logits (B, K): the class, (B,), or, where an image may have several, of each, (B, K)."""
+    return logits > 0 if function == "sigmoid" else chosen_classes(logits, function)
+
+
 class _Mean:
     def __init__(self) -> None:
         self.total, self.count = 0.0, 0
@@ -127,11 +134,12 @@ def measure_quantization(
 
     Returns:
         `num_images`; `accuracy` of the exported model and `accuracy_float32`; `class_agreement`, the share of images
-        in the same class; `top_concept_agreement`, the share of images with the same strongest contribution to the
-        float32 model's class; `global_concept_agreement` and `patch_concept_agreement`, the shares of images and
-        patches that attend most to the same concept; `map_correlation`, the mean over images of the correlation of
-        their spatial attention; `map_max_difference`, `logit_max_difference` and `additivity_error`, the largest.
-        Figures for which the model or the dataset has nothing are left out.
+        in the same class, where an image may have several the share of all classes told alike, and none of the three
+        of values; `top_concept_agreement`, the share of images with the same strongest contribution to the float32
+        model's class; `global_concept_agreement` and `patch_concept_agreement`, the shares of images and patches that
+        attend most to the same concept; `map_correlation`, the mean over images of the correlation of their spatial
+        attention; `map_max_difference`, `logit_max_difference` and `additivity_error`, the largest. Figures for which
+        the model or the dataset has nothing are left out.
 
     Raises:
         ValueError: without images.
@@ -157,12 +165,15 @@ def measure_quantization(
             expected = {name: value.numpy() for name, value in module(pixels).items()}
         got = run(pixels.numpy())
         number += len(pixels)
-        classes = expected["logits"].argmax(-1)
-        if batch.get("labels") is not None:
-            labels = batch["labels"].numpy()
-            add("accuracy", got["logits"].argmax(-1) == labels)
-            add("accuracy_float32", classes == labels)
-        add("class_agreement", got["logits"].argmax(-1) == classes)
+        function = score_function(module.model.config)
+        logits, other_logits = (torch.from_numpy(x["logits"]) for x in (expected, got))
+        classes = chosen_classes(logits, function).numpy()
+        decided, given = decisions(logits, function), decisions(other_logits, function)
+        if function != "none" and batch.get("labels") is not None:
+            add("accuracy", (given == batch["labels"]).numpy())
+            add("accuracy_float32", (decided == batch["labels"]).numpy())
+        if function != "none":
+            add("class_agreement", (given == decided).numpy())
         rows = np.arange(len(classes))
         strongest, other = (x["concept_contributions"][rows, :, classes].argmax(-1) for x in (expected, got))
         add("top_concept_agreement", strongest == other)

@@ -144,14 +144,47 @@ def contribution_maps(
     return maps.reshape(*maps.shape[:2], *outputs["patch_grid"][0])
 
 
+def class_scores(logits: np.ndarray, function: str) -> np.ndarray:
+    """Probabilities of the classes, by softmax, or by sigmoid where an image may have several; of "none", values."""
+    if function == "none":
+        return logits
+    if function == "sigmoid":
+        return 1 / (1 + np.exp(-logits))
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()
+
+
 def explain(outputs: dict[str, np.ndarray], facts: dict[str, Any], tables: dict[str, np.ndarray], top: int = 5) -> str:
-    """Describes the class of the first image and the concepts that moved its score most."""
-    logits = outputs["logits"][0]
-    label = int(logits.argmax())
-    scores = np.exp(logits - logits.max())
+    """
+    Describes what is predicted of the first image, and the concepts that moved its score most: of the class, where an
+    image may have several of those above a probability of 0.5 or the most probable one, or of the values.
+    """
+    logits, function = outputs["logits"][0], facts["score_function"]
+    scores = class_scores(logits, function)
+    labels = [int(logits.argmax())]
+    if function == "sigmoid":
+        labels = np.flatnonzero(scores > 0.5).tolist() or labels
+    elif function == "none":
+        labels = list(range(len(logits)))
+    return "\n".join(describe(label, float(scores[label]), outputs, facts, tables, top) for label in labels)
+
+
+def describe(
+    label: int,
+    class_score: float,
+    outputs: dict[str, np.ndarray],
+    facts: dict[str, Any],
+    tables: dict[str, np.ndarray],
+    top: int,
+) -> str:
+    """Describes the score of a class of the first image, and the concepts that moved it most."""
+    logit = outputs["logits"][0][label]
     contributions = outputs["concept_contributions"][0, :, label]
     bias = tables["class_bias"][label]
-    lines = [f"{facts['classes'][label]}: probability {scores[label] / scores.sum():.4f}, score {logits[label]:+.6f}"]
+    text = f"value {logit:+.6f}"
+    if facts["score_function"] != "none":
+        text = f"probability {class_score:.4f}, score {logit:+.6f}"
+    lines = [f"{facts['classes'][label]}: {text}"]
     for index in np.argsort(-np.abs(contributions), kind="stable")[:top]:
         concept = facts["concepts"][index]
         lines.append(f"  {contributions[index]:+.6f}  {concept['name']} ({concept['stream']})")

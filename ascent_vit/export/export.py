@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
 from ascent_vit.utils.hardware import warn_if_slow
+from modeling_ascent_vit.class_scores_ascent_vit import score_function
 from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
 from . import example
@@ -108,6 +109,7 @@ def preprocessing(
         "width": image_shape[2],
         "patch_size": list(config.patch_size),
         "classes": class_names(config),
+        "score_function": score_function(config),
         "concepts": [
             {"name": name, "stream": stream} for stream, names in concept_names(config).items() for name in names
         ],

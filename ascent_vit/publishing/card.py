@@ -9,11 +9,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ascent_vit.utils.files import read_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
 from ascent_vit.utils.metrics import METRICS
+from modeling_ascent_vit.class_scores_ascent_vit import score_function
 
 
 if TYPE_CHECKING:
@@ -50,9 +52,11 @@ class ModelCardContent:
 
     Args:
         model_name (`str`): Title of the card.
-        classes (`list[str]`): Names of the classes.
+        classes (`list[str]`): Names of the classes, or of the values that are predicted.
         global_concepts, spatial_concepts (`list[str]`): Names of the concepts; an empty list for a stream without.
         dataset_name (`str`): Name that people use for the dataset of training and figures.
+        score_function (`str`, *optional*, defaults to `"softmax"`): What makes scores of the model's logits;
+            `"sigmoid"` where an image may have several classes, `"none"` of values.
         num_unsupervised_concepts (`int`, *optional*, defaults to 0): Number of concepts learned without targets.
         none_concept (`bool`, *optional*, defaults to `False`): Whether attention may go to "none of these".
         annotation_coverage (`float`, *optional*, defaults to 0.5): Share of a patch that an annotation had to cover;
@@ -85,6 +89,7 @@ class ModelCardContent:
     global_concepts: list[str]
     spatial_concepts: list[str]
     dataset_name: str
+    score_function: str = "softmax"
     num_unsupervised_concepts: int = 0
     none_concept: bool = False
     annotation_coverage: float | None = 0.5
@@ -122,14 +127,12 @@ class ModelCardContent:
         """
         config = read_json(Path(model_dir) / "config.json")
         processor = read_json(Path(model_dir) / "preprocessor_config.json")
+        # transformers does not store its default names of two classes.
+        names = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+        problem = SimpleNamespace(problem_type=config.get("problem_type"), num_labels=len(names))
         return cls(
-            # transformers does not store its default names of two classes.
-            classes=[
-                name
-                for _, name in sorted(
-                    config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"}).items(), key=lambda item: int(item[0])
-                )
-            ],
+            classes=[name for _, name in sorted(names.items(), key=lambda item: int(item[0]))],
+            score_function=score_function(problem),
             global_concepts=config["global_concepts"],
             spatial_concepts=config["spatial_concepts"],
             num_unsupervised_concepts=config["num_unsupervised_concepts"],
@@ -237,12 +240,13 @@ def model_card(content: ModelCardContent) -> "ModelCard":
     runs = [{**content.metrics, "seed": content.seed}, *content.other_runs]
     if len(runs) > 1 and len({run.get("seed") for run in runs} - {None}) < len(runs):
         raise ValueError("Runs in one model card must differ in their seed, and each needs one.")
+    what = "first value" if content.score_function == "none" else "class probability"
     figures = [
         {
             "name": f"`{name}`",
             "value": format_value(content.metrics[name]),
             "spread": format_spread([run.get(name) for run in runs]),
-            "meaning": metric.meaning,
+            "meaning": metric.meaning.replace("class probability", what),
         }
         for name, metric in METRICS.items()
         if name in content.metrics
@@ -252,6 +256,7 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         template_path=str(TEMPLATE),
         title=escape_markdown(content.model_name),
         classes=[escape_markdown(name) for name in content.classes],
+        score_function=content.score_function,
         global_concepts=[escape_markdown(name) for name in content.global_concepts],
         spatial_concepts=[escape_markdown(name) for name in content.spatial_concepts],
         num_unsupervised_concepts=content.num_unsupervised_concepts,

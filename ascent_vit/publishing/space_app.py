@@ -22,6 +22,7 @@ from ascent_vit.explanation.render.plot import (
     wrapped,
 )
 from ascent_vit.explanation.render.rows import contribution_rows, signed
+from modeling_ascent_vit.class_scores_ascent_vit import score_function
 from modeling_ascent_vit.concept_pipeline_ascent_vit import (
     ConceptImageClassificationPipeline,
     check_model_and_processor,
@@ -187,9 +188,11 @@ def choose_explanations(
     return before.contrast(label_id, other_id), after.contrast(label_id, other_id)
 
 
-def scores(explanation: Explanation) -> dict[str, float]:
-    """Probability of each class by its name."""
-    return dict(zip(explanation.labels, explanation.probabilities.tolist(), strict=True))
+def scores(explanation: Explanation) -> dict[str, float] | str:
+    """Probability of each class by its name; of a regression its values, as a text."""
+    if explanation.is_regression:
+        return explanation.prediction
+    return dict(zip(explanation.labels, explanation.scores.tolist(), strict=True))
 
 
 def outcome(corrected: CorrectedExplanation) -> str:
@@ -198,12 +201,15 @@ def outcome(corrected: CorrectedExplanation) -> str:
         return ""
     before, after = corrected.before, corrected.after
     names = [html.escape(explanation.predicted_label) for explanation in (before, after)]
+    if before.score_function != "softmax":
+        texts = [html.escape(explanation.prediction) for explanation in (before, after)]
+        return f"<p>The prediction goes from <b>{texts[0]}</b> to <b>{texts[1]}</b>.</p>"
     if corrected.changes_prediction:
         text = f"The prediction changes from <b>{names[0]}</b> to <b>{names[1]}</b>."
     else:
         text = f"The prediction stays <b>{names[0]}</b>."
-    probability = float(after.probabilities[before.predicted_id])
-    text += f" The probability of {names[0]} goes from {before.predicted_score:.1%} to {probability:.1%}."
+    changed = before.score_text(before.predicted_id), after.score_text(before.predicted_id)
+    text += f" The probability of {names[0]} goes from {changed[0]} to {changed[1]}."
     return f"<p>{text}</p>"
 
 
@@ -212,9 +218,9 @@ def alert(error: ValueError) -> str:
     return f'<p role="alert">{html.escape(str(error))}</p>'
 
 
-def bar(value: float, low: float, high: float) -> str:
-    """Draws a signed bar on a scale from `low` to `high`, which includes 0, as HTML."""
-    span = max(high - low, LEAST_SPAN)
+def bar(value: float, low: float, high: float, least: float = LEAST_SPAN) -> str:
+    """Draws a signed bar on a scale from `low` to `high`, which includes 0, `least` long at least, as HTML."""
+    span = max(high - low, least)
     zero, start, width = (100 * part / span for part in (-low, min(value, 0) - low, abs(value)))
     sign = "bar negative" if value < 0 else "bar"
     drawn = f'<div class="{sign}" style="left:{start:.2f}%;width:{width:.2f}%"></div>'
@@ -222,9 +228,9 @@ def bar(value: float, low: float, high: float) -> str:
     return f'<div class="track" aria-hidden="true">{drawn}{axis}</div>'
 
 
-def row(name: str, values: Sequence[float], drawn: str = "", others: bool = False) -> str:
+def row(name: str, values: Sequence[float], decimals: int, drawn: str = "", others: bool = False) -> str:
     """Writes a row of the table, of one concept or of others; `name` and `drawn` are HTML."""
-    numbers = "".join(f'<td class="number">{signed(value)}</td>' for value in values)
+    numbers = "".join(f'<td class="number">{signed(value, decimals)}</td>' for value in values)
     start = '<tr class="others">' if others else "<tr>"
     return f'{start}<th scope="row">{name}</th><td class="bars">{drawn}</td>{numbers}</tr>'
 
@@ -241,6 +247,7 @@ def contributions_table(before: Explanation, after: Explanation, changed: bool) 
     shown = contribution_rows([after, before], BARS)
     values = [each.contribution for each in shown]
     low, high = min([0.0, *values]), max([0.0, *values])
+    decimals = after.decimals
 
     def numbers(now: float, then: float) -> list[float]:
         return [now, then] if changed else [now]
@@ -248,14 +255,17 @@ def contributions_table(before: Explanation, after: Explanation, changed: bool) 
     rows = []
     for each in shown:
         name = html.escape(each.name) + (f' <span class="soft">{each.stream}</span>' if each.stream else "")
-        drawn = bar(each.contribution, low, high)
-        rows.append(row(name, numbers(*each.contributions), drawn, each.stream is None))
+        drawn = bar(each.contribution, low, high, LEAST_SPAN * 10.0 ** (2 - decimals))
+        rows.append(row(name, numbers(*each.contributions), decimals, drawn, each.stream is None))
     label, *others = (html.escape(after.labels[index]) for index in after.class_ids)
     if others:
         caption, bias, total = f"Why {label} and not {others[0]}", "difference of biases", "= difference of logits"
     else:
         caption, bias, total = f"What speaks for {label}", "bias of the class", "= logit of the class"
-    sums = row(bias, numbers(after.class_bias, before.class_bias)) + row(total, numbers(after.logit, before.logit))
+    if after.is_regression:
+        caption, bias, total = f"What makes {label}", "bias of the value", "= value"
+    sums = row(bias, numbers(after.class_bias, before.class_bias), decimals)
+    sums += row(total, numbers(after.logit, before.logit), decimals)
     heads = ["contribution", "before"] if changed else ["contribution"]
     head = "".join(f'<th scope="col" class="number">{name}</th>' for name in heads)
     return (
@@ -355,24 +365,27 @@ def add_prediction(
 
 
 def add_explanation(
-    labels: Sequence[str], spatial: Sequence[str]
+    labels: Sequence[str], spatial: Sequence[str], is_regression: bool = False
 ) -> tuple[list[gr.components.Component], list[gr.components.Component]]:
     """
-    Adds the row of the contributions and the maps to the app.
+    Adds the row of the contributions and the maps to the app; of values, which are not compared, without a choice of
+    what to compare with.
 
     Returns:
         The inputs, which are the class, the one to compare with, and the concept to map; and the outputs, which are
         the table and the maps.
     """
 
-    def dropdown(first: str, names: Sequence[str], label: str, elem_id: str) -> gr.Dropdown:
-        return gr.Dropdown(choices(first, names), value=AUTOMATIC, label=label, elem_id=elem_id)
+    def dropdown(first: str, names: Sequence[str], label: str, elem_id: str, visible: bool = True) -> gr.Dropdown:
+        options = choices(first, names)
+        return gr.Dropdown(options, value=AUTOMATIC, label=label, elem_id=elem_id, visible=visible)
 
     with gr.Row():
         with gr.Column():
             with gr.Row():
-                label = dropdown("the predicted class", labels, "Explain", "label")
-                other = dropdown("no other class", labels, "Compare with", "other")
+                first = "the first value" if is_regression else "the predicted class"
+                label = dropdown(first, labels, "Explain", "label")
+                other = dropdown("no other class", labels, "Compare with", "other", visible=not is_regression)
             table = gr.HTML(elem_id="contributions", elem_classes="ascent")
         with gr.Column(visible=bool(spatial)):
             concept = dropdown("the concept that moves the score most", spatial, "Where in the image", "concept")
@@ -469,7 +482,8 @@ def build_app(
         state = gr.State(None)
         gr.HTML(f"<h1>{html.escape(title)}</h1><p>{HELP}</p>", elem_classes="ascent")
         given, predicted = add_prediction(concepts, examples)
-        chosen, shown = add_explanation(class_names(model.config), spatial)
+        is_regression = score_function(model.config) == "none"
+        chosen, shown = add_explanation(class_names(model.config), spatial, is_regression)
         gr.HTML(f'<p class="soft">{COMPETITION}</p>', elem_classes="ascent")
 
         quiet: dict[str, Any] = {

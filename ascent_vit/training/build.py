@@ -19,7 +19,7 @@ from ascent_vit.data.augmentation import (
 from ascent_vit.data.batches import NumberedRows
 from ascent_vit.data.checks import check_groups
 from ascent_vit.data.loading import spatial_names
-from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN
+from ascent_vit.data.schema import COLUMNS, GROUP_COLUMN, label_names
 
 from .reading import model_fields, processor_fields
 from .recipe import Recipe, as_pair, augmentation_of
@@ -47,7 +47,11 @@ def image_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def config_fields(
-    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+    recipe: Recipe,
+    labels: list[str],
+    global_concepts: list[str],
+    spatial_concepts: list[str],
+    problem: str = "single_label_classification",
 ) -> dict[str, Any]:
     """Gives the fields of [`AscentViTConfig`] for a recipe and a dataset's names; the recipe's own prevail."""
     fields = model_fields(recipe)
@@ -60,11 +64,16 @@ def config_fields(
         fields["label_smoothing"] = recipe.label_smoothing
     if isinstance(recipe.class_weights, list):
         fields["class_weights"] = recipe.class_weights
-    return fields | {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    classes = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    return fields | classes | {"problem_type": problem}
 
 
 def build_config(
-    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+    recipe: Recipe,
+    labels: list[str],
+    global_concepts: list[str],
+    spatial_concepts: list[str],
+    problem: str = "single_label_classification",
 ) -> "AscentViTConfig":
     """
     Builds the model's configuration for a recipe without pretrained backbone and the names of a dataset.
@@ -75,13 +84,17 @@ def build_config(
     from modeling_ascent_vit import AscentViTConfig
 
     try:
-        return AscentViTConfig(**config_fields(recipe, labels, global_concepts, spatial_concepts))
+        return AscentViTConfig(**config_fields(recipe, labels, global_concepts, spatial_concepts, problem))
     except StrictDataclassError as error:
         raise ValueError(f"The recipe's model is not valid: {error}") from error
 
 
 def build_model(
-    recipe: Recipe, labels: list[str], global_concepts: list[str], spatial_concepts: list[str]
+    recipe: Recipe,
+    labels: list[str],
+    global_concepts: list[str],
+    spatial_concepts: list[str],
+    problem: str = "single_label_classification",
 ) -> tuple["AscentViTForImageClassification", "AscentViTImageProcessorPil"]:
     """
     Builds the model to train, in training mode, and its image processor.
@@ -91,6 +104,7 @@ def build_model(
         labels: names of the classes.
         global_concepts: names of the dataset's global concepts.
         spatial_concepts: names of the dataset's spatial concepts.
+        problem: what is predicted, by transformers' name.
 
     Raises:
         FileNotFoundError: for a pretrained backbone that cannot be read.
@@ -100,11 +114,11 @@ def build_model(
 
     settings = {"window": recipe.dataset_options.get("window")} | processor_fields(recipe)
     if recipe.backbone is None:
-        config = build_config(recipe, labels, global_concepts, spatial_concepts)
+        config = build_config(recipe, labels, global_concepts, spatial_concepts, problem)
         bare: Any = AscentViTForImageClassification(config)
         model = bare.to(getattr(torch, recipe.dtype))
         return model.train(), AscentViTImageProcessor.from_model_config(config, **settings)
-    fields = config_fields(recipe, labels, global_concepts, spatial_concepts)
+    fields = config_fields(recipe, labels, global_concepts, spatial_concepts, problem)
     try:
         model = AscentViTForImageClassification.from_backbone(
             recipe.backbone, **image_fields(recipe), dtype=recipe.dtype, trust_remote_code=False, **fields
@@ -177,6 +191,18 @@ def balanced_weights(split: Any, num_classes: int) -> list[float]:
     return weights.masked_fill(counts == 0, 1.0).tolist()
 
 
+def start_at_mean(model: "AscentViTForImageClassification", split: Any) -> None:
+    """
+    Lets a model for values begin with their mean over a split: the first steps would otherwise raise every attention
+    that adds to the value, until it tells images apart no more. A stream is not read for it.
+    """
+    if hasattr(split, "__len__"):
+        mean = torch.as_tensor(split["label"][:], dtype=torch.float64).view(len(split), -1).mean(0)
+        stream = next(iter(model.streams().values()))
+        with torch.no_grad():
+            stream.projection.bias.copy_(mean)
+
+
 def _as_it_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
 
@@ -232,7 +258,8 @@ def make_loader(
     training = num_shuffled is not None
     augmenter = build_augmenter(recipe, split.features, processor) if training else None
     split = split.select_columns([name for name in COLUMNS if name in split.features])
-    collate: Any = ConceptCollator(processor)
+    num_labels = len(label_names(split.features["label"]))
+    collate: Any = ConceptCollator(processor, num_labels)
     workers = recipe.dataloader_num_workers
     memory = recipe.cache_mebibytes * 2**20
     if isinstance(split, IterableDataset):
@@ -252,8 +279,9 @@ def make_loader(
             split = AugmentedViews(split, augmenter, recipe.seed, recipe.feature_views)
         elif first_row is not None:
             split = NumberedRows(split, first_row)
-        if memory and len(split) and cached_bytes(split, processor) <= memory:
-            split, collate, workers = CachedConceptDataset(split, processor, progress=progress), _as_it_is, 0
+        if memory and len(split) and cached_bytes(split, processor, num_labels) <= memory:
+            split = CachedConceptDataset(split, processor, progress=progress, num_labels=num_labels)
+            collate, workers = _as_it_is, 0
         if sampler is None and training:
             sampler = RandomSampler(split, num_samples=num_shuffled)
     return DataLoader(
@@ -268,4 +296,12 @@ def make_loader(
     )
 
 
-__all__ = ["balanced_weights", "build_augmenter", "build_config", "build_model", "make_loader", "split_dataset"]
+__all__ = [
+    "balanced_weights",
+    "build_augmenter",
+    "build_config",
+    "build_model",
+    "make_loader",
+    "split_dataset",
+    "start_at_mean",
+]

@@ -286,7 +286,7 @@ def cache_features(
     for name, split in dataset.items():
         numbered[name] = NumberedRows(split, start)
         start += len(split)
-    collate = ConceptCollator(processor)
+    collate = ConceptCollator(processor, model.config.num_labels)
     tokens.fill([(split, collate) for split in numbered.values()], Path(folder), batch_size, progress=True)
     return numbered
 

@@ -133,9 +133,9 @@ def evaluate_epoch(run: "Run") -> None:
     metrics: dict[str, float] = {}
     if run.validation_loader is not None:
         metrics = evaluate(run.kept_model, run.validation_loader, run.accelerator, progress=True)
-        check_best_metric(recipe.metric_for_best_model, metrics)
+        check_best_metric(recipe.best_metric, metrics)
     run.evaluation_seconds += time.perf_counter() - start
-    name = recipe.metric_for_best_model
+    name = recipe.best_metric
     value = None if name is None else metrics.get(name)
     record_epoch(run, epoch, metrics)
     best = progress.best_value
@@ -154,7 +154,7 @@ def record_epoch(run: "Run", epoch: int, metrics: dict[str, float]) -> None:
     with writing("The metrics", run.output):
         if accelerator.is_main_process:
             write_json(run.output / "metrics" / f"epoch_{epoch:03d}.json", record | metrics)
-            name = run.recipe.metric_for_best_model
+            name = run.recipe.best_metric
             shown = f", {name} {metrics[name]:.4f}" if name in metrics else ""
             logger.info("Epoch %d: train_loss %.4f%s", epoch, means[0], shown)
         run.watcher.log({f"validation/{key}": item for key, item in metrics.items()}, progress.step)

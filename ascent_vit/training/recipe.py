@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ascent_vit.data.augmentation import Augmentation
-from ascent_vit.utils.metrics import EPOCH_METRICS
+from ascent_vit.utils.metrics import EPOCH_METRICS, LABEL_METRICS
 from ascent_vit.utils.types import describe, fits
 from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 
+PROBLEMS = Literal["single_label_classification", "multi_label_classification", "regression"]
+NO_METRIC = "none"
 SCHEDULES = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 TRACKERS = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
@@ -37,6 +39,9 @@ class Recipe:
             which steps of a small learning rate are lost. What lowers the cost of a step is `mixed_precision`.
         dataset: Hub id or local folder of the dataset, or "digits".
         dataset_options: further arguments of [`load_concept_dataset`].
+        problem_type: what is predicted: "single_label_classification", "multi_label_classification", an image having
+            several classes, or "regression", values; null for what the dataset's labels say. Another one than theirs
+            is an error, but whole numbers, which are classes, count as values with "regression".
         processor: parameters of the image processor, before those that the backbone was trained with.
         augmentation: fields of [`Augmentation`], drawn anew for each training image in each epoch; none when empty.
         label_smoothing: share of a class label that is spread evenly over all classes.
@@ -77,8 +82,9 @@ class Recipe:
         save_total_limit: number of checkpoints to keep, the newest; null for all.
         logging_steps: number of steps between records of losses and learning rate.
         report_to: tracker of the run, "tensorboard", "trackio", "wandb" or "mlflow", a list of them, or "none".
-        metric_for_best_model: metric on the validation split that chooses the weights to keep; null for the last
-            ones, as a split of a hundred images chooses by chance.
+        metric_for_best_model: metric on the validation split that chooses the weights to keep; null for "accuracy", of
+            several classes of an image "label_map", and of values "mae"; "none" for the last weights, as a split of a
+            hundred images chooses by chance.
         greater_is_better: whether a greater metric is better; null takes it from the metric.
         dataloader_num_workers: number of processes that read images, where they do not fit `cache_mebibytes`, and that
             augment.
@@ -98,6 +104,7 @@ class Recipe:
     dtype: Literal["float32", "bfloat16"] = "float32"
     dataset: str | None = None
     dataset_options: dict = field(default_factory=dict)
+    problem_type: PROBLEMS | None = None
     processor: dict = field(default_factory=dict)
     augmentation: dict = field(default_factory=dict)
     label_smoothing: float = _number(0.0, least=0, below=1)
@@ -129,7 +136,7 @@ class Recipe:
     save_total_limit: int | None = _number(2, least=1)
     logging_steps: int = _number(10, least=1)
     report_to: Literal["none"] | TRACKERS | list[TRACKERS] = "none"
-    metric_for_best_model: str | None = "accuracy"
+    metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
     dataloader_num_workers: int = _number(0, least=0)
     cache_mebibytes: int = _number(512, least=0)
@@ -150,12 +157,17 @@ class Recipe:
         return [name for name in dict.fromkeys(names) if name != "none"]
 
     @property
+    def best_metric(self) -> str | None:
+        """Name of the metric that chooses the weights; None for the last ones."""
+        metric = self.metric_for_best_model or "accuracy"
+        return None if metric == NO_METRIC else metric
+
+    @property
     def best_is_greatest(self) -> bool:
         """Whether the best epoch is that with the greatest metric."""
         if self.greater_is_better is not None:
             return self.greater_is_better
-        metric = self.metric_for_best_model
-        return metric is None or EPOCH_METRICS[metric].greater_is_better
+        return self.best_metric is None or EPOCH_METRICS[self.best_metric].greater_is_better
 
 
 FIELDS = {item.name: item for item in dataclasses.fields(Recipe)}
@@ -234,8 +246,8 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
         raise ValueError(f"{source}: max_steps must be at least 1, or -1 for no limit; got 0.")
     if values.get("lr_scheduler_type") == "constant" and values.get("warmup_epochs", 0) > 0:
         raise ValueError(f"{source}: lr_scheduler_type constant has no warm-up: use constant_with_warmup.")
-    metric = values.get("metric_for_best_model", "accuracy")
-    if metric is not None and metric not in EPOCH_METRICS:
+    metric = values.get("metric_for_best_model") or NO_METRIC
+    if metric != NO_METRIC and metric not in EPOCH_METRICS:
         raise ValueError(f"{source}: metric_for_best_model {metric!r} is no metric; {suggest(metric, EPOCH_METRICS)}")
     _check_frozen(values, source)
     if values.get("augmentation"):
@@ -249,9 +261,32 @@ def check_recipe(values: dict[str, Any], source: str) -> None:
             )
 
 
+def recipe_for_problem(recipe: Recipe, problem: str) -> Recipe:
+    """
+    Completes a recipe by what the dataset's labels say is predicted: the metric that chooses the weights.
+
+    Raises:
+        ValueError: for a metric of other labels, and for settings of the loss of one class an image where there are
+            several, or values.
+    """
+    metric = recipe.metric_for_best_model or LABEL_METRICS[problem][0]
+    others = {name for names in LABEL_METRICS.values() for name in names} - set(LABEL_METRICS[problem])
+    if metric in others:
+        raise ValueError(
+            f"metric_for_best_model: {metric} is no metric of labels for {problem}, which are "
+            f"{', '.join(LABEL_METRICS[problem])}."
+        )
+    for key, off in (("label_smoothing", "0"), ("class_weights", "null")):
+        if getattr(recipe, key) and problem != "single_label_classification":
+            raise ValueError(
+                f"{key} is for labels of one class an image, and the dataset's are for {problem}: set it to {off}."
+            )
+    return dataclasses.replace(recipe, metric_for_best_model=metric)
+
+
 def augmentation_of(recipe: Recipe) -> Augmentation | None:
     """Builds the augmentation that a recipe asks for, None without one."""
     return _augmentation(recipe.augmentation, "The recipe") if recipe.augmentation else None
 
 
-__all__ = ["FREE_KEYS", "Recipe", "as_pair", "augmentation_of", "check_recipe"]
+__all__ = ["FREE_KEYS", "Recipe", "as_pair", "augmentation_of", "check_recipe", "recipe_for_problem"]

@@ -56,7 +56,7 @@ def facts_of(run: "Run", split: str | None) -> dict[str, Any]:
         "seed": recipe.seed,
         "steps": progress.step,
         "best_epoch": progress.best_epoch,
-        "best_metric": recipe.metric_for_best_model,
+        "best_metric": recipe.best_metric,
         "best_validation_value": progress.best_value,
         "num_parameters": run.num_parameters,
         "num_train_images": run.data.num_images,

@@ -70,7 +70,8 @@ class RunData:
         train: split to train on.
         validation: split that chooses the weights to keep; None for a run without.
         test: split that the kept weights are evaluated on; None for a run without.
-        names: names of classes, global and spatial concepts.
+        names: names of classes, or of values, and of global and spatial concepts.
+        problem: what is predicted, by transformers' name.
         validation_is_cut: whether `validation` was cut from the dataset's train split.
     """
 
@@ -79,6 +80,7 @@ class RunData:
     validation: Any | None
     test: Any | None
     names: tuple[list[str], list[str], list[str]]
+    problem: str
     validation_is_cut: bool
 
     @property

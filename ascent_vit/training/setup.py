@@ -21,6 +21,7 @@ from datasets import DatasetDict, IterableDataset
 from torch.utils.data import DataLoader
 
 from ascent_vit.data import check_concepts, check_once, concepts_from_features, load_concept_dataset
+from ascent_vit.data.labels import check_problem
 from ascent_vit.data.loading import spatial_names, unite
 from ascent_vit.data.splits import read_images
 from ascent_vit.data.suspicions import flip_suspicion
@@ -29,14 +30,14 @@ from ascent_vit.utils.files import LOCK, read_json, write_json
 from ascent_vit.utils.hardware import warn_if_slow
 
 from .blocks import freeze
-from .build import balanced_weights, build_model, make_loader, split_dataset
+from .build import balanced_weights, build_model, make_loader, split_dataset, start_at_mean
 from .checkpoints import leftovers, resume_run
 from .divergence import DivergenceGuard
 from .errors import check_best_metric, writing
 from .features import CachedTokens, check_numbered
 from .optimisation import Freezer, StepPlan, build_optimizer, build_scheduler, moving_average, plan_steps
 from .precision import check_precision, resolve_precision, training_device
-from .recipe import FREE_KEYS, Recipe, augmentation_of
+from .recipe import FREE_KEYS, Recipe, augmentation_of, recipe_for_problem
 from .run import Run, RunData
 from .sharding import check_sharding
 from .stream import StreamLoader
@@ -119,21 +120,32 @@ def check_data(recipe: Recipe, dataset: DatasetDict, loud: bool) -> None:
         logger.warning("%s", warning)
 
 
+def value_names(recipe: Recipe, number: int) -> list[str]:
+    """Names of the values that a recipe's dataset has in each row: given as `labels`, as the dataset has none."""
+    names = recipe.dataset_options.get("labels") or [f"LABEL_{i}" for i in range(number)]
+    if len(names) != number:
+        raise ValueError(f"dataset_options: labels must name the {number} values of a row; got {len(names)} names.")
+    return names
+
+
 def load_data(recipe: Recipe, dataset: DatasetDict | None, accelerator: Accelerator, check: bool) -> RunData:
     """Checks and splits a dataset; None loads the recipe's, in the first process before the others."""
     name = recipe.dataset or "given in Python"
     if dataset is None:
         with accelerator.main_process_first():
-            dataset = load_concept_dataset(name, **recipe.dataset_options)
+            dataset = load_concept_dataset(name, **{"problem_type": recipe.problem_type} | recipe.dataset_options)
     elif not any(isinstance(split, IterableDataset) for split in dataset.values()):
-        dataset = unite(read_images(DatasetDict(dataset), None))
+        dataset = unite(read_images(DatasetDict(dataset), None), problem_type=recipe.problem_type)
     if check and "train" in dataset:
         with accelerator.main_process_first():
             check_data(recipe, dataset, accelerator.is_main_process)
     train, validation, test = split_dataset(dataset, recipe.seed)
+    problem = check_problem(train.features["label"], recipe.problem_type)
     names = concepts_from_features(train.features, spatial_names(recipe.dataset_options))
+    if problem == "regression":
+        names = (value_names(recipe, len(names[0])), *names[1:])
     is_cut = validation is not None and "validation" not in dataset
-    return RunData(name, train, validation, test, names, is_cut)
+    return RunData(name, train, validation, test, names, problem, is_cut)
 
 
 def make_plan(recipe: Recipe, num_images: int | None, accelerator: Accelerator) -> StepPlan:
@@ -190,10 +202,12 @@ def evaluation_loader(
 def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunData, plan: StepPlan) -> Run:
     """Makes the parts of a run that starts at its first step, prepared by the accelerator."""
     set_seed(recipe.seed)
-    model, processor = build_model(recipe, *data.names)
+    model, processor = build_model(recipe, *data.names, data.problem)
     check_concepts(model.config, *data.names[1:])
     if recipe.class_weights == "balanced":
         model.config.class_weights = balanced_weights(data.train, len(data.names[0]))
+    if data.problem == "regression":
+        start_at_mean(model, data.train)
     if recipe.freezes_layers:
         freeze(model, recipe.frozen_layers)
     features, first_row = None, None
@@ -238,7 +252,7 @@ def build_run(recipe: Recipe, output: Path, accelerator: Accelerator, data: RunD
 
 def check_metric(run: Run) -> None:
     """Checks before the first step that the validation split can give the metric that chooses the weights."""
-    loader, name = run.validation_loader, run.recipe.metric_for_best_model
+    loader, name = run.validation_loader, run.recipe.best_metric
     if loader is None or name is None:
         return
     # A loader of its own: one that is left early stays the accelerator's current one.
@@ -290,6 +304,7 @@ def set_up(recipe: Recipe, output: Path, dataset: "DatasetDict | None", resume: 
     recipe = dataclasses.replace(recipe, mixed_precision=resolve_precision(recipe.mixed_precision, training_device()))
     accelerator = start_accelerator(recipe, output)
     data = load_data(recipe, dataset, accelerator, check)
+    recipe = recipe_for_problem(recipe, data.problem)
     plan = make_plan(recipe, data.num_images, accelerator)
     record = dataclasses.asdict(recipe) | {"dataset": data.name, "steps": dataclasses.asdict(plan)}
     check_resumed(output, record)

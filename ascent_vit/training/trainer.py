@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ascent_vit.evaluation import (
     AlignmentError,
-    ClassMetrics,
     GlobalConceptMetrics,
     PresenceMetrics,
     SpatialConceptMetrics,
+    label_metrics,
 )
+from ascent_vit.evaluation.evaluate import check_labels
+from modeling_ascent_vit.class_scores_ascent_vit import class_scores, score_function
 
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ TARGETS = {
 
 class ConceptMetrics:
     """
-    Computes metrics for `Trainer`, as its `compute_metrics`: the class metrics of
-    [`~ascent_vit.evaluation.evaluate`], and those of the concepts whose targets `label_names` lists.
+    Computes metrics for `Trainer`, as its `compute_metrics`: those of the labels that
+    [`~ascent_vit.evaluation.evaluate`] has, by the problem type of the model, and those of the concepts whose targets
+    `label_names` lists.
 
     `Trainer` holds all that it compares in memory: of spatial concepts, `images x patches x concepts` numbers twice.
     Leave them out, or set `batch_eval_metrics=True`, with which each batch is judged at once.
@@ -70,7 +73,7 @@ class ConceptMetrics:
     def __init__(self, config: Any, label_names: Sequence[str] = ("labels",)):
         self.config = config
         self.label_names = list(label_names)
-        if config.num_labels < 2:
+        if config.num_labels < 2 and config.problem_type not in ("multi_label_classification", "regression"):
             raise ValueError(f"Class metrics need a model with at least 2 classes; this one has {config.num_labels}.")
         num_global, num_spatial = config.num_global_concepts, config.num_spatial_concepts
         sizes = {"global": num_global, "spatial": num_spatial, "presence": num_spatial}
@@ -85,7 +88,7 @@ class ConceptMetrics:
         judged = {TARGETS[kind][1] for kind in self.kinds}
         self.ignore_keys = [name for name in config.keys_to_ignore_at_inference if name not in judged]
         # Trainer has gathered its predictions from all processes: to gather once more would count them again.
-        self.class_metrics = ClassMetrics(config.num_labels, sync_on_compute=False)
+        self.label_metrics: Any = None
         self.concept_metrics: dict[str, Any] = {
             "global": GlobalConceptMetrics(sync_on_compute=False),
             "spatial": SpatialConceptMetrics(sync_on_compute=False),
@@ -108,7 +111,11 @@ class ConceptMetrics:
         logits = outputs["logits"].double()
         if not logits.isfinite().all():
             raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
-        self.class_metrics.update(logits.softmax(-1), targets["labels"])
+        if self.label_metrics is None:
+            # Only now, as the model's first loss says what problem its labels are of, unless the config did.
+            self.label_metrics = label_metrics(self.config, sync_on_compute=False)
+        labels = check_labels(targets["labels"], self.config)
+        self.label_metrics.update(class_scores(logits, score_function(self.config)), labels)
         pairs = []
         for kind in self.kinds:
             wanted, attention = (part[name] for part, name in zip((targets, outputs), TARGETS[kind], strict=True))
@@ -128,8 +135,9 @@ class ConceptMetrics:
             for parts in (prediction.label_ids, prediction.predictions)
         )
         config = self.config
+        several = score_function(config) != "softmax" and (config.num_labels > 1 or targets[0].ndim > 1)
         ends = {
-            "labels": (),
+            "labels": (config.num_labels,) if several else (),
             "logits": (config.num_labels,),
             **dict.fromkeys(TARGETS["global"], (config.num_global_concepts,)),
             **dict.fromkeys(TARGETS["spatial"] + TARGETS["presence"], (config.num_spatial_concepts,)),
@@ -160,7 +168,7 @@ class ConceptMetrics:
 
     def compute(self) -> dict[str, float]:
         """Computes the metrics of all that came since the last time."""
-        judged = [self.class_metrics, *(self.concept_metrics[kind] for kind in self.kinds)]
+        judged = [self.label_metrics, *(self.concept_metrics[kind] for kind in self.kinds)]
         values: dict[str, Tensor] = {}
         for collection in judged:
             values |= collection.compute()

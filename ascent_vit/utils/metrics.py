@@ -27,9 +27,15 @@ EPOCH_METRICS = {
     "accuracy": MetricInfo("share of images whose class is right"),
     "top5_accuracy": MetricInfo("share of images whose class is among the five most probable"),
     "macro_f1": MetricInfo("F1 score of the classes, averaged over classes"),
+    "label_map": MetricInfo("mean average precision of the classes' probabilities, where an image may have several"),
+    "label_f1_macro": MetricInfo("F1 score of the classes above a probability of 0.5, averaged over classes"),
+    "label_f1_micro": MetricInfo("F1 score of the classes above a probability of 0.5, over all images and classes"),
     "ece": MetricInfo(
         "expected calibration error of the class probability, 15 bins; 0 is best", greater_is_better=False
     ),
+    "mae": MetricInfo("mean absolute error of the predicted values; 0 is best", greater_is_better=False),
+    "rmse": MetricInfo("root of the mean squared error of the predicted values; 0 is best", greater_is_better=False),
+    "r2": MetricInfo("share of the values' variance that the predictions explain, R squared"),
     "concept_map": MetricInfo("mean average precision of the attention to concepts of the whole image"),
     "concept_auroc": MetricInfo("area under the ROC curve of the attention to concepts of the whole image"),
     "global_concept_accuracy": MetricInfo("of images with one annotated concept, share where it is the most attended"),
@@ -39,6 +45,13 @@ EPOCH_METRICS = {
     "relevance_mass": MetricInfo("share of an attention map that lies inside the annotation"),
     "presence_map": MetricInfo("mean average precision of a concept's strongest attention at any place of an image"),
     "presence_auroc": MetricInfo("area under the ROC curve of the strongest attention to a concept at any place"),
+}
+
+# The metrics of what is predicted, by transformers' names of problems; the first chooses the weights to keep.
+LABEL_METRICS = {
+    "single_label_classification": ("accuracy", "top5_accuracy", "macro_f1", "ece"),
+    "multi_label_classification": ("label_map", "label_f1_macro", "label_f1_micro", "ece"),
+    "regression": ("mae", "rmse", "r2"),
 }
 
 METRICS = EPOCH_METRICS | {
@@ -66,4 +79,4 @@ METRICS = EPOCH_METRICS | {
 }
 
 
-__all__ = ["EPOCH_METRICS", "METRICS", "MetricInfo"]
+__all__ = ["EPOCH_METRICS", "LABEL_METRICS", "METRICS", "MetricInfo"]

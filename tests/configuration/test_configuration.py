@@ -90,6 +90,7 @@ def test_the_names_of_keys_are_those_of_training_arguments():
         "feature_views",
         "dataset",
         "dataset_options",
+        "problem_type",
         "processor",
         "augmentation",
         "warmup_epochs",

@@ -18,7 +18,14 @@ from ascent_vit.utils.markdown import code_span, escape_markdown
 from ..card import write_dataset
 from ..loading import load_concept_dataset
 from ..prepared import PreparedDataset
-from ..schema import GLOBAL_COLUMNS, PRESENCE_COLUMNS, SPATIAL_COLUMNS, concept_features, concepts_from_features
+from ..schema import (
+    GLOBAL_COLUMNS,
+    PRESENCE_COLUMNS,
+    SPATIAL_COLUMNS,
+    concept_features,
+    concepts_from_features,
+    label_names,
+)
 from .concepts import DetectedConcept
 from .detection import detect_concepts, detector_version, load_detector
 from .review import draw_review
@@ -91,7 +98,7 @@ def _with_objects(split: "Dataset", objects: list[dict[str, list]], concepts: Se
 
     names = [concept.name for concept in concepts]
     score = {"objects": {"score": List(Value("float32"))}}
-    feature = concept_features(split.features["label"].names, None, names, extra=score)["objects"]
+    feature = concept_features(label_names(split.features["label"]), None, names, extra=score)["objects"]
     first = [column for column in ("image", "label", *GLOBAL_COLUMNS) if column in split.features]
     rest = [column for column in split.features if column not in first]
     return split.add_column("objects", objects, feature=feature).select_columns([*first, "objects", *rest])

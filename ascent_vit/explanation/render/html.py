@@ -24,6 +24,16 @@ PALETTE_SIZE = 129  # odd, so that 0 has a colour of its own
 MOST_PIXELS = 1024 * 1024
 LOSSLESS_PIXELS = 256 * 256
 
+# By what makes scores of the logits: what is known to be right, and how the sum that is shown becomes a score.
+RIGHT = {"softmax": "class", "sigmoid": "classes", "none": "value"}
+SUM_NOTES = {
+    "softmax": "the class bias they add up to the logit, the class score before the softmax.\n"
+    "The probability follows from the logits of all classes.",
+    "sigmoid": "the class bias they add up to the logit, the class score before the sigmoid.\n"
+    "The probability of a class follows from its own logit: an image may have several classes, or none.",
+    "none": "the bias they add up to the value.",
+}
+
 
 def explanation_to_html(
     explanation: Decomposition,
@@ -61,13 +71,18 @@ def explanation_to_html(
     if top < 1:
         raise ValueError(f"top must be 1 or more concepts; got {top}.")
     chosen = choose_classes(explanation, classes)
-    summary = f"Predicted: {explanation.predicted_label}, probability {explanation.predicted_score:.1%}."
+    summary = f"Predicted: {explanation.prediction}."
+    if explanation.score_function == "softmax":
+        summary = f"Predicted: {explanation.predicted_label}, probability {explanation.predicted_score:.1%}."
     if truth is not None:
-        summary += f" Right class: {truth}."
+        summary += f" Right {RIGHT[explanation.score_function]}: {truth}."
     number = len(explanation.labels)
     note = ""
     if len(chosen) < number:
-        note = f"<p>Of the {number} classes, the {len(chosen)} to choose from are those of the highest scores.</p>\n"
+        what, which = (
+            ("values", "the first") if explanation.is_regression else ("classes", "those of the highest scores")
+        )
+        note = f"<p>Of the {number} {what}, the {len(chosen)} to choose from are {which}.</p>\n"
     width, height = explanation.image.size
     script = read("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -79,6 +94,7 @@ def explanation_to_html(
         "width": str(width),
         "height": str(height),
         "classes_note": note,
+        "sum_note": SUM_NOTES[explanation.score_function],
         "style": read("page.css"),
         "script": script,
         "script_hash": f"sha256-{digest}",
@@ -94,8 +110,12 @@ def read(name: str) -> str:
 
 
 def choose_classes(explanation: Decomposition, number: int) -> list[int]:
-    """The classes of the highest scores, highest first, with the predicted one and those explained among them."""
-    ranked = np.argsort(-explanation.logits, kind="stable").tolist()
+    """
+    The classes of the highest scores, highest first, with the predicted one and those explained among them; of the
+    values of a regression the first.
+    """
+    order = np.arange(len(explanation.logits)) if explanation.is_regression else -explanation.logits
+    ranked = np.argsort(order, kind="stable").tolist()
     needed = {ranked[0], *explanation.class_ids}
     rest = [index for index in ranked if index not in needed][: max(number - len(needed), 0)]
     return [index for index in ranked if index in needed or index in rest]
@@ -125,7 +145,8 @@ def page_data(explanation: Decomposition, classes: list[int], top: int) -> dict[
         "attention": encode(explanation.concept_attention),
         "class_biases": encode(explanation.class_biases[classes]),
         "logits": encode(explanation.logits[classes]),
-        "scores": encode(explanation.probabilities[classes]),
+        "score_texts": [explanation.score_text(index) for index in classes],
+        "is_regression": explanation.is_regression,
         "patch_attention_heads": encode(explanation.patch_attention_heads),
         "tables": encode(explanation.contribution_table[..., classes] * explanation.attention_share),
         "palettes": {kind: colormaps[name](places, bytes=True)[:, :3].tolist() for kind, name in palettes.items()},

@@ -15,7 +15,6 @@ const contributions = decode(data.contributions); // concepts x classes
 const attention = decode(data.attention); // concepts
 const biases = decode(data.class_biases);
 const logits = decode(data.logits);
-const scores = decode(data.scores);
 const headAttention = decode(data.patch_attention_heads); // heads x spatial concepts x patches
 const tables = decode(data.tables); // heads x spatial concepts x classes: what attention 1 at a patch adds
 const spatial = data.concepts.filter((concept) => concept.stream === "spatial").length;
@@ -45,8 +44,11 @@ function signed(value, digits = 2) {
   return (Number(text) === 0 ? "" : value < 0 ? "\u2212" : "+") + text;
 }
 
-function percent(share) {
-  return (100 * share).toFixed(1) + "%";
+/** Decimals of contributions: 2, or for values three digits of the largest number. */
+function sumDigits() {
+  if (!data.is_regression) return 2;
+  const largest = Math.max(Math.abs(relative(logits)), ...data.concepts.map((_, column) => Math.abs(contribution(column))));
+  return largest > 0 ? decimals(largest) : 2;
 }
 
 // Maps
@@ -127,7 +129,8 @@ function drawLegend(limit) {
   element("low").textContent = isAttention ? "0" : signed(-limit, digits);
   element("middle").textContent = isAttention ? (limit / 2).toFixed(digits) : "0";
   element("high").textContent = isAttention ? limit.toFixed(digits) : signed(limit, digits);
-  const unit = state.other < 0 ? "logit per patch" : "difference of logits per patch";
+  const number = data.is_regression ? "value" : "logit";
+  const unit = state.other < 0 ? `${number} per patch` : "difference of logits per patch";
   element("unit").textContent = isAttention ? "attention, from 0 to 1" : unit;
 }
 
@@ -183,12 +186,12 @@ function fillRow(row, label, value, low, high) {
   const track = span("track", "");
   const zero = span("zero", "");
   const bar = span(value < 0 ? "bar negative" : "bar", "");
-  const width = Math.max(high - low, data.least_span);
+  const width = Math.max(high - low, data.least_span * 10 ** (2 - sumDigits()));
   zero.style.left = `${(-100 * low) / width}%`;
   bar.style.left = `${(100 * (Math.min(value, 0) - low)) / width}%`;
   bar.style.width = `${(100 * Math.abs(value)) / width}%`;
   track.append(bar, zero);
-  row.append(label, track, span("value", signed(value)));
+  row.append(label, track, span("value", signed(value, sumDigits())));
   const item = document.createElement("li");
   item.append(row);
   return item;
@@ -204,7 +207,7 @@ function conceptRow(column, low, high) {
   button.dataset.column = column;
   button.title = concept.name;
   const attended = `attention ${attention[column].toFixed(2)}`;
-  button.setAttribute("aria-label", `${concept.name}, ${concept.stream} concept, contribution ${signed(value)}, ${attended}`);
+  button.setAttribute("aria-label", `${concept.name}, ${concept.stream} concept, contribution ${signed(value, sumDigits())}, ${attended}`);
   button.setAttribute("aria-pressed", state.pinned === column);
 
   const label = span("label", "");
@@ -263,19 +266,23 @@ function showConcepts() {
   element("list").replaceChildren(...items);
 
   const bias = relative(biases);
-  const added = signed(sum([...data.concepts.keys()]));
-  const logit = signed(relative(logits));
-  const plus = `${bias < 0 ? "\u2212" : "+"} ${Math.abs(bias).toFixed(2)}`;
+  const digits = sumDigits();
+  const added = signed(sum([...data.concepts.keys()]), digits);
+  const logit = signed(relative(logits), digits);
+  const plus = `${bias < 0 ? "\u2212" : "+"} ${Math.abs(bias).toFixed(digits)}`;
+  const shown = data.classes[state.shown];
+  const result = data.is_regression ? shown : `logit of ${shown}, probability ${data.score_texts[state.shown]}`;
   element("sum").textContent =
     state.other < 0
-      ? `${added} (contributions) ${plus} (bias) = ${logit} (logit of ${data.classes[state.shown]}, probability ${percent(scores[state.shown])})`
+      ? `${added} (contributions) ${plus} (bias) = ${logit} (${result})`
       : `${added} (differences of contributions) ${plus} (difference of biases) = ${logit} (logit of ${data.classes[state.shown]} less that of ${data.classes[state.other]})`;
   element("more").hidden = !state.all && others.length === 0;
   element("more").textContent = state.all ? "Show fewer concepts" : `Show all ${data.concepts.length} concepts`;
 }
 
 function update() {
-  element("question").textContent = `Why ${question(" and not ")}?`;
+  const value = data.is_regression ? ` = ${data.score_texts[state.shown]}` : "";
+  element("question").textContent = `Why ${question(" and not ")}${value}?`;
   showConcepts();
   showMap();
 }
@@ -283,13 +290,14 @@ function update() {
 // Controls
 
 function fillClasses(select, chosen, none) {
-  const options = data.classes.map((label, index) => new Option(`${label} (${percent(scores[index])})`, index));
+  const options = data.classes.map((label, index) => new Option(`${label} (${data.score_texts[index]})`, index));
   select.replaceChildren(...(none ? [new Option(none, -1)] : []), ...options);
   select.value = chosen;
 }
 
 fillClasses(element("class"), state.shown, null);
 fillClasses(element("other"), state.other, "(no comparison)");
+element("compare").hidden = data.is_regression;
 element("class").addEventListener("change", (event) => {
   state.shown = Number(event.target.value);
   update();

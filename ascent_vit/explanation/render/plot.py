@@ -26,6 +26,7 @@ POSITIVE, NEGATIVE = "#5e3c99", "#e66101"
 OTHERS_OPACITY = 0.5
 
 MAPS = 3
+MOST_PREDICTED = 3
 MAP_OPACITY = 0.75
 ROW_SIZE = (12.0, 3.4)  # inches; higher for more bars than fit
 BAR_HEIGHT = 0.17  # inches
@@ -252,17 +253,27 @@ def show(ax, picture, **kwargs):
 
 
 def draw_image(ax, explanation: Decomposition, truth: str | None):
-    lines = [f"predicted: {shorten(explanation.predicted_label, 36)}, {explanation.predicted_score:.1%}"]
+    lines = predicted_lines(explanation)
     if explanation.label_id != explanation.predicted_id:
-        lines.append(f"explained: {shorten(explanation.label, 36)}, {explanation.score:.1%}")
+        lines.append(f"explained: {shorten(explanation.label, 36)}, {explanation.score_text(explanation.label_id)}")
     for other in explanation.class_ids[1:]:
-        lines.append(
-            f"compared with: {shorten(explanation.labels[other], 36)}, {explanation.probabilities[other]:.1%}"
-        )
+        lines.append(f"compared with: {shorten(explanation.labels[other], 36)}, {explanation.score_text(other)}")
     if truth is not None:
         lines.append(f"truth: {shorten(truth, 36)}")
     show(ax, reduced(explanation.image))
     ax.set_title("\n".join(wrapped(line, 26) for line in lines), fontsize=9, parse_math=False)
+
+
+def predicted_lines(explanation: Decomposition) -> list[str]:
+    """Lines that say what was predicted, at most `MOST_PREDICTED` classes or values."""
+    ids = explanation.predicted_ids
+    shown = ids[:MOST_PREDICTED] or [explanation.predicted_id]
+    between = " = " if explanation.is_regression else ", "
+    named = [f"{shorten(explanation.labels[i], 36)}{between}{explanation.score_text(i)}" for i in shown]
+    lines = [f"{start}: {text}" for start, text in zip(["predicted", *["and"] * len(named)], named, strict=False)]
+    if not ids:
+        return ["predicted: no class", f"most probable: {named[0]}"]
+    return lines + ([f"and {len(ids) - len(shown)} more"] if len(ids) > len(shown) else [])
 
 
 def draw_bars(ax, explanation: Decomposition, rows: list[ContributionRow]):
@@ -274,9 +285,10 @@ def draw_bars(ax, explanation: Decomposition, rows: list[ContributionRow]):
     ax.set_yticks(range(len(rows)), names, fontsize=8, parse_math=False)
     ax.set_ylim(max(len(rows), FEWEST_BARS) - 0.4, -0.6)
     ax.axvline(0, color="black", linewidth=0.8)
-    left = number_bars(ax, values, fontsize=8)
+    decimals = explanation.decimals
+    left = number_bars(ax, values, decimals, fontsize=8)
     low, high = min([0, *values]), max([0, *values])
-    room = 0.45 * max(high - low, LEAST_SPAN)
+    room = 0.45 * max(high - low, LEAST_SPAN * 10.0 ** (2 - decimals))
     ax.set_xlim(low - (room if any(left) else room / 5), high + (room / 5 if all(left) else room))
     ax.locator_params(axis="x", nbins=5)
     ax.tick_params(axis="x", labelsize=8)
@@ -287,13 +299,15 @@ def draw_bars(ax, explanation: Decomposition, rows: list[ContributionRow]):
     else:
         # On one line, a long name would run into the maps beside it.
         title, bias, logit = f'contributions to{" " if len(label) <= 16 else chr(10)}"{label}"', "bias", "logit"
+    logit = "value" if explanation.is_regression else logit
     ax.set_title(title, fontsize=10, parse_math=False)
-    ax.set_xlabel(f"{bias} {signed(explanation.class_bias)}, {logit} {signed(explanation.logit)}", fontsize=8)
+    sums = signed(explanation.class_bias, decimals), signed(explanation.logit, decimals)
+    ax.set_xlabel(f"{bias} {sums[0]}, {logit} {sums[1]}", fontsize=8)
 
 
-def number_bars(ax, values: Sequence[float], fontsize: int) -> list[bool]:
+def number_bars(ax, values: Sequence[float], decimals: int, fontsize: int) -> list[bool]:
     """Writes the number of each bar beyond its end, 0.00 on the positive side; returns which are on the other one."""
-    numbers = [signed(value) for value in values]
+    numbers = [signed(value, decimals) for value in values]
     left = [number.startswith("-") for number in numbers]
     for i, number in enumerate(numbers):
         end, offset, side = (values[i], -3, "right") if left[i] else (max(values[i], 0), 3, "left")

@@ -66,10 +66,10 @@ def contribution_rows(explanations: Sequence[Decomposition], top: int) -> list[C
     return rows
 
 
-def signed(value: float) -> str:
-    """Writes a contribution with its sign and two decimals, or 0.00 without a sign."""
-    text = f"{value:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text
+def signed(value: float, decimals: int = 2) -> str:
+    """Writes a contribution with its sign and decimals, or 0.00 without a sign."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
 
 
 __all__ = ["LEAST_SHARE", "ContributionRow", "contribution_rows", "signed"]

@@ -59,7 +59,11 @@ def to_table(rows: Sequence[tuple[int, str | None, str | None, Decomposition]], 
     if maps and explanations[0].patch_attention_heads.shape[1]:
         columns["patch_attention"] = fixed_lists(np.stack([e.patch_attention for e in explanations]))
         columns["patch_contributions"] = fixed_lists(np.stack([e.patch_contributions for e in explanations]))
-    names = {"labels": explanations[0].labels, "concepts": explanations[0].concept_names}
+    names = {
+        "labels": explanations[0].labels,
+        "concepts": explanations[0].concept_names,
+        "score_function": explanations[0].score_function,
+    }
     return pa.table(columns).replace_schema_metadata({"ascent_vit": json.dumps(names, ensure_ascii=False)})
 
 
@@ -73,7 +77,8 @@ class ExplanationTable:
     and `attention` (G + S + U each), and `additivity_error`; with maps also `patch_attention` and
     `patch_contributions` (S, h, w). Contributions and `class_bias` sum to `logit`. The file's metadata has the names
     of classes and concepts, under `ascent_vit` as JSON: `labels`, and `concepts` of each stream, in the order of the
-    columns.
+    columns, with the `score_function` that makes scores of logits. Where an image may have several classes,
+    `predicted` is the most probable one; of a regression it is the first value, and `predicted_score` what it is.
 
     Args:
         path (`str` or `os.PathLike`): File to write.

@@ -487,9 +487,9 @@ class TestSplits:
         code, shown = check(capsys, folder({"train": rows_of(concepts=[["red"], ["round"]])}))
         assert code == 2 and "must hold a list of names for each row; got lists in lists" in shown
 
-    def test_labels_in_lists_are_refused(self, folder, capsys):
-        code, shown = check(capsys, folder({"train": rows_of(label=["cat", "dog"])}))
-        assert code == 2 and "Column label of train must hold one class for each row" in shown
+    def test_labels_in_lists_in_lists_are_refused(self, folder, capsys):
+        code, shown = check(capsys, folder({"train": rows_of(label=[["cat", "dog"]])}))
+        assert code == 2 and "Column label of train must hold a class, a list of classes, or numbers" in shown
 
     @pytest.mark.parametrize("form", ["struct", "bytes", "path"])
     def test_images_of_parquet_files_of_other_tools(self, tmp_path, form):

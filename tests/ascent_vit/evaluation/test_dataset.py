@@ -10,11 +10,13 @@ from torch.utils.data import DataLoader
 from ascent_vit.data import ConceptCollator, load_digits_dataset
 from ascent_vit.evaluation import METRICS, evaluate, evaluate_dataset
 from ascent_vit.evaluation.dataset import check_names
-from ascent_vit.utils.metrics import EPOCH_METRICS
+from ascent_vit.utils.metrics import EPOCH_METRICS, LABEL_METRICS
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
 DIGITS = [f"digit {digit}" for digit in range(10)]
+# Metrics of models for several classes of an image, and for values.
+OTHERS = {*LABEL_METRICS["multi_label_classification"], *LABEL_METRICS["regression"]} - {"ece"}
 CURVES = {"intervention_curve", "intervention_curve_random"}
 COUNTS = {
     f"{name}_images" for name in ("insertion_deletion", "intervention", "robustness", "randomisation")
@@ -43,7 +45,7 @@ def build(make_config):
 
 def test_everything(build, split):
     values = evaluate_dataset(*build(), split, images=5, steps=3, batch_size=4, sanity=True)
-    assert set(values) == set(METRICS) - {"top5_accuracy"} | CURVES | COUNTS | {"left_out"}
+    assert set(values) == set(METRICS) - OTHERS - {"top5_accuracy"} | CURVES | COUNTS | {"left_out"}
     assert values["num_images"] == 12 and values["left_out"] == []
     assert {values[name] for name in COUNTS - {"num_images"}} == {5}
     assert len(values["intervention_curve"]) == 4
@@ -90,7 +92,7 @@ def test_other_concepts_and_classes_without_names(build, split):
     with pytest.raises(ValueError, match="spatial concepts of model and dataset.*the model has 2, the dataset 10"):
         evaluate_dataset(model, processor, split)
     config = SimpleNamespace(
-        num_labels=2, id2label={0: "LABEL_0", 1: "LABEL_1"}, global_concepts=[], spatial_concepts=[]
+        num_labels=2, problem_type=None, id2label={0: "LABEL_0", 1: "LABEL_1"}, global_concepts=[], spatial_concepts=[]
     )
     check_names(config, split.features)
 
@@ -107,7 +109,7 @@ def test_bad_arguments(build, split):
 
 def test_what_may_choose_an_epoch_is_what_one_pass_measures(build, split):
     values = evaluate(build()[0], DataLoader(split, 6, collate_fn=ConceptCollator(build()[1])))
-    assert set(values) - {"additivity_error"} == set(EPOCH_METRICS) - {"top5_accuracy"}
+    assert set(values) - {"additivity_error"} == set(EPOCH_METRICS) - OTHERS - {"top5_accuracy"}
     assert list(METRICS)[: len(EPOCH_METRICS)] == list(EPOCH_METRICS)
 
 

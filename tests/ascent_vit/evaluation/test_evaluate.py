@@ -31,7 +31,7 @@ class KnownOutputs(torch.nn.Module):
 
     def __init__(self, logits, global_attention=None, spatial_attention=None, contribution_gap=0.0):
         super().__init__()
-        self.config = SimpleNamespace(num_labels=logits.shape[1], none_concept=False)
+        self.config = SimpleNamespace(num_labels=logits.shape[1], problem_type=None, none_concept=False)
         self.outputs = {
             "logits": logits,
             "global_concept_attention": global_attention,

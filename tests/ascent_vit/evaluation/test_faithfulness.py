@@ -17,7 +17,7 @@ class SumOfPatches(torch.nn.Module):
 
     def __init__(self, grid=(3, 2), patch_size=(2, 4), channels=3):
         super().__init__()
-        self.config = SimpleNamespace(num_labels=2, num_spatial_concepts=2, patch_size=patch_size)
+        self.config = SimpleNamespace(num_labels=2, problem_type=None, num_spatial_concepts=2, patch_size=patch_size)
         self.weight = torch.nn.Parameter(torch.randn(grid))
         self.channels, self.patch_size = channels, patch_size
 

@@ -50,7 +50,7 @@ class Says(torch.nn.Module):
 
     def __init__(self, rule):
         super().__init__()
-        self.config = SimpleNamespace(num_labels=2)
+        self.config = SimpleNamespace(num_labels=2, problem_type=None)
         self.anchor = torch.nn.Parameter(torch.zeros(()))
         self.rule = rule
 

@@ -176,7 +176,8 @@ def test_what_a_run_writes(dataset, tmp_path):
     assert not any(isinstance(value, dict | list) for value in metrics.values())
     report = read(tmp_path / "run" / "report.json")
     precision = resolve_precision("auto", training_device())
-    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), dataset=None, mixed_precision=precision)
+    resolved = {"dataset": None, "mixed_precision": precision, "metric_for_best_model": "accuracy"}
+    assert Recipe(**report["recipe_values"]) == dataclasses.replace(recipe(), **resolved)
     assert [epoch["step"] for epoch in report["epochs"]] == [4, 8]
     assert len(checkpoints(tmp_path / "run")) == 2
 
@@ -363,7 +364,7 @@ def test_the_moving_average_is_evaluated_and_saved(dataset, tmp_path):
 def test_without_a_metric_the_last_weights_are_kept(dataset, tmp_path):
     """Also where the first epoch was the better one, as by a class loss that only grows."""
     chosen = train(recipe(learning_rate=0.5), tmp_path / "chosen", dataset)
-    last = train(recipe(learning_rate=0.5, metric_for_best_model=None), tmp_path / "last", dataset)
+    last = train(recipe(learning_rate=0.5, metric_for_best_model="none"), tmp_path / "last", dataset)
     assert chosen.best_epoch == 1 and last.best_epoch == 2
     report = json.loads((tmp_path / "last" / "report.json").read_text())
     assert report["best_metric"] is None and "accuracy" in report["epochs"][0]
