@@ -60,6 +60,9 @@ def publish(
             metavar="USER/NAME:TASK", help="The Hub's benchmark that accuracy was measured on, and its task's id."
         ),
     ] = None,
+    float16: Annotated[
+        bool, typer.Option("--float16", help="Store float32 weights as float16, in half the bytes; rounds them.")
+    ] = False,
     space_description: Annotated[
         str | None, typer.Option(help="With --space: what the app is, in at most 60 characters.")
     ] = None,
@@ -96,6 +99,7 @@ def publish(
         include_images,
         new_version,
         benchmark,
+        float16,
         space_description,
         space_hardware or "cpu-basic",
     )

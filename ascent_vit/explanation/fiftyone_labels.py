@@ -43,15 +43,21 @@ def on_image(explanation: "Decomposition", maps: np.ndarray) -> np.ndarray:
 
 
 def truth_labels(fo: Any, explanation: "Decomposition", row: Mapping[str, Any]) -> dict[str, Any]:
-    """Labels of what a row of a concept dataset holds: its class, boxes and points, in shares of the image's sides."""
+    """Labels of a row of a concept dataset: its classes or value, boxes and points, in shares of the image's sides."""
     concepts, size = explanation.concept_names["spatial"], np.array(explanation.image.size, dtype=np.float64)
 
     def name(value: int | str, names: Sequence[str]) -> str:
         return value if isinstance(value, str) else names[value]
 
     labels: dict[str, Any] = {}
-    if row.get("label") is not None:
-        labels["truth"] = fo.Classification(label=name(row["label"], explanation.labels))
+    truth = row.get("label")
+    if explanation.is_regression and truth is not None:
+        labels["truth"] = fo.Regression(value=float(np.ravel(truth)[0]))
+    elif isinstance(truth, list):
+        classes = [fo.Classification(label=name(item, explanation.labels)) for item in truth]
+        labels["truth"] = fo.Classifications(classifications=classes)
+    elif truth is not None:
+        labels["truth"] = fo.Classification(label=name(truth, explanation.labels))
     objects, points = row.get("objects"), row.get("points")
     if objects is not None:
         boxes = []
@@ -82,15 +88,16 @@ def to_fiftyone(
         import fiftyone as fo
     except ModuleNotFoundError as error:
         raise ImportError("to_fiftyone needs FiftyOne, which is not installed: pip install fiftyone.") from error
+    facts = {
+        "logits": explanation.logits,
+        "logit": explanation.logit,
+        "class_bias": explanation.class_bias,
+        "question": explanation.question,
+    }
     labels: dict[str, Any] = {
-        "prediction": fo.Classification(
-            label=explanation.label,
-            confidence=explanation.score,
-            logits=explanation.logits,
-            logit=explanation.logit,
-            class_bias=explanation.class_bias,
-            question=explanation.question,
-        )
+        "prediction": fo.Regression(value=explanation.score, **facts)
+        if explanation.is_regression
+        else fo.Classification(label=explanation.label, confidence=explanation.score, **facts)
     }
     concepts = [
         fo.Classification(

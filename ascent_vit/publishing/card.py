@@ -27,7 +27,13 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 TAGS = ["ascent-vit", "explainability", "interpretability", "concept-based-models", "vision-transformer"]
 
 # Headline figures, by the Hub's names of their metrics: the header has these alone, as it shows no others.
-HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1"}
+HUB_METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "f1",
+    "label_f1_macro": "f1",
+    "mae": "mae",
+    "r2": "r_squared",
+}
 # How a model can derive from another, by the Hub's names.
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 

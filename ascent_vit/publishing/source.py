@@ -53,6 +53,7 @@ class PublishOptions:
         new_version: Hub id of a model that supersedes this one, `USER/NAME`.
         benchmark: a benchmark of the Hub that accuracy was measured on, and the id of its task in the benchmark's
             `eval.yaml`, `USER/NAME:TASK`.
+        float16: whether to store float32 weights as float16, in half the bytes. They load as float32.
         space_description: what the Space is, in at most 60 characters, for its thumbnail.
         space_hardware: hardware that the Space is made for, by the Hub's name, for example "zero-a10g" for ZeroGPU.
     """
@@ -66,6 +67,7 @@ class PublishOptions:
     include_images: bool = False
     new_version: str | None = None
     benchmark: str | None = None
+    float16: bool = False
     space_description: str | None = None
     space_hardware: str = "cpu-basic"
 

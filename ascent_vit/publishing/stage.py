@@ -72,14 +72,44 @@ class StagedFile:
     size: int
 
 
-def stage_model(source: Source, target: Path) -> tuple[Any, Any]:
-    """Writes weights, configuration, image processor and code anew into a folder, and loads what was written."""
+def store_as_float16(folder: Path) -> None:
+    """Stores float32 weights as float16; their configuration names float32, so that they load as that."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names, metadata = list(file.keys()), file.metadata()
+            tensors = {name: file.get_tensor(name) for name in names}
+        save_file({k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}, path, metadata)
+
+
+def stage_model(source: Source, target: Path, float16: bool = False) -> tuple[Any, Any]:
+    """
+    Writes weights, configuration, image processor and code anew into a folder, and loads what was written.
+
+    Args:
+        source: folder of the model.
+        target: folder to write.
+        float16: whether to round float32 weights to float16 and store them so, in half the bytes.
+
+    Raises:
+        ValueError: with `float16`, for weights of another dtype than float32, or too large for float16.
+    """
     import torch
 
-    model = load_whole(source.model_dir)
+    model: Any = load_whole(source.model_dir)
     # Code that the folder names may lie elsewhere: saving names the code that it writes instead.
     model.config.auto_map = {}
+    if float16:
+        if model.dtype != torch.float32:
+            raise ValueError(f"--float16 is for float32 weights, and these are {model.dtype}: leave it out.")
+        model.half().float()
+        if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+            raise ValueError("Some weights are too large for float16: leave --float16 out.")
     model.save_pretrained(target)
+    if float16:
+        store_as_float16(target)
     load_processor(source.model_dir).save_pretrained(target)
     written = load_whole(target)
     before, after = model.state_dict(), written.state_dict()
@@ -282,7 +312,7 @@ def stage(
         shown = [example["src"] for example in header.get("widget") or [] if "://" not in example["src"]]
     else:
         check_examples(source, options, examples)
-    model, processor = stage_model(source, target)
+    model, processor = stage_model(source, target, options.float16)
     stage_pictures(source, target, options)
     stage_records(records, target)
     if card is None:

@@ -67,6 +67,30 @@ def test_everything_that_is_needed_and_nothing_else(run_folder, tmp_path):
     assert set(processor["auto_map"]["AutoImageProcessor"]) == {"torchvision", "pil"}
 
 
+def test_weights_stored_as_float16(run_folder, tmp_path):
+    """Half the bytes, loaded as float32, and rounded to the nearest."""
+    whole, _ = staged(run_folder, tmp_path, name="whole")
+    target, files = staged(run_folder, tmp_path, float16=True)
+    assert files >= MODEL
+    stored, before = load_file(target / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float16}
+    loaded = AscentViTForImageClassification.from_pretrained(target)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert all(
+        torch.equal(stored[name], tensor.half() if tensor.is_floating_point() else tensor)
+        for name, tensor in before.items()
+    )
+
+    model = AscentViTForImageClassification.from_pretrained(whole)
+    with torch.no_grad():
+        model.spatial_stream.concepts[0, 0] = 1e6
+    large = tmp_path / "large"
+    model.save_pretrained(large)
+    AscentViTImageProcessor.from_pretrained(whole).save_pretrained(large)
+    with pytest.raises(ValueError, match="too large for float16: leave --float16 out"):
+        staged(large, tmp_path, name="refused", float16=True, dataset_name="x")
+
+
 def test_nothing_tells_of_the_user(run_folder, tmp_path):
     target, files = staged(run_folder, tmp_path)
     for name in files:
