@@ -1032,7 +1032,10 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         is frozen, has a learning rate of its own, or is adapted, as `LoraConfig(modules_to_save=model.new_parts())`.
         """
         parents: dict[str, nn.Module] = {"": self, "ascent_vit.": self.ascent_vit}
-        names = [prefix + name for prefix, parent in parents.items() for name, _ in parent.named_children()]
+        children = {
+            prefix + name: child for prefix, parent in parents.items() for name, child in parent.named_children()
+        }
+        names = [name for name, child in children.items() if next(child.parameters(), None) is not None]
         return [name for name in names if name not in ("ascent_vit", "ascent_vit.backbone")]
 
     def adopt_quantization(self, plain_parts: list[str]):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
 import json
+import logging
 import sys
 from pathlib import Path
 from unittest import mock
@@ -68,7 +69,12 @@ def invoke(module, *arguments):
 
     app = typer.Typer()
     app.command()(module.main)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    # The program sets logging up on the stream that the runner closes behind it.
+    handlers = logging.root.handlers[:]
+    try:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    finally:
+        logging.root.handlers[:] = handlers
 
 
 def test_every_run_of_every_table_is_well_formed(study):

@@ -127,7 +127,7 @@ def test_a_bad_archive_leaves_nothing(write_cub, tmp_path, capsys):
         ),
         (
             ["cub", "--source", ".", "--output", "x", "--option", "zzz=1"],
-            "cub has no option zzz; known are concepts, min",
+            "cub has no option zzz; known are concepts, global_concepts",
         ),
         (
             ["cub", "--source", ".", "--output", "x", "--option", "seed"],
