@@ -51,8 +51,8 @@ COMMANDS_NOT_RUN = {
     "ascent-vit demo": "trains for five minutes; test_demo.py runs it with four steps",
     "pytest": "these tests",
     "ascent-vit prepare cub": "needs the archive; test_prepare.py makes one",
-    "ascent-vit check data/cub": "checks what the line before prepares; test_as_people_have_it.py makes small ones",
-    "ascent-vit train --recipe cub": "trains a ViT-L; test_train.py trains small models",
+    "ascent-vit check data/birds": "checks what the line before prepares; test_as_people_have_it.py makes small ones",
+    "ascent-vit train --recipe birds": "needs a pretrained backbone; test_features.py trains on a real one",
 }
 SLOW_COMMANDS = ("ascent-vit evaluate",)
 
@@ -132,7 +132,7 @@ def clone(tmp_path, monkeypatch):
     small_backbone(tmp_path / "dinov2-small", "dinov2")
     bird_dataset(tmp_path / "USER" / "birds")
     torch.save({"state_dict": {"model.weight": torch.zeros(2, 3)}}, tmp_path / "cub.ckpt")
-    shutil.copytree(ROOT / "hub" / "digits", tmp_path / "runs" / "cub")
+    shutil.copytree(ROOT / "hub" / "digits", tmp_path / "runs" / "birds")
     return tmp_path
 
 
