@@ -42,7 +42,7 @@ def draw_bars(ax, explanation: Explanation):
     values = [row.contribution for row in rows]
     bars = ax.barh(range(len(rows)), values, color=[POSITIVE if value >= 0 else NEGATIVE for value in values])
     bars[-1].set_alpha(OTHERS_OPACITY)
-    number_bars(ax, values, fontsize=9)
+    number_bars(ax, values, explanation.decimals, fontsize=9)
     places = {"global": " in the image", "spatial": " in its place", None: ""}
     ax.set_yticks(range(len(rows)), [row.name + places[row.stream] for row in rows], fontsize=9)
     ax.invert_yaxis()

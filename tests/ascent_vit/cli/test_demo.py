@@ -118,7 +118,7 @@ def test_whole_demo(short_recipe, tmp_path, capsys):
     assert sorted(path.name for path in output.iterdir()) == sorted(RESULTS)
     files = {path.name for path in (output / "model").iterdir()}
     code = {path.name for path in Path(modeling_ascent_vit.__file__).parent.glob("*_ascent_vit.py")}
-    assert files == code | {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert files == code | {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "examples"}
 
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["seed"] == 5 and metrics["additivity_error"] < 1e-5
@@ -129,7 +129,7 @@ def test_whole_demo(short_recipe, tmp_path, capsys):
 
     card = ModelCard.load(output / "model" / "README.md")
     measured = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert measured == {name: metrics[name] for name in measured} and "pixel_tpr" in measured
+    assert measured == {name: metrics[name] for name in ("accuracy", "macro_f1")} and "`pixel_tpr`" in card.text
     assert "CC BY 4.0" in card.text and "seed 5" in card.text and "digit 7" in card.text
     assert f"at least {short_recipe['processor']['annotation_coverage']:.0%}" in card.text
 

@@ -268,8 +268,11 @@ def test_birds_train_on_cached_features_as_without(frozen_layers, shared_folder,
     numbers = {"train": 48, "validation": 16}
     birds = DatasetDict({name: birds[name].shuffle(seed=0).select(range(size)) for name, size in numbers.items()})
     birds.save_to_disk(tmp_path / "birds")
+    known = load_recipe("birds")
     values = dataclasses.replace(
-        load_recipe("birds"),
+        known,
+        # What is drawn at random differs, as features that are computed first draw too.
+        model=known.model | {"token_dropout": 0.0, "correction_rate": 0.0},
         backbone=str(backbone),
         dataset=str(tmp_path / "birds"),
         # Views that are cached are others than those that are drawn anew.
