@@ -56,7 +56,7 @@ def load_once(name: str, text: str, folder: Path, whole_images: bool) -> Dataset
         return dataset
     source = folder / name
     if not source.is_dir():
-        raise FileNotFoundError(f"There is no {source}: make it with `ascent-vit prepare {name}`.")
+        raise FileNotFoundError(f"There is no {source}: the page says how it is made.")
     dataset = load_concept_dataset(str(source))
     return reduced(dataset) if "points" in dataset["train"].features and not whole_images else dataset
 

@@ -4,6 +4,7 @@ Makes the runs of a table that are missing, one JSON file each.
 
     ascent-vit prepare mnist --source MNIST_FOLDER --output DATA/mnist
     ascent-vit prepare cub --source CUB_200_2011 --output DATA/cub
+    ascent-vit prepare cub --source CUB_200_2011 --output DATA/cub-all --option global_concepts=all
     OMP_NUM_THREADS=1 python benchmarks/study/run.py --table digits --data DATA --output benchmarks/study/results
 
 A run that is interrupted goes on at its last checkpoint when the command is given again; `--list` says what is done.
