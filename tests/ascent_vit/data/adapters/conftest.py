@@ -73,3 +73,21 @@ def picture():
 @pytest.fixture
 def write_json():
     return write_json_file
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path):
+    """A file with the recipe of a model that trains for two steps."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        """
+model:
+  backbone_config: {model_type: vit, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
+                    intermediate_size: 32, image_size: 32, patch_size: 8}
+  none_concept: true
+max_steps: 2
+per_device_train_batch_size: 4
+seed: 0
+"""
+    )
+    return path

@@ -186,23 +186,11 @@ def test_the_command(folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_of_coco_is_a_model_after_two_commands(folder, tmp_path):
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(
-        """
-model:
-  backbone_config: {model_type: vit, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-                    intermediate_size: 32, image_size: 32, patch_size: 8}
-  none_concept: true
-max_steps: 2
-per_device_train_batch_size: 4
-seed: 0
-"""
-    )
+def test_a_folder_of_coco_is_a_model_after_two_commands(folder, tiny_recipe, tmp_path):
     dataset, output = tmp_path / "dataset", tmp_path / "run"
     options = ["--option", "class_from=folder", "--option", "group=patient", "--option", "places=mask"]
     assert run(["prepare", "coco", "--source", str(folder), "--output", str(dataset), *options]) == 0
-    assert run(["train", "--recipe", str(recipe), "--dataset", str(dataset), "--output", str(output)]) == 0
+    assert run(["train", "--recipe", str(tiny_recipe), "--dataset", str(dataset), "--output", str(output)]) == 0
     config = json.loads((output / "model" / "config.json").read_text())
     assert config["spatial_concepts"] == ["spot"] and set(config["id2label"].values()) == {"ill", "well"}
 

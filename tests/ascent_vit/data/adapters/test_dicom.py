@@ -502,29 +502,17 @@ def test_without_pydicom(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_folder_of_dicom_is_a_model_after_two_commands(tmp_path):
+def test_a_folder_of_dicom_is_a_model_after_two_commands(tiny_recipe, tmp_path):
     for patient in "123456":
         slices(tmp_path / "source" / patient, patient)
         save(
             segmentation(patient, {(1, 1): KIDNEY, (1, 2): TUMOUR, (2, 1): KIDNEY}),
             tmp_path / "source" / f"seg{patient}",
         )
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(
-        """
-model:
-  backbone_config: {model_type: vit, hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2,
-                    intermediate_size: 32, image_size: 32, patch_size: 8}
-  none_concept: true
-max_steps: 2
-per_device_train_batch_size: 4
-seed: 0
-"""
-    )
     dataset, output = tmp_path / "dataset", tmp_path / "run"
     command = ["prepare", "dicom", "--source", str(tmp_path / "source"), "--output", str(dataset)]
     assert run([*command, "--option", "class_from=category:tumour"]) == 0
-    assert run(["train", "--recipe", str(recipe), "--dataset", str(dataset), "--output", str(output)]) == 0
+    assert run(["train", "--recipe", str(tiny_recipe), "--dataset", str(dataset), "--output", str(output)]) == 0
     config = json.loads((output / "model" / "config.json").read_text())
     assert config["spatial_concepts"] == ["kidney", "tumour"] and set(config["id2label"].values()) == {
         "tumour",
