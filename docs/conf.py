@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import ascent_vit
-from ascent_vit.cli.app import app as command_line
+from ascent_vit_cli.app import app as command_line
 
 
 DOCS = Path(__file__).parent

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 
 # Before anything of Hugging Face is imported: tests know nothing of the user's Hub, token, caches and switches, and
@@ -74,14 +75,25 @@ def shared_folder() -> Path:
     return folder
 
 
+def load_beside(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def fuzz():
     """The module of what the fuzz tests share."""
-    if "fuzzing" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("fuzzing", Path(__file__).parent / "fuzzing.py")
-        sys.modules["fuzzing"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["fuzzing"])
-    return sys.modules["fuzzing"]
+    return load_beside("fuzzing")
+
+
+@pytest.fixture(scope="session")
+def write_cub():
+    """Writes a small archive in the layout of CUB-200-2011."""
+    return load_beside("cub_archive").write_cub
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -24,8 +24,8 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from transformers import AutoConfig, AutoModel
 
-from ascent_vit.cli.app import app, run
 from ascent_vit.data import concept_features
+from ascent_vit_cli.app import app, run
 
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ ROOMS = [
     "ascent_vit/export",
     "ascent_vit/publishing",
     "conversion",
-    "ascent_vit/cli",
+    "ascent_vit_cli",
 ]
 # The one circle: transformers copies a file's relative imports when it saves the file beside a model, also those for a
 # type checker alone, and by this one the PIL backend takes the torchvision backend along.
@@ -58,7 +58,7 @@ def imports(path: Path) -> Iterator[tuple[str, str | None]]:
 def import_graph() -> dict[str, set[str]]:
     """The modules of this project that each of them imports. A package counts where a name is taken from itself."""
     files = {}
-    for folder in ("modeling_ascent_vit", "ascent_vit", "conversion"):
+    for folder in ("modeling_ascent_vit", "ascent_vit", "conversion", "ascent_vit_cli"):
         for path in files_of(folder):
             parts = path.relative_to(ROOT).with_suffix("").parts
             files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -78,7 +78,7 @@ def room_of(module: str) -> str | None:
     first, *rest = module.split(".")
     if first == "ascent_vit" and rest:
         return rest[0] if rest[0] == "conversion" else f"ascent_vit/{rest[0]}"
-    return first if first in ("modeling_ascent_vit", "conversion") else None
+    return first if first in ("modeling_ascent_vit", "conversion", "ascent_vit_cli") else None
 
 
 def files_of(room: str) -> list[Path]:

@@ -32,11 +32,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from ascent_vit.cli.inputs import load_model
 from ascent_vit.data import CachedConceptDataset, ConceptCollator, concepts_from_features
 from ascent_vit.data.schema import COLUMNS
 from ascent_vit.evaluation import ShortTraining, evaluate, evaluate_dataset, leakage
 from ascent_vit.evaluation.dataset import EVALUATORS
+from ascent_vit.inference.load import load_model
 from ascent_vit.training import Recipe, train
 from ascent_vit.training.build import build_model
 from ascent_vit.training.features import CachedTokens

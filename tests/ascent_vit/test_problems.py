@@ -15,7 +15,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, pipeline
 
-from ascent_vit.cli.app import run
 from ascent_vit.data import ConceptCollator, concept_features
 from ascent_vit.evaluation import Faithfulness, evaluate_dataset, label_metrics, leakage
 from ascent_vit.explanation import explain, intervene
@@ -23,6 +22,7 @@ from ascent_vit.export import export_model
 from ascent_vit.publishing.card import ModelCardContent, model_card
 from ascent_vit.training import ConceptMetrics, load_recipe, train
 from ascent_vit.training.recipe import recipe_for_problem
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.inference.load import load_model
 from ascent_vit.utils.files import claim, replace_folder
+from ascent_vit_cli.app import USAGE_ERROR, run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -42,7 +42,7 @@ class Command:
     """`ascent-vit` in a process of its own; what it says goes into a file, which never fills up as a pipe does."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "ascent_vit.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "ascent_vit_cli", *map(str, arguments)]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, env=ENVIRONMENT, stdout=self.said, stderr=self.said, stdin=subprocess.DEVNULL

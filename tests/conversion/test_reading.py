@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.conversion.reading import read_settings, read_state_dict
+from ascent_vit_cli.app import USAGE_ERROR, run
 
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(4)}

@@ -14,7 +14,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ascent_vit.cli.app import run
 from ascent_vit.data import (
     ConceptCollator,
     check_dataset,
@@ -24,6 +23,7 @@ from ascent_vit.data import (
     load_concept_dataset,
 )
 from ascent_vit.training import Recipe, train
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTImageProcessorPil
 
 

@@ -10,9 +10,9 @@ from datasets import Image as ImageFeature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascent_vit.cli.inputs import load_model
 from ascent_vit.explanation.batch import BatchJob, cut_into_shares, explain_many
 from ascent_vit.explanation.sources import DatasetImages, ImageFiles
+from ascent_vit.inference.load import load_model
 
 
 def stream(image):

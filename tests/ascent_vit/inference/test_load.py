@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.inference.load import load_model
+from ascent_vit_cli.app import USAGE_ERROR, run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

@@ -14,7 +14,7 @@ from ascent_vit.publishing.publish import explain_failure
 from ascent_vit.publishing.source import check_repo_id
 
 
-COMMAND = "from ascent_vit.cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
+COMMAND = "from ascent_vit_cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
 
 # Sends a staged folder to each of some repositories, and says what came of it.
 COMMIT = """

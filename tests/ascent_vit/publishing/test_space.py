@@ -23,13 +23,13 @@ import yaml
 from PIL import Image
 from transformers import pipeline
 
-from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.explanation import explain, intervene
 from ascent_vit.explanation.render.rows import signed
 from ascent_vit.publishing import PublishOptions, stage_space
 from ascent_vit.publishing.examples import MAX_EXAMPLES
 from ascent_vit.publishing.source import find_source
 from ascent_vit.publishing.space import REQUIREMENTS, SDK_VERSION
+from ascent_vit_cli.app import USAGE_ERROR, run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -48,7 +48,7 @@ def watch(event, arguments):
             print("CONNECTS", address, file=sys.stderr, flush=True)
 sys.addaudithook(watch)
 """
-COMMAND = "from ascent_vit.cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
+COMMAND = "from ascent_vit_cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
 
 
 def save_model(config, folder: Path) -> Path:
@@ -102,7 +102,7 @@ def test_stage_writes_a_whole_repository(model_dir, images, tmp_path):
     assert paths == {file.path: file.size for file in files}
     assert {"app.py", "requirements.txt", "README.md", "examples/01.png"} <= set(paths)
     assert not [
-        path for path in paths if path.startswith(("ascent_vit/cli", "ascent_vit/data", "ascent_vit/training"))
+        path for path in paths if path.startswith(("ascent_vit_cli", "ascent_vit/data", "ascent_vit/training"))
     ]
 
     header, text = (target / "README.md").read_text().split("---\n", 2)[1:]

@@ -224,7 +224,7 @@ api.upload_file(path_or_fileobj=tasks, path_in_repo="eval.yaml", repo_id="ann/be
 def test_results_of_a_benchmark(hub, client, run_folder, tmp_path):
     made = client(BENCHMARK)
     assert made.returncode == 0, made.stderr
-    command = "from ascent_vit.cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
+    command = "from ascent_vit_cli import main\nsys.argv[0] = 'ascent-vit'\nmain()\n"
     output = tmp_path / "output"
     arguments = ("publish", run_folder, "--repo-id", "ann/birds", "--dry-run", "--output", output, "--benchmark")
     for wrong, message in (("ann/bench:other", "no task 'other'; it has default"), ("ann/none:x", "no eval.yaml of")):

@@ -167,7 +167,7 @@ def test_training_by_recipe_in_parts_in_two_processes_and_sharded(tmp_path, digi
     parts = write_recipe(tmp_path / "parts.yaml", gradient_accumulation_steps=2)
     launch(1, script, whole, tmp_path / "whole", digits)
     launch(1, script, parts, tmp_path / "parts", digits)
-    launch(2, "-m", "ascent_vit.cli", "train", "--recipe", half, "--dataset", digits, "--output", tmp_path / "two")
+    launch(2, "-m", "ascent_vit_cli", "train", "--recipe", half, "--dataset", digits, "--output", tmp_path / "two")
     launch(2, script, half, tmp_path / "sharded", digits, **fsdp)
     expected, weights = results(tmp_path / "whole")
     assert {"accuracy", "concept_map", "pixel_tpr", "train_loss"} <= expected.keys()

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from ascent_vit.cli.app import run
 from ascent_vit.training.reading import configuration_files, load_recipe
 from ascent_vit.training.recipe import FIELDS, Recipe
+from ascent_vit_cli.app import run
 
 
 NAN, INF = float("nan"), float("inf")

@@ -258,7 +258,7 @@ def test_two_processes_on_a_streamed_folder_go_on_at_the_sample(few_digits, tiny
         save_steps=2,
     )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(values)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ascent_vit.cli", "train"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ascent_vit_cli", "train"]
     command += ["--recipe", str(tmp_path / "recipe.yaml"), "--output"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

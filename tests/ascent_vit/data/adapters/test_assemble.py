@@ -8,7 +8,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image, ImageOps
 
-from ascent_vit.cli.app import run
+from ascent_vit_cli.app import run
 
 
 pytestmark = pytest.mark.as_people_have_it

@@ -316,7 +316,7 @@ def test_image_attributes_must_exist_where_they_are_asked_for(write_cub, tmp_pat
 @pytest.mark.nightly
 def test_a_run_that_is_killed_is_not_in_the_way_of_the_next(shared_folder, tmp_path):
     output = tmp_path / "out" / "cub"
-    command = [sys.executable, "-m", "ascent_vit.cli", "prepare", "cub", "--output", str(output)]
+    command = [sys.executable, "-m", "ascent_vit_cli", "prepare", "cub", "--output", str(output)]
     command += ["--source", str(shared_folder / "data" / "cub")]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(output.parent.glob(".*/data/train*.partial")):

@@ -9,7 +9,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
-from ascent_vit.cli.app import run
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTImageProcessorPil
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ascent_vit.cli.app import USAGE_ERROR, run
 from ascent_vit.data import load_concept_dataset
 from ascent_vit.data.adapters.kits19 import read_volume
+from ascent_vit_cli.app import USAGE_ERROR, run
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ascent_vit import explain
-from ascent_vit.cli.app import run
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

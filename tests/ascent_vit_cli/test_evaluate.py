@@ -11,8 +11,8 @@ import pytest
 from datasets import DatasetDict
 
 import ascent_vit
-from ascent_vit.cli.app import run
 from ascent_vit.data import load_digits_dataset
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -133,7 +133,7 @@ def test_two_processes_write_what_one_writes(model, dataset, tmp_path):
             "ACCELERATE_USE_CPU": "true",
         }
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}", "-m"]
-        command += ["ascent_vit.cli", "evaluate", model, "--dataset", dataset, "--output", str(output), *FAST]
+        command += ["ascent_vit_cli", "evaluate", model, "--dataset", dataset, "--output", str(output), *FAST]
         result = subprocess.run([*command, "--sanity"], env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("Written:") == 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import DatasetOptions, load_model, read_dataset_options
+from .inputs import DatasetOptions, read_dataset_options
 
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def evaluate(
     from ascent_vit.data import check_once, load_concept_dataset
     from ascent_vit.data.loading import spatial_names
     from ascent_vit.evaluation import evaluate_dataset
+    from ascent_vit.inference import load_model
     from ascent_vit.utils.files import write_json
     from ascent_vit.utils.versions import versions
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from ascent_vit.cli.app import run
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
 from modeling_ascent_vit.image_processing_pil_ascent_vit import AscentViTImageProcessorPil
 

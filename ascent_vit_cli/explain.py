@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import DatasetOptions, load_model, read_dataset_options
+from .inputs import DatasetOptions, read_dataset_options
 
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def explain(
     """
     from ascent_vit.explanation.batch import FORMATS, BatchJob, explain_many
     from ascent_vit.explanation.sources import ImageFiles
+    from ascent_vit.inference import load_model
     from ascent_vit.utils.files import check_new_folder, new_folder
     from modeling_ascent_vit.names_ascent_vit import class_index, class_names
 

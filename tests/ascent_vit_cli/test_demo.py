@@ -13,12 +13,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
-import ascent_vit.cli.demo
+import ascent_vit_cli.demo
 import modeling_ascent_vit
 from ascent_vit import explain
-from ascent_vit.cli.app import run
-from ascent_vit.cli.demo import RESULTS, check_pipeline, whole_or_nothing
 from ascent_vit.training.reading import configuration_files
+from ascent_vit_cli.app import run
+from ascent_vit_cli.demo import RESULTS, check_pipeline, whole_or_nothing
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 
@@ -107,7 +107,7 @@ def short_recipe(tmp_path, monkeypatch):
     path = tmp_path / "recipe" / "digits.yaml"
     path.parent.mkdir()
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    monkeypatch.setattr(ascent_vit.cli.demo, "RECIPE", path)
+    monkeypatch.setattr(ascent_vit_cli.demo, "RECIPE", path)
     return values
 
 

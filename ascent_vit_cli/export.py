@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .inputs import read_dataset_options
+
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, or a folder with model and processor.")],
@@ -35,9 +37,8 @@ def export(
     from ascent_vit.data.loading import spatial_names
     from ascent_vit.export import export_model
     from ascent_vit.export.formats import check_format
+    from ascent_vit.inference import load_model
     from ascent_vit.utils.files import check_new_folder
-
-    from .inputs import load_model, read_dataset_options
 
     check_format(to, quantize)
     check_new_folder(output)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ascent_vit.cli.app import USAGE_ERROR, run
+from ascent_vit_cli.app import USAGE_ERROR, run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

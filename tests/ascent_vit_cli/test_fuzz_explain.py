@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from ascent_vit.cli.app import run
+from ascent_vit_cli.app import run
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from ascent_vit.cli.app import run
+from ascent_vit_cli.app import run
 
 
 @pytest.fixture

@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from huggingface_hub.errors import StrictDataclassError
-
-from ascent_vit import __version__
 
 from .annotate import annotate
 from .check import check
@@ -39,7 +36,10 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        from importlib.metadata import version
+
+        # Importing the package for its version would take a hundred times as long.
+        print(version("ascent-vit"))
         raise typer.Exit()
 
 
@@ -73,6 +73,14 @@ class _ProgressHandler(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _is_wrong_input(error: Exception) -> bool:
+    if isinstance(error, ValueError | FileNotFoundError | FileExistsError | NotADirectoryError):
+        return True
+    # A library that nothing has imported has not raised.
+    errors = sys.modules.get("huggingface_hub.errors")
+    return errors is not None and isinstance(error, errors.StrictDataclassError)
 
 
 def _fail(error: BaseException, code: int, debug: bool) -> int:
@@ -112,12 +120,10 @@ def run(arguments: Sequence[str]) -> int:
         if message:
             print(f"Error: {message} See ascent-vit {' '.join(arguments[:1])} --help.", file=sys.stderr)
         return USAGE_ERROR
-    except (ValueError, StrictDataclassError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        return _fail(error, USAGE_ERROR, debug)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        return _fail(error, FAILURE, debug)
+        return _fail(error, USAGE_ERROR if _is_wrong_input(error) else FAILURE, debug)
     finally:
         logger.removeHandler(handler)
     if code == INTERRUPTED:

@@ -16,8 +16,8 @@ from transformers import (
     Owlv2Processor,
 )
 
-from ascent_vit.cli.app import run
 from ascent_vit.data import load_concept_dataset
+from ascent_vit_cli.app import run
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 
@@ -101,8 +100,3 @@ def write_cub(folder: Path, per_image: bool = False) -> Path:
                 lines.append(f"{i} {a} {shown} {certainty} {'0 1.5' if a % 7 == 0 else '1.5'}")
         write("attributes/image_attribute_labels.txt", lines)
     return folder
-
-
-@pytest.fixture(name="write_cub")
-def write_cub_fixture():
-    return write_cub

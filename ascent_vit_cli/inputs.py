@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of several commands: models, and the options of datasets."""
+"""Inputs of several commands: the options of datasets."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-
-from ascent_vit.inference.load import load_model
 
 
 DatasetOptions = Annotated[
@@ -34,4 +32,4 @@ def read_dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-__all__ = ["DatasetOptions", "load_model", "read_dataset_options"]
+__all__ = ["DatasetOptions", "read_dataset_options"]

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ascent_vit.utils.types import describe, fits
-from modeling_ascent_vit.suggestions_ascent_vit import suggest
-
 
 if TYPE_CHECKING:
     from ascent_vit.data.prepared import PreparedDataset
@@ -38,7 +35,9 @@ def read_options(name: str, adapter: Callable[..., Any], pairs: Sequence[str]) -
     Raises:
         ValueError: for an option that is unknown, given twice, or of another type.
     """
+    from ascent_vit.utils.types import describe, fits
     from ascent_vit.utils.yaml import read_key_value
+    from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
     hints = typing.get_type_hints(adapter)
     known = [p.name for p in inspect.signature(adapter).parameters.values() if p.kind is p.KEYWORD_ONLY]

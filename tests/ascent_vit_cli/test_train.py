@@ -13,8 +13,8 @@ import pytest
 from datasets import DatasetDict
 
 import ascent_vit
-from ascent_vit.cli.app import run
 from ascent_vit.data import load_digits_dataset
+from ascent_vit_cli.app import run
 
 
 RECIPE = """
@@ -26,7 +26,7 @@ num_train_epochs: 1
 per_device_train_batch_size: 8
 seed: 0
 """
-COMMAND = [sys.executable, "-m", "ascent_vit.cli"]
+COMMAND = [sys.executable, "-m", "ascent_vit_cli"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(ascent_vit.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
@@ -53,6 +53,17 @@ def one_error(capsys) -> str:
 def test_version():
     result = subprocess.run([*COMMAND, "--version"], env=ENVIRONMENT, capture_output=True, text=True)
     assert (result.returncode, result.stdout.strip()) == (0, ascent_vit.__version__)
+
+
+@pytest.mark.parametrize("arguments", (["--help"], ["--version"], ["evaluate", "--help"], ["evaluate"], ["nonsense"]))
+def test_help_versions_and_usage_errors_wait_for_no_library(arguments):
+    heavy = ("ascent_vit", "huggingface_hub", "numpy", "torch", "transformers")
+    code = "import sys; from ascent_vit_cli.app import run; run(sys.argv[1:]); "
+    code += f"print(*sys.modules.keys() & {heavy}, file=sys.stderr)"
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert result.stderr.splitlines()[-1] == ""
 
 
 def test_help_names_every_option(capsys):

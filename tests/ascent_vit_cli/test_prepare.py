@@ -17,8 +17,8 @@ from datasets import load_dataset
 from PIL import Image
 
 import ascent_vit
-from ascent_vit.cli.app import run
-from ascent_vit.cli.prepare import read_options
+from ascent_vit_cli.app import run
+from ascent_vit_cli.prepare import read_options
 
 
 def one_error(capsys) -> str:
@@ -280,7 +280,7 @@ def test_push_to_hub(write_cub, tmp_path, hub):
         "HF_HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path),
     }
-    command = [sys.executable, "-m", "ascent_vit.cli", "prepare", "cub", "--source", str(source), "--inspect"]
+    command = [sys.executable, "-m", "ascent_vit_cli", "prepare", "cub", "--source", str(source), "--inspect"]
     result = subprocess.run(
         [*command, "--push-to-hub", "someone/birds"], env=environment, capture_output=True, text=True, timeout=120
     )
