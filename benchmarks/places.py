@@ -10,6 +10,7 @@ alone and beside lists, and with all places. The patch at which a concept's map 
 from the concept's points. Weights, temperatures and settings were chosen on the validation split.
 """
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -31,15 +32,16 @@ from modeling_ascent_vit.modeling_ascent_vit import alignment_loss
 from modeling_ascent_vit.presence_ascent_vit import PresenceMemory, local_tokens, presence_loss, unplaced_images
 
 
-# Shares of the train images whose places are told, and whether the lists of all are.
-RUNS = {
-    "lists": (0.0, True),
-    "lists, no table of parts": (0.0, True),
-    "1 % of places": (0.01, False),
-    "1 % of places and lists": (0.01, True),
-    "10 % of places": (0.1, False),
-    "10 % of places and lists": (0.1, True),
-    "all places": (1.0, False),
+# Shares of the train images whose places are told, and how the lists of all are learned from, if they are.
+RUNS: dict[str, tuple[float, str | None]] = {
+    "lists": (0.0, "model"),
+    "lists, no table of parts": (0.0, "model"),
+    **{f"lists, {form}": (0.0, form) for form in ("noisy-or", "log-mean-exp", "attention-weighted", "mean of four")},
+    "1 % of places": (0.01, None),
+    "1 % of places and lists": (0.01, "model"),
+    "10 % of places": (0.1, None),
+    "10 % of places and lists": (0.1, "model"),
+    "all places": (1.0, None),
 }
 SEEDS = (0, 1, 2)
 STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 240, 108, 2e-3, 1e-3, 0.1
@@ -87,7 +89,21 @@ def read(split: Any, model: Any, processor: Any) -> dict[str, torch.Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def fit(model: Any, train: dict[str, torch.Tensor], share: float, has_lists: bool, seed: int):
+def pooled_loss(attention: torch.Tensor, presence: torch.Tensor, form: str) -> torch.Tensor:
+    """Cross-entropy of an image's pooled attention `(B, N, S)` and its list `(B, S)`, beside the model's own loss."""
+    sharpness = 10.0
+    if form == "noisy-or":
+        pooled = 1 - (1 - attention.clamp_max(1 - 1e-4)).log().sum(1).exp()
+    elif form == "log-mean-exp":
+        pooled = (torch.logsumexp(sharpness * attention, 1) - math.log(attention.shape[1])) / sharpness
+    elif form == "attention-weighted":
+        pooled = attention.square().sum(1) / attention.sum(1).clamp_min(1e-6)
+    else:
+        pooled = attention.topk(4, dim=1).values.mean(1)
+    return nn.functional.binary_cross_entropy(pooled.clamp(1e-6, 1 - 1e-6), presence)
+
+
+def fit(model: Any, train: dict[str, torch.Tensor], share: float, lists: str | None, seed: int):
     """Trains the spatial stream of a model on tokens."""
     generator = torch.Generator().manual_seed(seed)
     number = len(train["labels"])
@@ -105,16 +121,18 @@ def fit(model: Any, train: dict[str, torch.Tensor], share: float, has_lists: boo
             order = torch.randperm(number, generator=generator)
         chosen, order = order[:BATCH_SIZE], order[BATCH_SIZE:]
         presence = train["spatial_concept_presence"][chosen]
-        is_given = unplaced_images(presence, targets[chosen]) if has_lists else None
+        is_given = unplaced_images(presence, targets[chosen]) if lists else None
         attention, scores = stream(train["tokens"][chosen], is_given=is_given)
         attention = attention.mean(1)
         loss = nn.functional.cross_entropy(scores, train["labels"][chosen])
         # The mean over images with places, whatever their share.
         weight = BATCH_SIZE / placed[chosen].sum().clamp_min(1)
         loss = loss + weight * alignment_loss(attention, targets[chosen], "kl", none_concept=True)
-        if has_lists:
+        if lists == "model":
             early, middle = train["early"][chosen], train["middle"][chosen]
             loss = loss + presence_loss(attention, presence, early, middle, parts, True, memory)
+        elif lists:
+            loss = loss + pooled_loss(attention, presence, lists)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(stream.parameters(), 1.0)

@@ -14,7 +14,11 @@ from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 TABLES = Path(__file__).parent / "tables.yaml"
 MEASURES = ("faithfulness", "robustness", "intervention", "scales", "places", "leakage")
-CHOICES = {"head": ("concepts", "linear"), "attention": ("softmax", "sigmoid"), "pretrained": (None, "rotation")}
+CHOICES = {
+    "head": ("concepts", "linear"),
+    "attention": ("softmax", "sigmoid", "key"),
+    "pretrained": (None, "rotation"),
+}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -63,6 +64,21 @@ def sigmoid_forward(
     return (attention, scores, stream.project_heads(values)) if output_table else (attention, scores)
 
 
+def key_forward(
+    stream: Any, tokens: torch.Tensor, override: Any = None, *others: Any, output_table: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """A concept stream's forward pass in which "none" is one more concept of the same softmax, in place of a gate."""
+    scores = stream.scores(tokens).float()
+    # It starts with the share that the gate starts with.
+    none = math.log(scores.shape[-1]) - stream.gate(tokens).float().unsqueeze(1).expand_as(scores[..., :1])
+    attention, none = torch.cat([scores, none], -1).softmax(-1).split([scores.shape[-1], 1], -1)
+    attention = modeling_ascent_vit.override_attention(attention, override, none)
+    pooled = attention.sum(2) * modeling_ascent_vit.attention_share(attention)
+    values = stream.split_heads(stream.value(stream.concepts))
+    scores = stream.projection((pooled.unsqueeze(2) @ values).flatten(1))
+    return (attention, scores, stream.project_heads(values)) if output_table else (attention, scores)
+
+
 def linear_forward(
     stream: Any, tokens: torch.Tensor, *others: Any, output_table: bool = False
 ) -> tuple[torch.Tensor, ...]:
@@ -75,8 +91,9 @@ def linear_forward(
 
 def attention_of(run: StudyRun, recipe: Recipe) -> contextlib.AbstractContextManager:
     """While it lasts, concept streams attend as the run asks for."""
-    forwards = {"linear": linear_forward} if recipe.cache_features else {}
-    forward = forwards.get(run.head, sigmoid_forward if run.attention == "sigmoid" else None)
+    forward = {"sigmoid": sigmoid_forward, "key": key_forward}.get(run.attention)
+    if run.head == "linear" and recipe.cache_features:
+        forward = linear_forward
     if forward is None:
         return contextlib.nullcontext()
     return mock.patch.object(modeling_ascent_vit.AscentViTConceptStream, "forward", forward)
