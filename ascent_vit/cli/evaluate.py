@@ -37,6 +37,9 @@ def evaluate(
     sanity: Annotated[
         bool, typer.Option("--sanity", help="Also compare the maps with those of random weights.")
     ] = False,
+    intervals: Annotated[
+        bool, typer.Option(help="Also give the interval of 95 % of each metric, by bootstrap over the images.")
+    ] = True,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not look for errors in the split first.")] = False,
     options: DatasetOptions = None,
 ) -> None:
@@ -88,6 +91,7 @@ def evaluate(
         spatial_concepts=spatial_names(dataset_options),
         accelerator=accelerator,
         progress=True,
+        with_intervals=intervals,
     )
     if accelerator.is_main_process:
         facts = {
@@ -115,13 +119,15 @@ def processes(accelerator: "Accelerator") -> dict[str, Any]:
 
 
 def print_table(values: dict[str, Any], title: str) -> None:
-    """Prints the metrics, and which way is better."""
+    """Prints the metrics, their intervals, and which way is better."""
     from ascent_vit.utils.metrics import METRICS
 
     shown = {name: metric for name, metric in METRICS.items() if name in values}
     width = max(map(len, shown))
     print(f"{'metric':{width}}  better  {title}")
     for name, metric in shown.items():
-        print(f"{name:{width}}  {'higher' if metric.greater_is_better else 'lower':6}  {values[name]:.4g}")
+        interval = f"  [{values[f'{name}_low']:.4g}, {values[f'{name}_high']:.4g}]" if f"{name}_low" in values else ""
+        better = "higher" if metric.greater_is_better else "lower"
+        print(f"{name:{width}}  {better:6}  {values[name]:.4g}{interval}")
     for sentence in values["left_out"]:
         print(f"Left out: {sentence}.")

@@ -3,6 +3,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
@@ -12,8 +13,10 @@ from ascent_vit.data.schema import COLUMNS, problem_type
 
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
+from .intervals import EvaluatorSample, Sample, intervals
 from .intervention import Intervention
 from .probe import ImageEvaluator, NotApplicableError, check_counts, choose_subset
+from .records import SplitRecords
 from .robustness import Robustness
 from .sanity import Randomisation
 
@@ -68,6 +71,93 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
     )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """
+    What to measure of a model, beside one pass over the split.
+
+    Args:
+        images (`int`, *optional*, defaults to 1000): Number of images of the subset, at most.
+        steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
+        seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights, and of
+            the draws of intervals.
+        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
+        skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"` and
+            `"robustness"`.
+        sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
+
+    Raises:
+        ValueError: for numbers below 1, or an unknown evaluator.
+    """
+
+    images: int = 1000
+    steps: int = 16
+    seed: int = 0
+    batch_size: int = 32
+    skip: Sequence[str] = ()
+    sanity: bool = False
+
+    def __post_init__(self):
+        check_counts(images=self.images, steps=self.steps, batch_size=self.batch_size)
+        unknown = [name for name in self.skip if name not in EVALUATORS]
+        if unknown:
+            raise ValueError(f"skip may name {', '.join(EVALUATORS)}; got {unknown[0]!r}.")
+
+    def evaluators(self) -> dict[str, ImageEvaluator]:
+        """The evaluators by name, those to leave out among them."""
+        evaluators: dict[str, ImageEvaluator] = {
+            "faithfulness": Faithfulness(self.steps, self.seed, self.batch_size),
+            "intervention": Intervention(self.steps, self.seed),
+            "robustness": Robustness(),
+        }
+        return evaluators | ({"sanity": Randomisation(self.seed)} if self.sanity else {})
+
+
+def measure_dataset(
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
+    split: "Dataset",
+    settings: Settings,
+    spatial_concepts: list[str] | None = None,
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+) -> tuple[dict[str, Any], dict[str, Sample]]:
+    """
+    Measures a model on a split; arguments are those of [`evaluate_dataset`].
+
+    Returns:
+        The metrics, as [`evaluate_dataset`] gives them, and by the evaluator's name the images that were measured.
+    """
+    if len(split) == 0:
+        raise ValueError("The split has no images: evaluate one that has some.")
+    check_names(model.config, split.features, spatial_concepts)
+    split = split.select_columns([name for name in COLUMNS if name in split.features])
+
+    def loader(part: "Dataset") -> Any:
+        collate = ConceptCollator(processor, model.config.num_labels)
+        batches: Any = DataLoader(part, settings.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        return batches if accelerator is None else accelerator.prepare_data_loader(batches)
+
+    records = SplitRecords(model.config)
+    values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress, records)
+    samples: dict[str, Sample] = {"split": records}
+    subset = loader(split.select(choose_subset(len(split), settings.images, settings.seed)))
+    left_out = []
+    for name, evaluator in settings.evaluators().items():
+        if name in settings.skip:
+            left_out.append(f"{name}: not asked for")
+            continue
+        try:
+            sample = EvaluatorSample(evaluator, *evaluator.measure_images(model, subset, accelerator, progress))
+            values |= sample.values()
+            samples[name] = sample
+        except NotApplicableError as error:
+            left_out.append(f"{name}: {error}")
+            if accelerator is None or accelerator.is_main_process:
+                logger.warning("Left out: %s.", left_out[-1])
+    return values | {"num_images": len(split), "left_out": left_out}, samples
+
+
 def evaluate_dataset(
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
@@ -81,6 +171,7 @@ def evaluate_dataset(
     spatial_concepts: list[str] | None = None,
     accelerator: "Accelerator | None" = None,
     progress: bool = False,
+    with_intervals: bool = False,
 ) -> dict[str, Any]:
     """
     Evaluates a concept classifier on a split, in full.
@@ -92,59 +183,27 @@ def evaluate_dataset(
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         split (`datasets.Dataset`): Split of a concept dataset.
-        images (`int`, *optional*, defaults to 1000): Number of images of the subset, at most.
-        steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
-        seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights.
-        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
-        skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"` and
-            `"robustness"`.
-        sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
+        images, steps, seed, batch_size, skip, sanity: What to measure; see [`Settings`].
         spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+        with_intervals (`bool`, *optional*, defaults to `False`): Whether to give the interval of each metric too.
 
     Returns:
         `dict`: the metrics by their names, numbers of images, the curves as lists, `num_images`, and `left_out`, a
-        sentence for each evaluator that was not run. The same in every process.
+        sentence for each evaluator that was not run. With intervals, `NAME_low` and `NAME_high` for each metric that
+        has one. The same in every process.
 
     Raises:
         ValueError: for classes or concepts that are not the model's, an empty split, or numbers below 1.
     """
-    check_counts(images=images, steps=steps, batch_size=batch_size)
-    unknown = [name for name in skip if name not in EVALUATORS]
-    if unknown:
-        raise ValueError(f"skip may name {', '.join(EVALUATORS)}; got {unknown[0]!r}.")
-    if len(split) == 0:
-        raise ValueError("The split has no images: evaluate one that has some.")
-    check_names(model.config, split.features, spatial_concepts)
-    split = split.select_columns([name for name in COLUMNS if name in split.features])
-
-    def loader(part: "Dataset") -> Any:
-        collate = ConceptCollator(processor, model.config.num_labels)
-        batches: Any = DataLoader(part, batch_size, collate_fn=collate)  # type: ignore[arg-type]
-        return batches if accelerator is None else accelerator.prepare_data_loader(batches)
-
-    values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress)
-    evaluators: dict[str, ImageEvaluator] = {
-        "faithfulness": Faithfulness(steps, seed, batch_size),
-        "intervention": Intervention(steps, seed),
-        "robustness": Robustness(),
-    }
-    if sanity:
-        evaluators["sanity"] = Randomisation(seed)
-    subset = loader(split.select(choose_subset(len(split), images, seed)))
-    left_out = []
-    for name, evaluator in evaluators.items():
-        if name in skip:
-            left_out.append(f"{name}: not asked for")
-            continue
-        try:
-            values |= evaluator(model, subset, accelerator, progress)
-        except NotApplicableError as error:
-            left_out.append(f"{name}: {error}")
-            if accelerator is None or accelerator.is_main_process:
-                logger.warning("Left out: %s.", left_out[-1])
-    return values | {"num_images": len(split), "left_out": left_out}
+    settings = Settings(images, steps, seed, batch_size, skip, sanity)
+    values, samples = measure_dataset(model, processor, split, settings, spatial_concepts, accelerator, progress)
+    if with_intervals:
+        for sample in samples.values():
+            for name, (_, low, high) in intervals(sample, seed=seed).items():
+                values |= {f"{name}_low": low, f"{name}_high": high}
+    return values
 
 
-__all__ = ["evaluate_dataset"]
+__all__ = ["Settings", "evaluate_dataset", "measure_dataset"]

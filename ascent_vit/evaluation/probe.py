@@ -3,13 +3,15 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from ascent_vit.inference.mode import evaluation_mode, input_kind
 
@@ -53,38 +55,65 @@ def descending_ranks(scores: Tensor, ties: Tensor) -> Tensor:
     return order.argsort(-1)
 
 
-class MeanOverImages(Metric):
-    """Mean of columns of values, one row per image, over the images in which a column is not NaN."""
+class RowsOfImages(Metric):
+    """Values of images, a row each, gathered from all processes that bring their own."""
 
     is_differentiable = False
     full_state_update = False
-    total: Tensor
-    count: Tensor
+    rows: list[Tensor]
 
-    def __init__(self, columns: int, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros(columns, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(columns, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor):
         """Adds values (B, columns), a row per image."""
-        self.total += values.nansum(0, dtype=torch.float64)
-        self.count += (~values.isnan()).sum(0)
+        self.rows.append(values)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Means, NaN where there was nothing, and numbers of images, both (columns,)."""
-        return self.total / self.count, self.count
+    def compute(self) -> Tensor:
+        """All rows, (images, columns)."""
+        return dim_zero_cat(self.rows)
 
 
-def average_over_images(
+@contextmanager
+def remembered_tokens(model: "ConceptClassifier") -> Iterator[None]:
+    """
+    Lets a model compute the tokens of images once, for as long as the same tensor of pixels is given.
+
+    Overrides of concepts, and what is asked of the outputs, change only what the model makes of the tokens. The rest
+    of its behaviour, and its own `forward`, are as before. A compiled model computes them each time.
+    """
+    encoder: Any = getattr(model, "ascent_vit", None)
+    if encoder is None or getattr(model, "_compiled_call_impl", None) is not None:
+        yield
+        return
+    own, compute = encoder.__dict__.get("forward"), encoder.forward
+    last: tuple[Any, int, dict[str, Any], Any] | None = None
+
+    def forward(pixel_values: Tensor, **options: Any) -> Any:
+        nonlocal last
+        version = pixel_values._version
+        if last is None or last[0] is not pixel_values or last[1:3] != (version, options):
+            last = (pixel_values, version, options, compute(pixel_values, **options))
+        return last[3]
+
+    encoder.forward = forward
+    try:
+        yield
+    finally:
+        del encoder.forward
+        if own is not None:
+            encoder.forward = own
+
+
+def rows_of_images(
     model: "ConceptClassifier",
     dataloader: Iterable[dict[str, Tensor]],
     measure: "Measure",
-    columns: int,
-    accelerator: "Accelerator | None",
-    progress: bool,
-    description: str,
-) -> tuple[list[float], list[int]]:
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+    description: str = "Evaluating",
+) -> np.ndarray:
     """
     Measures every image of a dataloader, in as many processes as there are.
 
@@ -92,13 +121,12 @@ def average_over_images(
         model: model to measure, put into evaluation mode for the time.
         dataloader: batches as [`evaluate`] takes them.
         measure: function that gives a batch's values.
-        columns: number of columns of its values.
         accelerator: accelerator that prepared `dataloader`; see [`evaluate`].
         progress: whether to show a progress bar.
         description: text of the progress bar.
 
     Returns:
-        The mean of each column, NaN without images, and the number of images in it.
+        Values (images, columns) in float64, in the order of the images, the same in every process.
 
     Raises:
         ValueError: for a dataloader without images.
@@ -107,18 +135,24 @@ def average_over_images(
 
     bare_model = model if accelerator is None else accelerator.unwrap_model(model)
     device, _ = input_kind(bare_model)
-    means = MeanOverImages(columns, sync_on_compute=accelerator is None)
+    rows = RowsOfImages(sync_on_compute=accelerator is None)
     hidden = not progress or not (accelerator is None or accelerator.is_local_main_process)
-    with evaluation_mode(bare_model):
+    with evaluation_mode(bare_model), remembered_tokens(bare_model):
         for batch in tqdm(dataloader, desc=description, unit="batch", disable=hidden):
             values = measure(bare_model, batch["pixel_values"].to(device), batch).to(device)
             if accelerator is not None:
                 values = accelerator.gather_for_metrics(values)
-            means.update(values.cpu())
-    if not means.update_called:
+            rows.update(values.cpu())
+    if not rows.update_called:
         raise ValueError("The dataloader gave no images: evaluate a split that has some.")
-    values, counts = means.compute()
-    return values.tolist(), counts.tolist()
+    return rows.compute().double().numpy()
+
+
+def column_means(rows: np.ndarray) -> tuple[list[float], list[int]]:
+    """Mean of each column over the images in which it is not NaN, NaN without any, and the number of these images."""
+    counts = (~np.isnan(rows)).sum(0)
+    with np.errstate(invalid="ignore"):
+        return (np.nansum(rows, axis=0) / counts).tolist(), counts.tolist()
 
 
 def check_counts(**values: int) -> None:
@@ -173,14 +207,25 @@ class ImageEvaluator(ABC):
         Raises:
             NotApplicableError: for a model or images that cannot be judged.
         """
+        names, rows = self.measure_images(model, dataloader, accelerator, progress)
+        return self.results(names, *column_means(rows))
+
+    def measure_images(
+        self,
+        model: "ConceptClassifier",
+        dataloader: Iterable[dict[str, Tensor]],
+        accelerator: "Accelerator | None" = None,
+        progress: bool = False,
+    ) -> tuple[Sequence[str], np.ndarray]:
+        """
+        Measures a model image by image: names of the columns, and the values (images, columns). Arguments and errors
+        are those of a call.
+        """
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
         if self.needs_maps and not bare_model.config.num_spatial_concepts:
             raise NotApplicableError(f"{self.description} needs maps, and the model has no spatial concepts")
         names, measure = self.measurement(bare_model)
-        means, counts = average_over_images(
-            model, dataloader, measure, len(names), accelerator, progress, self.description
-        )
-        return self.results(names, means, counts)
+        return names, rows_of_images(model, dataloader, measure, accelerator, progress, self.description)
 
 
-__all__ = ["ImageEvaluator", "NotApplicableError", "average_over_images", "choose_subset"]
+__all__ = ["ImageEvaluator", "NotApplicableError", "choose_subset", "column_means", "rows_of_images"]

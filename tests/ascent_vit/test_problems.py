@@ -134,8 +134,9 @@ class TestScoresAreTheSame:
     def test_faithfulness_ends_at_the_score(self, case, image):
         problem, model, processor, scores = case
         pixels = processor(image, return_tensors="pt")["pixel_values"]
-        ranks = torch.arange(16).view(1, 4, 4)
-        curve = Faithfulness(steps=4).curve(model, pixels, torch.tensor([0]), ranks, delete=False)
+        shown = torch.arange(16).view(1, 1, 4, 4) < torch.tensor([0, 8, 16]).view(1, -1, 1, 1)
+        with torch.no_grad():
+            curve = Faithfulness(steps=4).masked_scores(model, pixels, torch.tensor([0]), shown)
         assert curve[0, -1].item() == pytest.approx(scores[model.config.id2label[0]], abs=1e-5)
         loader = [{"pixel_values": pixels}]
         assert Faithfulness(steps=4)(model, loader)["insertion_deletion_images"] == 1

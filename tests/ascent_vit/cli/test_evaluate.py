@@ -61,6 +61,10 @@ def test_evaluate(model, dataset, tmp_path, capsys):
     for name in ("accuracy", "additivity_error", "insertion_auc", "randomisation_backbone"):
         (line,) = [line.split() for line in shown.out.splitlines() if line.split()[0] == name]
         assert float(line[2]) == pytest.approx(written[name], rel=1e-3)
+        if name != "additivity_error":
+            ends = [written[f"{name}_{end}"] for end in ("low", "high")]
+            assert ends[0] <= written[name] <= ends[1]
+            assert [float(word.strip("[],")) for word in line[3:]] == pytest.approx(ends, rel=1e-3)
     assert "Insertion and deletion:" in shown.err and "Intervention:" in shown.err
     assert [path.name for path in output.parent.iterdir()] == ["metrics.json"]
 
@@ -69,9 +73,10 @@ def test_the_same_seed_gives_the_same_figures(model, dataset, tmp_path):
     written = []
     for name in ("first.json", "second.json"):
         arguments = ["evaluate", model, "--dataset", dataset, "--output", str(tmp_path / name), *FAST]
-        assert run([*arguments, "--split", "train", "--skip", "robustness"]) == 0
+        assert run([*arguments, "--split", "train", "--skip", "robustness", "--no-intervals"]) == 0
         values = json.loads((tmp_path / name).read_text())
         assert values.pop("evaluation_seconds") > 0 and values["split"] == "train"
+        assert not any(name.endswith("_low") for name in values)
         written.append(values)
     assert written[0] == written[1]
 
