@@ -32,10 +32,15 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass and process.")] = 32,
     skip: Annotated[
         list[str] | None,
-        typer.Option(help="What to leave out: faithfulness, intervention or robustness; repeatable."),
+        typer.Option(
+            help="What to leave out: faithfulness, intervention, robustness, causal or concepts; repeatable."
+        ),
     ] = None,
     sanity: Annotated[
         bool, typer.Option("--sanity", help="Also compare the maps with those of random weights.")
+    ] = False,
+    purity: Annotated[
+        bool, typer.Option("--purity", help="Also measure what concepts tell of each other: two networks a concept.")
     ] = False,
     intervals: Annotated[
         bool, typer.Option(help="Also give the interval of 95 % of each metric, by bootstrap over the images.")
@@ -92,6 +97,7 @@ def evaluate(
         accelerator=accelerator,
         progress=True,
         with_intervals=intervals,
+        purity=purity,
     )
     if accelerator.is_main_process:
         facts = {

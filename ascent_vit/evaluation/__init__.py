@@ -3,6 +3,8 @@
 
 from ascent_vit.utils.metrics import METRICS
 
+from .causal import CausalEffect
+from .concept_scores import ConceptScores
 from .dataset import evaluate_dataset
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
@@ -31,9 +33,11 @@ from .sanity import Randomisation
 
 __all__ = [
     "AlignmentError",
+    "CausalEffect",
     "ClassMetrics",
     "ConceptAUROC",
     "ConceptMAP",
+    "ConceptScores",
     "Faithfulness",
     "GlobalConceptAccuracy",
     "GlobalConceptMetrics",

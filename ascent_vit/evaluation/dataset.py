@@ -11,13 +11,16 @@ from torch.utils.data import DataLoader
 from ascent_vit.data import ConceptCollator, check_concepts, concepts_from_features
 from ascent_vit.data.schema import COLUMNS, problem_type
 
+from .causal import CausalEffect
+from .concept_scores import ConceptScores
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
-from .intervals import EvaluatorSample, Sample, intervals
+from .intervals import intervals
 from .intervention import Intervention
-from .probe import ImageEvaluator, NotApplicableError, check_counts, choose_subset
+from .probe import NotApplicableError, check_counts, choose_subset
 from .records import SplitRecords
 from .robustness import Robustness
+from .samples import Sample
 from .sanity import Randomisation
 
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EVALUATORS = ("faithfulness", "intervention", "robustness")
+EVALUATORS = ("faithfulness", "intervention", "robustness", "causal", "concepts")
 
 
 def check_names(config: Any, features: Any, spatial_concepts: list[str] | None = None) -> None:
@@ -82,9 +85,10 @@ class Settings:
         seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights, and of
             the draws of intervals.
         batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
-        skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"` and
-            `"robustness"`.
+        skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"`,
+            `"robustness"`, `"causal"` and `"concepts"`.
         sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
+        purity (`bool`, *optional*, defaults to `False`): Whether to measure the impurity of the concepts' scores too.
 
     Raises:
         ValueError: for numbers below 1, or an unknown evaluator.
@@ -96,6 +100,7 @@ class Settings:
     batch_size: int = 32
     skip: Sequence[str] = ()
     sanity: bool = False
+    purity: bool = False
 
     def __post_init__(self):
         check_counts(images=self.images, steps=self.steps, batch_size=self.batch_size)
@@ -103,12 +108,14 @@ class Settings:
         if unknown:
             raise ValueError(f"skip may name {', '.join(EVALUATORS)}; got {unknown[0]!r}.")
 
-    def evaluators(self) -> dict[str, ImageEvaluator]:
+    def evaluators(self) -> dict[str, Any]:
         """The evaluators by name, those to leave out among them."""
-        evaluators: dict[str, ImageEvaluator] = {
+        evaluators: dict[str, Any] = {
             "faithfulness": Faithfulness(self.steps, self.seed, self.batch_size),
             "intervention": Intervention(self.steps, self.seed),
             "robustness": Robustness(),
+            "causal": CausalEffect(self.seed, self.batch_size),
+            "concepts": ConceptScores(self.seed, self.purity),
         }
         return evaluators | ({"sanity": Randomisation(self.seed)} if self.sanity else {})
 
@@ -148,7 +155,7 @@ def measure_dataset(
             left_out.append(f"{name}: not asked for")
             continue
         try:
-            sample = EvaluatorSample(evaluator, *evaluator.measure_images(model, subset, accelerator, progress))
+            sample = evaluator.sample(model, subset, accelerator, progress)
             values |= sample.values()
             samples[name] = sample
         except NotApplicableError as error:
@@ -172,18 +179,19 @@ def evaluate_dataset(
     accelerator: "Accelerator | None" = None,
     progress: bool = False,
     with_intervals: bool = False,
+    purity: bool = False,
 ) -> dict[str, Any]:
     """
     Evaluates a concept classifier on a split, in full.
 
-    The metrics of [`evaluate`] are those of the whole split; faithfulness, intervention, robustness and sanity those
+    The metrics of [`evaluate`] are those of the whole split; all others are those
     of a subset that is drawn by the seed. What the model or the split cannot be judged by is left out, and said.
 
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         split (`datasets.Dataset`): Split of a concept dataset.
-        images, steps, seed, batch_size, skip, sanity: What to measure; see [`Settings`].
+        images, steps, seed, batch_size, skip, sanity, purity: What to measure; see [`Settings`].
         spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
@@ -197,7 +205,7 @@ def evaluate_dataset(
     Raises:
         ValueError: for classes or concepts that are not the model's, an empty split, or numbers below 1.
     """
-    settings = Settings(images, steps, seed, batch_size, skip, sanity)
+    settings = Settings(images, steps, seed, batch_size, skip, sanity, purity)
     values, samples = measure_dataset(model, processor, split, settings, spatial_concepts, accelerator, progress)
     if with_intervals:
         for sample in samples.values():

@@ -35,6 +35,39 @@ def numbers_of_patches(patches: int, steps: int) -> Tensor:
     return torch.linspace(0, patches, steps + 1, dtype=torch.float64).round().long().unique()
 
 
+def scores_of(model: "ConceptClassifier", logits: Tensor, classes: Tensor) -> Tensor:
+    """Scores of one class of each image, (B, 1), by logits (B, K) and classes (B,)."""
+    return class_scores(logits.float(), score_function(model.config)).gather(-1, classes[:, None])
+
+
+def masked_scores(
+    model: "ConceptClassifier", pixel_values: Tensor, classes: Tensor, shown: Tensor, batch_size: int
+) -> Tensor:
+    """
+    Scores of one class of each image as only some patches are shown, and the others have the image's mean colour.
+
+    Args:
+        model: model in evaluation mode.
+        pixel_values: images, (B, C, H, W).
+        classes: one class of each image, (B,).
+        shown: which patches to show, (B, points, h, w) bool.
+        batch_size: number of images per forward pass; of small images, more.
+
+    Returns:
+        (B, points)
+    """
+    baseline = pixel_values.mean((-2, -1), keepdim=True)
+    image_size = pixel_values.shape[-2:]
+    batch_size = max(batch_size, min(LARGEST_BATCH, BATCH_PIXELS // image_size.numel()))
+    images = torch.arange(len(shown), device=shown.device).repeat_interleave(shown.shape[1])
+    scores = []
+    for chosen, masks in zip(images.split(batch_size), shown.flatten(0, 1).split(batch_size), strict=True):
+        pixels = spread_patches(masks, model.config.patch_size, image_size)
+        logits = model(torch.where(pixels, pixel_values[chosen], baseline[chosen])).logits
+        scores.append(scores_of(model, logits, classes[chosen]))
+    return torch.cat(scores).view(shown.shape[:2])
+
+
 @dataclass(frozen=True)
 class Faithfulness(ImageEvaluator):
     """
@@ -95,48 +128,18 @@ class Faithfulness(ImageEvaluator):
         at_random = random_ranks(pixels, grid.numel(), self.seed)
         by_contribution = descending_ranks(maps.flatten(1), at_random)
         numbers = numbers_of_patches(grid.numel(), self.steps).to(pixels.device)
-        whole = self.scores_of(model, logits, classes)
-        none = self.masked_scores(model, pixel_values, classes, at_random.new_zeros(len(pixels), 1, *grid).bool())
+        whole = scores_of(model, logits, classes)
+        nothing = torch.zeros(len(pixels), 1, *grid, dtype=torch.bool, device=pixels.device)
+        none = masked_scores(model, pixel_values, classes, nothing, self.batch_size)
         curves = []
         for delete in (False, True):
             for ranks in (by_contribution, at_random):
                 changed = ranks.unflatten(-1, grid).unsqueeze(1) < numbers[1:-1].view(1, -1, 1, 1)
-                between = self.masked_scores(model, pixel_values, classes, changed != delete)
+                between = masked_scores(model, pixel_values, classes, changed != delete, self.batch_size)
                 first, last = (whole, none) if delete else (none, whole)
                 curves.append(torch.cat([first, between, last], dim=1))
         shown = numbers.cpu().double() / grid.numel()
         return torch.trapezoid(torch.stack(curves, dim=1).cpu().double(), shown)
-
-    @staticmethod
-    def scores_of(model: "ConceptClassifier", logits: Tensor, classes: Tensor) -> Tensor:
-        """Scores of one class of each image, (B, 1), by logits (B, K) and classes (B,)."""
-        return class_scores(logits.float(), score_function(model.config)).gather(-1, classes[:, None])
-
-    def masked_scores(
-        self, model: "ConceptClassifier", pixel_values: Tensor, classes: Tensor, shown: Tensor
-    ) -> Tensor:
-        """
-        Scores of the classes as only some patches are shown.
-
-        Args:
-            model: model in evaluation mode.
-            pixel_values: images, (B, C, H, W).
-            classes: one class of each image, (B,).
-            shown: which patches to show, (B, points, h, w) bool.
-
-        Returns:
-            (B, points)
-        """
-        baseline = pixel_values.mean((-2, -1), keepdim=True)
-        image_size = pixel_values.shape[-2:]
-        batch_size = max(self.batch_size, min(LARGEST_BATCH, BATCH_PIXELS // image_size.numel()))
-        images = torch.arange(len(shown), device=shown.device).repeat_interleave(shown.shape[1])
-        scores = []
-        for chosen, masks in zip(images.split(batch_size), shown.flatten(0, 1).split(batch_size), strict=True):
-            pixels = spread_patches(masks, model.config.patch_size, image_size)
-            logits = model(torch.where(pixels, pixel_values[chosen], baseline[chosen])).logits
-            scores.append(self.scores_of(model, logits, classes[chosen]))
-        return torch.cat(scores).view(shown.shape[:2])
 
 
 __all__ = ["Faithfulness"]

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bootstrap intervals of the metrics of an evaluation, over its images."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ascent_vit.utils.bootstrap import bootstrap_interval
-from ascent_vit.utils.metrics import METRICS
-
-from .probe import NotApplicableError, column_means
 
 
 if TYPE_CHECKING:
-    from .probe import ImageEvaluator
+    from .samples import Sample
 
 DRAWS = 1000
 # Chance only adds to these: they are 0 where nothing is wrong, and greater in a draw than in what was drawn from.
@@ -21,52 +17,8 @@ DRAWS = 1000
 BIASED = ("ece",)
 
 
-class Sample(Protocol):
-    """Images that were measured, and figures of any of them."""
-
-    @property
-    def number(self) -> int:
-        """Number of images."""
-
-    def figures(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        """Figures by name, (draws,) each, of images drawn as often as counts (draws, n) say; NaN where undefined."""
-
-
-class EvaluatorSample:
-    """
-    The values that an evaluator measured.
-
-    Args:
-        evaluator: evaluator that names the results.
-        names, rows: names of the columns and values (images, columns), as `measure_images` gives them.
-    """
-
-    def __init__(self, evaluator: "ImageEvaluator", names: Sequence[str], rows: np.ndarray):
-        self.evaluator, self.names, self.rows = evaluator, names, rows
-        self.number = len(rows)
-
-    def values(self) -> dict[str, Any]:
-        """The results of all images."""
-        return self.evaluator.results(self.names, *column_means(self.rows))
-
-    def figures(self, counts: np.ndarray) -> dict[str, np.ndarray]:
-        known = ~np.isnan(self.rows)
-        numbers = counts @ known
-        with np.errstate(invalid="ignore"):
-            means = counts @ np.nan_to_num(self.rows) / numbers
-        numbers = numbers.round().astype(int)
-        found = []
-        for both in zip(means.tolist(), numbers.tolist(), strict=True):
-            try:
-                found.append(self.evaluator.results(self.names, *both))
-            except NotApplicableError:
-                found.append({})
-        names = [name for name in METRICS if any(name in values for values in found)]
-        return {name: np.array([values.get(name, np.nan) for values in found]) for name in names}
-
-
 def intervals(
-    sample: Sample, other: Sample | None = None, seed: int = 0, draws: int = DRAWS
+    sample: "Sample", other: "Sample | None" = None, seed: int = 0, draws: int = DRAWS
 ) -> dict[str, tuple[float, float, float]]:
     """
     Figures of a sample, or of the differences between two models on the same images, with their intervals of 95 %.
@@ -98,6 +50,8 @@ def intervals(
 
     whole = figures(np.ones((1, number)))
     names = [name for name, value in whole.items() if np.isfinite(value[0])]
+    if not names:
+        return {}
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
         drawn = np.atleast_2d(drawn)
@@ -119,4 +73,4 @@ def intervals(
     return results
 
 
-__all__ = ["EvaluatorSample", "Sample", "intervals"]
+__all__ = ["intervals"]

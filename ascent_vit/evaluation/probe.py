@@ -15,6 +15,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from ascent_vit.inference.mode import evaluation_mode, input_kind
 
+from .errors import NotApplicableError
+from .samples import EvaluatorSample, column_means
+
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,10 +27,6 @@ if TYPE_CHECKING:
     # Values of each image of a batch, (B, columns), NaN where an image cannot be judged: of the bare model, the pixels
     # as the dataloader gave them, and the batch.
     Measure = Callable[[ConceptClassifier, Tensor, dict[str, Tensor]], Tensor]
-
-
-class NotApplicableError(ValueError):
-    """An evaluator cannot judge this model on this data; the message says why."""
 
 
 def choose_subset(number: int, images: int, seed: int) -> list[int]:
@@ -148,13 +147,6 @@ def rows_of_images(
     return rows.compute().double().numpy()
 
 
-def column_means(rows: np.ndarray) -> tuple[list[float], list[int]]:
-    """Mean of each column over the images in which it is not NaN, NaN without any, and the number of these images."""
-    counts = (~np.isnan(rows)).sum(0)
-    with np.errstate(invalid="ignore"):
-        return (np.nansum(rows, axis=0) / counts).tolist(), counts.tolist()
-
-
 def check_counts(**values: int) -> None:
     """Checks that all values are 1 or more; ValueError naming the first that is not."""
     for name, value in values.items():
@@ -207,25 +199,22 @@ class ImageEvaluator(ABC):
         Raises:
             NotApplicableError: for a model or images that cannot be judged.
         """
-        names, rows = self.measure_images(model, dataloader, accelerator, progress)
-        return self.results(names, *column_means(rows))
+        return self.sample(model, dataloader, accelerator, progress).values()
 
-    def measure_images(
+    def sample(
         self,
         model: "ConceptClassifier",
         dataloader: Iterable[dict[str, Tensor]],
         accelerator: "Accelerator | None" = None,
         progress: bool = False,
-    ) -> tuple[Sequence[str], np.ndarray]:
-        """
-        Measures a model image by image: names of the columns, and the values (images, columns). Arguments and errors
-        are those of a call.
-        """
+    ) -> EvaluatorSample:
+        """Measures a model image by image. Arguments and errors are those of a call."""
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
         if self.needs_maps and not bare_model.config.num_spatial_concepts:
             raise NotApplicableError(f"{self.description} needs maps, and the model has no spatial concepts")
         names, measure = self.measurement(bare_model)
-        return names, rows_of_images(model, dataloader, measure, accelerator, progress, self.description)
+        rows = rows_of_images(model, dataloader, measure, accelerator, progress, self.description)
+        return EvaluatorSample(self, names, rows)
 
 
 __all__ = ["ImageEvaluator", "NotApplicableError", "choose_subset", "column_means", "rows_of_images"]

@@ -92,7 +92,7 @@ def test_help_names_every_option(capsys):
     ("changes", "message"),
     [
         ({"--split": "validation"}, "The dataset has no split validation; it has train, test."),
-        ({"--skip": "speed"}, "skip may name faithfulness, intervention, robustness; got 'speed'."),
+        ({"--skip": "speed"}, "skip may name faithfulness, intervention, robustness, causal, concepts; got 'speed'."),
         ({"--output": "."}, "--output . is a folder: name a JSON file."),
         ({"--option": "label"}, "--option takes KEY=VALUE, for example seed=1; got 'label'."),
         ({"--option": "columns={"}, "--option columns is no valid YAML"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ascent_vit.evaluation import Intervention, Robustness
-from ascent_vit.evaluation.intervals import EvaluatorSample, intervals
+from ascent_vit.evaluation.intervals import intervals
+from ascent_vit.evaluation.samples import EvaluatorSample
 from ascent_vit.utils.bootstrap import bootstrap_interval
 
 
