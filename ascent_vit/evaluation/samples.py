@@ -2,17 +2,13 @@
 """Images that were measured, so that figures can be had of any of them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ascent_vit.utils.metrics import METRICS
 
 from .errors import NotApplicableError
-
-
-if TYPE_CHECKING:
-    from .probe import ImageEvaluator
 
 
 def column_means(rows: np.ndarray) -> tuple[list[float], list[int]]:
@@ -33,6 +29,12 @@ class Sample(Protocol):
         """Figures by name, (draws,) each, of images drawn as often as counts (draws, n) say; NaN where undefined."""
 
 
+class NamesResults(Protocol):
+    """An evaluator, as [`ImageEvaluator`], which names the results of the columns that it measured."""
+
+    def results(self, names: Sequence[str], means: list[float], counts: list[int]) -> dict[str, Any]: ...
+
+
 class EvaluatorSample:
     """
     The values that an evaluator measured.
@@ -42,7 +44,7 @@ class EvaluatorSample:
         names, rows: names of the columns and values (images, columns), as it measured them.
     """
 
-    def __init__(self, evaluator: "ImageEvaluator", names: Sequence[str], rows: np.ndarray):
+    def __init__(self, evaluator: NamesResults, names: Sequence[str], rows: np.ndarray):
         self.evaluator, self.names, self.rows = evaluator, names, rows
         self.number = len(rows)
 
