@@ -4,8 +4,9 @@
 from ascent_vit.utils.metrics import METRICS
 
 from .causal import CausalEffect
+from .compare import compare_dataset
 from .concept_scores import ConceptScores
-from .dataset import evaluate_dataset
+from .dataset import Settings, evaluate_dataset
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervention import Intervention
@@ -53,8 +54,10 @@ __all__ = [
     "RegressionMetrics",
     "RelevanceMass",
     "Robustness",
+    "Settings",
     "ShortTraining",
     "SpatialConceptMetrics",
+    "compare_dataset",
     "evaluate",
     "evaluate_dataset",
     "label_metrics",

@@ -165,6 +165,15 @@ def measure_dataset(
     return values | {"num_images": len(split), "left_out": left_out}, samples
 
 
+def interval_ends(samples: dict[str, Sample], seed: int = 0) -> dict[str, float]:
+    """Ends of the intervals of the metrics of measured images, `NAME_low` and `NAME_high`."""
+    found: dict[str, float] = {}
+    for sample in samples.values():
+        for name, (_, low, high) in intervals(sample, seed=seed).items():
+            found |= {f"{name}_low": low, f"{name}_high": high}
+    return found
+
+
 def evaluate_dataset(
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
@@ -207,11 +216,7 @@ def evaluate_dataset(
     """
     settings = Settings(images, steps, seed, batch_size, skip, sanity, purity)
     values, samples = measure_dataset(model, processor, split, settings, spatial_concepts, accelerator, progress)
-    if with_intervals:
-        for sample in samples.values():
-            for name, (_, low, high) in intervals(sample, seed=seed).items():
-                values |= {f"{name}_low": low, f"{name}_high": high}
-    return values
+    return values | interval_ends(samples, seed) if with_intervals else values
 
 
 __all__ = ["Settings", "evaluate_dataset", "measure_dataset"]

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bootstrap intervals of the metrics of an evaluation, over its images."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.stats import DegenerateDataWarning
 
 from ascent_vit.utils.bootstrap import bootstrap_interval
 
@@ -61,7 +63,10 @@ def intervals(
         found, unknown = figures(counts.astype(float)), np.full(len(drawn), np.nan)
         return np.stack([found.get(name, unknown) for name in names])
 
-    lows, highs = bootstrap_interval(np.arange(number), statistic, seed, draws)
+    with warnings.catch_warnings():
+        # A figure that some draws do not have has no interval.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        lows, highs = bootstrap_interval(np.arange(number), statistic, seed, draws)
     results = {}
     for name, low, high in zip(names, lows, highs, strict=True):
         value = float(whole[name][0])

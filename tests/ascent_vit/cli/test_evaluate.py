@@ -81,10 +81,34 @@ def test_the_same_seed_gives_the_same_figures(model, dataset, tmp_path):
     assert written[0] == written[1]
 
 
+def test_two_models(model, dataset, tmp_path, capsys):
+    output = tmp_path / "comparison.json"
+    arguments = ["--dataset", dataset, "--output", str(output), *FAST, "--skip", "robustness", "--skip", "concepts"]
+    assert run(["evaluate", model, "--compare", model, *arguments]) == 0
+    written, shown = json.loads(output.read_text()), capsys.readouterr().out
+    assert written["compared_with"] == model and written["accuracy_difference"] == 0
+    (line,) = [line for line in shown.splitlines() if line.startswith("accuracy ")]
+    assert line.endswith("+0.0000 [+0.0000, +0.0000]  not shown")
+    assert not any(line.endswith(("  better", "  worse")) for line in shown.splitlines())
+    assert run(["evaluate", model, "--compare", str(tmp_path / "nowhere"), *arguments]) == 2
+    assert "There is no model folder" in one_error(capsys)
+
+
+def test_quick(model, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ascent_vit.cli.evaluate.QUICK_SPLIT", 6)
+    monkeypatch.setattr("ascent_vit.cli.evaluate.QUICK_IMAGES", 3)
+    arguments = ["evaluate", model, "--dataset", dataset, "--output", str(tmp_path / "quick.json"), "--quick"]
+    assert run([*arguments, "--steps", "2"]) == 0
+    written = json.loads((tmp_path / "quick.json").read_text())
+    assert (written["num_images"], written["insertion_deletion_images"], written["steps"]) == (6, 3, 2)
+    assert "Left out: --quick: 3 of 9 images." in capsys.readouterr().out
+
+
 def test_help_names_every_option(capsys):
     assert run(["evaluate", "--help"]) == 0
     shown = capsys.readouterr().out
-    for option in ("--dataset", "--split", "--output", "--images", "--steps", "--seed", "--batch-size", "--skip"):
+    named = "--dataset --split --output --images --steps --seed --batch-size --skip --compare --quick --purity"
+    for option in (*named.split(), "--no-intervals"):
         assert option in shown
 
 
