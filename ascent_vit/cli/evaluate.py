@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# At most: images of what takes many passes, and of insertion and deletion, which take most of the time.
+IMAGES, CURVE_IMAGES = 1000, 500
 # At most, with --quick: images of the split, images of what takes many passes, and steps of curves.
 QUICK_SPLIT, QUICK_IMAGES, QUICK_STEPS = 1000, 50, 8
 
@@ -31,8 +33,13 @@ def evaluate(
         typer.Option(metavar="OTHER", help="A second model: measures both, and how MODEL differs from it."),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="Images, drawn by the seed, for all that takes many forward passes per image.")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images, drawn by the seed, for all that takes many forward passes per image; by default "
+            f"{IMAGES:,}, and {CURVE_IMAGES} of them for insertion and deletion.",
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of insertion, deletion and intervention curves.")] = 16,
     quick: Annotated[
         bool,
@@ -83,9 +90,10 @@ def evaluate(
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     start = time.perf_counter()
     models = [load_model(name) for name in (model, compare) if name is not None]
+    curve_images, images = (images, images) if images else (CURVE_IMAGES, IMAGES)
     if quick:
-        images, steps = min(images, QUICK_IMAGES), min(steps, QUICK_STEPS)
-    settings = Settings(images, steps, seed, batch_size, tuple(skip or ()), sanity, purity)
+        images, curve_images, steps = min(images, QUICK_IMAGES), QUICK_IMAGES, min(steps, QUICK_STEPS)
+    settings = Settings(images, steps, seed, batch_size, tuple(skip or ()), sanity, purity, curve_images)
     rows = read_split(dataset, split, dataset_options, models[0], accelerator, no_check)
     total = len(rows)
     if quick:

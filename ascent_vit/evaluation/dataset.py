@@ -2,7 +2,7 @@
 """Every metric of a model on a split of a concept dataset, as `ascent-vit evaluate` writes them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EVALUATORS = ("faithfulness", "intervention", "robustness", "causal", "concepts")
+# Batches of a subset are kept in memory up to this size: of 1,000 images, up to 149 pixels square.
+KEPT_BYTES = 2**28
 
 
 def check_names(config: Any, features: Any, spatial_concepts: list[str] | None = None) -> None:
@@ -74,6 +76,35 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
     )
 
 
+class KeptBatches:
+    """
+    Batches that are made once, and kept for the next time if they are not too large.
+
+    Args:
+        loader: dataloader that makes them.
+    """
+
+    def __init__(self, loader: Any):
+        self.loader = loader
+        self.batches: list[dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.batches is not None:
+            yield from self.batches
+            return
+        batches, size = [], 0
+        for batch in self.loader:
+            size += sum(tensor.nbytes for tensor in batch.values())
+            if size <= KEPT_BYTES:
+                batches.append(batch)
+            yield batch
+        if size <= KEPT_BYTES:
+            self.batches = batches
+
+
 @dataclass(frozen=True)
 class Settings:
     """
@@ -81,6 +112,8 @@ class Settings:
 
     Args:
         images (`int`, *optional*, defaults to 1000): Number of images of the subset, at most.
+        curve_images (`int`, *optional*, defaults to `images`): Number of these for insertion and deletion, which take
+            most of the time, at most.
         steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
         seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights, and of
             the draws of intervals.
@@ -101,9 +134,11 @@ class Settings:
     skip: Sequence[str] = ()
     sanity: bool = False
     purity: bool = False
+    curve_images: int | None = None
 
     def __post_init__(self):
-        check_counts(images=self.images, steps=self.steps, batch_size=self.batch_size)
+        curve_images = self.images if self.curve_images is None else self.curve_images
+        check_counts(images=self.images, curve_images=curve_images, steps=self.steps, batch_size=self.batch_size)
         unknown = [name for name in self.skip if name not in EVALUATORS]
         if unknown:
             raise ValueError(f"skip may name {', '.join(EVALUATORS)}; got {unknown[0]!r}.")
@@ -148,14 +183,22 @@ def measure_dataset(
     records = SplitRecords(model.config)
     values: dict[str, Any] = evaluate(model, loader(split), accelerator, progress, records)
     samples: dict[str, Sample] = {"split": records}
-    subset = loader(split.select(choose_subset(len(split), settings.images, settings.seed)))
+
+    def subset(images: int) -> Any:
+        batches = loader(split.select(choose_subset(len(split), images, settings.seed)))
+        # Of several processes, Accelerate has to see the batches to tell which images fill the last one.
+        return KeptBatches(batches) if accelerator is None or accelerator.num_processes == 1 else batches
+
+    chosen = subset(settings.images)
+    fewer = settings.curve_images is not None and settings.curve_images < min(settings.images, len(split))
+    subsets = {"faithfulness": subset(settings.curve_images)} if fewer and settings.curve_images else {}
     left_out = []
     for name, evaluator in settings.evaluators().items():
         if name in settings.skip:
             left_out.append(f"{name}: not asked for")
             continue
         try:
-            sample = evaluator.sample(model, subset, accelerator, progress)
+            sample = evaluator.sample(model, subsets.get(name, chosen), accelerator, progress)
             values |= sample.values()
             samples[name] = sample
         except NotApplicableError as error:

@@ -4,12 +4,14 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from datasets import ClassLabel, Features
 from torch.utils.data import DataLoader
 
 from ascent_vit.data import ConceptCollator, load_digits_dataset
-from ascent_vit.evaluation import METRICS, evaluate, evaluate_dataset
-from ascent_vit.evaluation.dataset import check_names
+from ascent_vit.evaluation import METRICS, Settings, evaluate, evaluate_dataset
+from ascent_vit.evaluation.dataset import KeptBatches, check_names, measure_dataset
+from ascent_vit.evaluation.probe import choose_subset
 from ascent_vit.utils.metrics import EPOCH_METRICS, LABEL_METRICS
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
 
@@ -117,6 +119,36 @@ def test_other_concepts_and_classes_without_names(build, split):
         num_labels=2, problem_type=None, id2label={0: "LABEL_0", 1: "LABEL_1"}, global_concepts=[], spatial_concepts=[]
     )
     check_names(config, split.features)
+
+
+def test_fewer_images_for_curves_are_some_of_the_others(build, split):
+    model, processor = build()
+    settings = Settings(images=8, curve_images=3, steps=2, batch_size=4, skip=("concepts", "causal"))
+    values, samples = measure_dataset(model, processor, split, settings)
+    assert (values["insertion_deletion_images"], values["intervention_images"]) == (3, 8)
+    few = evaluate_dataset(model, processor, split, images=3, steps=2)
+    assert values["insertion_auc"] == pytest.approx(few["insertion_auc"])
+    assert values["robustness_flip"] != pytest.approx(few["robustness_flip"])
+    assert set(choose_subset(12, 3, 0)) < set(choose_subset(12, 8, 0))
+    with pytest.raises(ValueError, match="curve_images must be 1 or more"):
+        Settings(curve_images=0)
+
+
+def test_batches_are_made_once_unless_they_are_large(monkeypatch):
+    made = []
+
+    class Loader(list):
+        def __iter__(self):
+            made.append(1)
+            return super().__iter__()
+
+    batches = Loader({"pixel_values": torch.full((2,), float(i))} for i in range(3))
+    kept = KeptBatches(batches)
+    assert [len(kept), list(kept), list(kept), made] == [3, list(batches), list(batches), [1] * 3]
+    made.clear()
+    monkeypatch.setattr("ascent_vit.evaluation.dataset.KEPT_BYTES", 23)
+    large = KeptBatches(batches)
+    assert list(large) == list(large) and len(made) == 2 and large.batches is None
 
 
 def test_bad_arguments(build, split):
