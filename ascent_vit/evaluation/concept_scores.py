@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ascent_vit.inference.mode import evaluation_mode, input_kind
 from modeling_ascent_vit.class_scores_ascent_vit import score_function
 
 from .errors import NotApplicableError
 from .evaluate import check_labels, fill_targets
-from .probe import remembered_tokens, rows_of_images
+from .probe import rows_of_images
 from .purity import niche_impurity, oracle_impurity
 
 
@@ -269,7 +268,7 @@ class ConceptScores:
             raise NotApplicableError(f"{self.description} are measured for one class of an image")
         if not config.num_global_concepts + config.num_spatial_concepts:
             raise NotApplicableError(f"{self.description} need named concepts, and the model has none")
-        mean, strength, contributes = self.moments(bare_model, dataloader, accelerator)
+        mean, strength, contributes = self.moments(model, dataloader, accelerator, progress)
         left_out = ~strongest_entries(strength, EFFECTIVE)
 
         def measure(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -292,23 +291,28 @@ class ConceptScores:
         table = ConceptTable(scores, truth, labels.astype(int), right, truncated, config.num_labels)
         return ConceptSample(table, self, contributes.sum(0).double().mean().item())
 
-    @staticmethod
     def moments(
-        model: "ConceptClassifier", dataloader: Iterable[dict[str, Tensor]], accelerator: "Accelerator | None"
+        self,
+        model: "ConceptClassifier",
+        dataloader: Iterable[dict[str, Tensor]],
+        accelerator: "Accelerator | None",
+        progress: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and spread of each contribution over all images, and whether there is any, (concepts, K) each."""
-        moments, (device, dtype) = None, input_kind(model)
-        with evaluation_mode(model), remembered_tokens(model):
-            for batch in dataloader:
-                pixels = batch["pixel_values"].to(device, dtype)
-                found = model(pixels, output_contributions=True).concept_contributions
-                if accelerator is not None:
-                    found = accelerator.gather_for_metrics(found)
-                if moments is None:
-                    moments = ContributionMoments(*found.shape[1:], sync_on_compute=accelerator is None)
-                moments.update(found)
-        if moments is None:
-            raise ValueError("The dataloader gave no images: evaluate a split that has some.")
+        moments: ContributionMoments | None = None
+
+        def measure(model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
+            nonlocal moments
+            out = model(pixels.to(next(model.parameters()).dtype), output_contributions=True)
+            found = out.concept_contributions
+            found = found if accelerator is None else accelerator.gather_for_metrics(found)
+            if moments is None:
+                moments = ContributionMoments(*found.shape[1:], sync_on_compute=accelerator is None)
+            moments.update(found)
+            return torch.zeros(len(pixels), 1)
+
+        rows_of_images(model, dataloader, measure, accelerator, progress, "Contributions")
+        assert moments is not None
         return moments.compute()
 
 
