@@ -214,7 +214,7 @@ class ConceptScores:
     - `accuracy_nec5`: accuracy where classes have five concepts each, in the mean: of all pairs of concept and class
       those whose contribution varies most over the images are kept, and the others contribute their mean. As in the
       paper, weights are truncated over all classes at once, and what is left out has its mean; other than there,
-      nothing is trained again, so that it is a lower bound of the paper's accuracy at NEC 5.
+      nothing is trained again, so that five concepts may do better than it says.
     - `concept_completeness` (Yeh et al., "On Completeness-Aware Concept-Based Explanations in Deep Neural Networks",
       NeurIPS 2020): `(accuracy by concepts - 1/K) / (accuracy of the model - 1/K)`. The accuracy by concepts is that
       of a logistic regression on the scores of the named concepts, fitted on the other four fifths of the images. 1:
