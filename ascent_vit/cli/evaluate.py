@@ -199,6 +199,6 @@ def print_comparison(values: dict[str, Any], title: str, model: str, other: str)
             f"{name:{width}}  {values[name]:9.4g}  {values[f'{name}_other']:9.4g}  "
             f"{values[f'{name}_difference']:+.4f} [{low:+.4f}, {high:+.4f}]  {verdict(name, low, high)}"
         )
-    print("better, worse: 0 is outside of the interval; not shown: these images do not tell which model is better.")
+    print("better, worse, differs: 0 is outside of the interval; not shown: these images do not tell.")
     for sentence in values["left_out"]:
         print(f"Left out: {sentence}.")

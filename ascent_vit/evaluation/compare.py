@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     Loaded = tuple[ConceptClassifier, ConceptImageProcessor]
 
 
+# What other figures are read against: neither more nor less of these is better.
+CONTROLS = ("insertion_auc_random", "deletion_auc_random", "causal_concept_effect_random")
+
+
 def verdict(name: str, low: float, high: float) -> str:
     """
-    Says what a difference shows: "better" or "worse" where its interval is on one side of 0, else "not shown".
+    Says what a difference shows: "better" or "worse" where its interval is on one side of 0, or "differs" of what is
+    only there to read others against; else "not shown".
 
     Args:
         name: name of a metric.
@@ -28,6 +33,8 @@ def verdict(name: str, low: float, high: float) -> str:
     """
     if low <= 0 <= high:
         return "not shown"
+    if name in CONTROLS:
+        return "differs"
     return "better" if (low > 0) == METRICS[name].greater_is_better else "worse"
 
 

@@ -232,6 +232,7 @@ def evaluate_dataset(
     progress: bool = False,
     with_intervals: bool = False,
     purity: bool = False,
+    curve_images: int | None = None,
 ) -> dict[str, Any]:
     """
     Evaluates a concept classifier on a split, in full.
@@ -243,7 +244,7 @@ def evaluate_dataset(
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         split (`datasets.Dataset`): Split of a concept dataset.
-        images, steps, seed, batch_size, skip, sanity, purity: What to measure; see [`Settings`].
+        images, steps, seed, batch_size, skip, sanity, purity, curve_images: What to measure; see [`Settings`].
         spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
@@ -257,7 +258,7 @@ def evaluate_dataset(
     Raises:
         ValueError: for classes or concepts that are not the model's, an empty split, or numbers below 1.
     """
-    settings = Settings(images, steps, seed, batch_size, skip, sanity, purity)
+    settings = Settings(images, steps, seed, batch_size, skip, sanity, purity, curve_images)
     values, samples = measure_dataset(model, processor, split, settings, spatial_concepts, accelerator, progress)
     return values | interval_ends(samples, seed) if with_intervals else values
 

@@ -68,4 +68,7 @@ def test_what_one_model_cannot_be_judged_by_is_said(make_config, split):
 def test_better_is_not_said_where_the_interval_contains_0():
     assert verdict("accuracy", 0.01, 0.05) == "better" and verdict("accuracy", -0.05, -0.01) == "worse"
     assert verdict("deletion_auc", 0.01, 0.05) == "worse" and verdict("deletion_auc", -0.05, -0.01) == "better"
+    assert (
+        verdict("insertion_auc_random", 0.1, 0.2) == verdict("causal_concept_effect_random", -0.2, -0.1) == "differs"
+    )
     assert verdict("accuracy", -0.001, 0.2) == verdict("ece", 0.0, 0.1) == verdict("ece", 0, 0) == "not shown"
