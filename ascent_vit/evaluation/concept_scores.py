@@ -75,17 +75,20 @@ def concept_truth(batch: dict[str, Tensor], out: Any) -> Tensor:
     A spatial concept is there if it is listed as present or annotated at a place. It is absent if the list says so,
     or, without a list, if the image has annotated places and none of them is its.
     """
-    columns = []
-    if out.global_concept_attention is not None:
-        columns.append(fill_targets("concept_targets", batch, out.global_concept_attention))
-    if out.spatial_concept_attention is not None:
-        targets = fill_targets("spatial_concept_targets", batch, out.spatial_concept_attention)
-        listed = fill_targets("spatial_concept_presence", batch, out.spatial_concept_attention.amax(1))
-        assert targets is not None and listed is not None
-        placed = (targets > 0).any(1)
+    attention, maps = out.global_concept_attention, out.spatial_concept_attention
+    targets = {
+        "concept_targets": attention,
+        "spatial_concept_targets": maps,
+        "spatial_concept_presence": None if maps is None else maps.amax(1),
+    }
+    known = [fill_targets(name, batch, values) for name, values in targets.items()]
+    whole, places, listed = (None if values is None else values.cpu().float() for values in known)
+    columns = [] if whole is None else [whole]
+    if places is not None and listed is not None:
+        placed = (places > 0).any(1)
         absent = placed.any(-1, keepdim=True) & ~placed & listed.isnan()
         columns.append(torch.where(placed, 1.0, torch.where(absent, 0.0, listed)))
-    truth = torch.cat([column.float() for column in columns if column is not None], dim=-1)
+    truth = torch.cat(columns, dim=-1)
     return torch.where(truth.isnan(), truth, (truth > 0).float())
 
 
@@ -283,7 +286,7 @@ class ConceptScores:
             scores = torch.cat([each for each in attention if each is not None], dim=-1).float().cpu()
             labels = labels.cpu()
             right = [(logits.argmax(-1).cpu() == labels)[:, None].float() for logits in (out.logits, truncated)]
-            return torch.cat([labels[:, None].float(), *right, scores, concept_truth(batch, out).cpu()], dim=1)
+            return torch.cat([labels[:, None].float(), *right, scores, concept_truth(batch, out)], dim=1)
 
         rows = rows_of_images(model, dataloader, measure, accelerator, progress, self.description)
         labels, right, truncated = rows[:, :3].T
