@@ -3,7 +3,10 @@
 
 from ascent_vit.utils.metrics import METRICS
 
-from .dataset import evaluate_dataset
+from .causal import CausalEffect
+from .compare import compare_dataset
+from .concept_scores import ConceptScores
+from .dataset import Settings, evaluate_dataset
 from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervention import Intervention
@@ -31,9 +34,11 @@ from .sanity import Randomisation
 
 __all__ = [
     "AlignmentError",
+    "CausalEffect",
     "ClassMetrics",
     "ConceptAUROC",
     "ConceptMAP",
+    "ConceptScores",
     "Faithfulness",
     "GlobalConceptAccuracy",
     "GlobalConceptMetrics",
@@ -49,8 +54,10 @@ __all__ = [
     "RegressionMetrics",
     "RelevanceMass",
     "Robustness",
+    "Settings",
     "ShortTraining",
     "SpatialConceptMetrics",
+    "compare_dataset",
     "evaluate",
     "evaluate_dataset",
     "label_metrics",

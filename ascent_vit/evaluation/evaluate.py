@@ -14,6 +14,7 @@ from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
 from modeling_ascent_vit.class_scores_ascent_vit import class_scores, score_function
 
 from .metrics import AlignmentError, GlobalConceptMetrics, PresenceMetrics, SpatialConceptMetrics, label_metrics
+from .records import SplitRecords
 
 
 if TYPE_CHECKING:
@@ -83,9 +84,16 @@ class _Evaluation:
     Args:
         model: model to evaluate, as `accelerator` prepared it or bare.
         accelerator: accelerator that prepared the batches; None for a process of its own.
+        records: what to keep of each image; None for nothing.
     """
 
-    def __init__(self, model: "ConceptClassifier", accelerator: "Accelerator | None"):
+    def __init__(
+        self,
+        model: "ConceptClassifier",
+        accelerator: "Accelerator | None",
+        records: SplitRecords | None = None,
+    ):
+        self.records = records
         self.model = model
         self.accelerator = accelerator
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
@@ -133,6 +141,8 @@ class _Evaluation:
         logits = outputs["logits"].double()
         if not logits.isfinite().all():
             raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
+        if self.records is not None:
+            self.records.update(outputs)
         self.additivity_error.update(outputs["additivity_errors"])
         if "labels" in outputs:
             self.label_metrics.update(class_scores(logits, score_function(self.config)), outputs["labels"])
@@ -169,6 +179,7 @@ def evaluate(
     dataloader: Iterable[dict[str, Tensor]],
     accelerator: "Accelerator | None" = None,
     progress: bool = False,
+    records: SplitRecords | None = None,
 ) -> dict[str, float]:
     r"""
     Evaluates a concept classifier on a split.
@@ -188,6 +199,8 @@ def evaluate(
             bringing its own samples.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
+        records (`SplitRecords`, *optional*):
+            Empty records that keep what each image adds to the metrics, for intervals.
 
     Returns:
         `dict[str, float]`: `accuracy`, `top5_accuracy` (more than 5 classes), `macro_f1`, `ece`; of a model for
@@ -200,7 +213,7 @@ def evaluate(
     Raises:
         ValueError: no images, labels or targets that do not fit the model, or outputs that are not finite.
     """
-    evaluation = _Evaluation(model, accelerator)
+    evaluation = _Evaluation(model, accelerator, records)
     if progress:
         from tqdm.auto import tqdm
 

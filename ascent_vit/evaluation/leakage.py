@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 from modeling_ascent_vit.class_scores_ascent_vit import score_function
 
 from .evaluate import check_labels
-from .probe import average_over_images, check_counts
+from .probe import check_counts, column_means, rows_of_images
 
 
 if TYPE_CHECKING:
@@ -137,9 +137,7 @@ def accuracy_and_majority(
         classes = torch.nn.functional.one_hot(labels, num_classes)
         return torch.cat([(predicted == labels)[:, None], classes], dim=1).float()
 
-    (accuracy, *classes), counts = average_over_images(
-        model, dataloader, measure, 1 + num_classes, accelerator, progress, "Evaluating"
-    )
+    (accuracy, *classes), counts = column_means(rows_of_images(model, dataloader, measure, accelerator, progress))
     return accuracy, max(classes), counts[0]
 
 

@@ -39,7 +39,7 @@ def known_rows(target: Tensor) -> Tensor:
 
 
 class MeanOverAnnotated(Metric):
-    """Mean of values that `update` adds one per annotated item; NaN without items. Base of the classes below."""
+    """Mean of the values that `measure` gives one per annotated item; NaN without items. Base of the classes below."""
 
     is_differentiable = False
     higher_is_better = True
@@ -52,9 +52,16 @@ class MeanOverAnnotated(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def add(self, values: Tensor):
-        self.total += values.sum(dtype=torch.float64)
-        self.count += values.numel()
+    @staticmethod
+    def measure(attention: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of a batch's items, (B, ...), and which of them are annotated, bool; other values mean nothing."""
+        raise NotImplementedError
+
+    def update(self, attention: Tensor, target: Tensor):
+        """Adds a batch: attention and target of its images, (B, G) or (B, N, S)."""
+        values, judged = self.measure(attention, target)
+        self.total += values[judged].sum(dtype=torch.float64)
+        self.count += judged.sum()
 
     def compute(self) -> Tensor:
         return self.total / self.count
@@ -66,11 +73,11 @@ class GlobalConceptAccuracy(MeanOverAnnotated):
     Images with an unknown concept are left out: the most attended one may be right.
     """
 
-    def update(self, attention: Tensor, target: Tensor):
-        """Adds a batch: attention (B, G), target (B, G)."""
+    @staticmethod
+    def measure(attention: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """An item is an image: attention (B, G), target (B, G)."""
         annotated = target > 0
-        judged = known_rows(target) & (annotated.sum(-1) == 1)
-        self.add(share_of_strongest(attention[judged], annotated[judged]))
+        return share_of_strongest(attention, annotated), known_rows(target) & (annotated.sum(-1) == 1)
 
 
 class PointingGame(MeanOverAnnotated):
@@ -81,21 +88,21 @@ class PointingGame(MeanOverAnnotated):
     on the annotation counts, so that a constant map scores what a random place would (Quantus counts it as a hit).
     """
 
-    def update(self, attention: Tensor, target: Tensor):
-        """Adds a batch: attention (B, N, S), target (B, N, S)."""
+    @staticmethod
+    def measure(attention: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """An item is a concept in an image: attention (B, N, S), target (B, N, S)."""
         maps, annotated = attention.transpose(1, 2), (target > 0).transpose(1, 2)
-        judged = annotated.any(-1)
-        self.add(share_of_strongest(maps[judged], annotated[judged]))
+        return share_of_strongest(maps, annotated), annotated.any(-1)
 
 
 class PixelTPR(MeanOverAnnotated):
     """Share of annotated patches whose most attended spatial concept is an annotated one."""
 
-    def update(self, attention: Tensor, target: Tensor):
-        """Adds a batch: attention (B, N, S), target (B, N, S)."""
+    @staticmethod
+    def measure(attention: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """An item is a patch: attention (B, N, S), target (B, N, S)."""
         annotated = target > 0
-        judged = known_rows(target) & annotated.any(-1)
-        self.add(share_of_strongest(attention[judged], annotated[judged]))
+        return share_of_strongest(attention, annotated), known_rows(target) & annotated.any(-1)
 
 
 class RelevanceMass(MeanOverAnnotated):
@@ -105,14 +112,12 @@ class RelevanceMass(MeanOverAnnotated):
     counts 0.
     """
 
-    def update(self, attention: Tensor, target: Tensor):
-        """Adds a batch: attention (B, N, S), target (B, N, S)."""
+    @staticmethod
+    def measure(attention: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """An item is a concept in an image: attention (B, N, S), target (B, N, S)."""
         maps, annotated = attention.transpose(1, 2), (target > 0).transpose(1, 2)
-        judged = annotated.any(-1)
-        maps, annotated = maps[judged], annotated[judged]
-        mass = maps.sum(-1)
-        inside = (maps * annotated).sum(-1)
-        self.add(torch.where(mass > 0, inside / mass, 0.0))
+        mass, inside = maps.sum(-1), (maps * annotated).sum(-1)
+        return torch.where(mass > 0, inside / mass, 0.0), annotated.any(-1)
 
 
 class AlignmentError(Metric):
@@ -141,19 +146,20 @@ class AlignmentError(Metric):
     def update(self, *streams: tuple[Tensor, Tensor]):
         """Adds a batch: attention and target (B, T, C) of each stream of the model, T tokens and C concepts each."""
         for attention, target in streams:
-            self._add_stream(attention, target)
+            errors, tokens = self.measure(attention, target)
+            self.total += errors.sum(dtype=torch.float64)
+            self.tokens += tokens.sum()
         self.images += len(streams[0][0])
 
-    def _add_stream(self, attention: Tensor, target: Tensor):
+    def measure(self, attention: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Error of each image of a stream, (B,), and number of its annotated tokens, (B,)."""
         mass = target.nansum(-1, keepdim=True)
         annotated = known_rows(target)
         if not self.none_concept:
             annotated &= mass.squeeze(-1) > 0
         error = (attention - target / torch.where(mass > 0, mass, 1.0)).square().sum(-1)
         tokens = annotated.sum(-1)
-        error = torch.where(annotated, error, 0.0).sum(-1) / tokens.clamp(min=1)
-        self.total += error.sum(dtype=torch.float64)
-        self.tokens += tokens.sum()
+        return torch.where(annotated, error, 0.0).sum(-1) / tokens.clamp(min=1), tokens
 
     def compute(self) -> Tensor:
         return torch.where(self.tokens > 0, self.total / self.images, torch.nan)
@@ -279,6 +285,10 @@ class RegressionMetrics(MetricCollection):
         super().__init__(metrics, compute_groups=False)
         # In float32, the squares of values far from 0 would leave nothing of their variance.
         self.set_dtype(torch.float64)
+
+    def update(self, values: Tensor, labels: Tensor):  # type: ignore[override]
+        """Adds a batch: values (B, K) and labels (B, K)."""
+        super().update(values.double(), labels.double())
 
 
 def label_metrics(config: Any, **kwargs) -> ClassMetrics | MultiLabelMetrics | RegressionMetrics:

@@ -3,15 +3,20 @@
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from ascent_vit.inference.mode import evaluation_mode, input_kind
+
+from .errors import NotApplicableError
+from .samples import EvaluatorSample, column_means
 
 
 if TYPE_CHECKING:
@@ -22,10 +27,6 @@ if TYPE_CHECKING:
     # Values of each image of a batch, (B, columns), NaN where an image cannot be judged: of the bare model, the pixels
     # as the dataloader gave them, and the batch.
     Measure = Callable[[ConceptClassifier, Tensor, dict[str, Tensor]], Tensor]
-
-
-class NotApplicableError(ValueError):
-    """An evaluator cannot judge this model on this data; the message says why."""
 
 
 def choose_subset(number: int, images: int, seed: int) -> list[int]:
@@ -53,38 +54,65 @@ def descending_ranks(scores: Tensor, ties: Tensor) -> Tensor:
     return order.argsort(-1)
 
 
-class MeanOverImages(Metric):
-    """Mean of columns of values, one row per image, over the images in which a column is not NaN."""
+class RowsOfImages(Metric):
+    """Values of images, a row each, gathered from all processes that bring their own."""
 
     is_differentiable = False
     full_state_update = False
-    total: Tensor
-    count: Tensor
+    rows: list[Tensor]
 
-    def __init__(self, columns: int, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros(columns, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(columns, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, values: Tensor):
         """Adds values (B, columns), a row per image."""
-        self.total += values.nansum(0, dtype=torch.float64)
-        self.count += (~values.isnan()).sum(0)
+        self.rows.append(values)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Means, NaN where there was nothing, and numbers of images, both (columns,)."""
-        return self.total / self.count, self.count
+    def compute(self) -> Tensor:
+        """All rows, (images, columns)."""
+        return dim_zero_cat(self.rows)
 
 
-def average_over_images(
+@contextmanager
+def remembered_tokens(model: "ConceptClassifier") -> Iterator[None]:
+    """
+    Lets a model compute the tokens of images once, for as long as the same tensor of pixels is given.
+
+    Overrides of concepts, and what is asked of the outputs, change only what the model makes of the tokens. The rest
+    of its behaviour, and its own `forward`, are as before. A compiled model computes them each time.
+    """
+    encoder: Any = getattr(model, "ascent_vit", None)
+    if encoder is None or getattr(model, "_compiled_call_impl", None) is not None:
+        yield
+        return
+    own, compute = encoder.__dict__.get("forward"), encoder.forward
+    last: tuple[Any, int, dict[str, Any], Any] | None = None
+
+    def forward(pixel_values: Tensor, **options: Any) -> Any:
+        nonlocal last
+        version = pixel_values._version
+        if last is None or last[0] is not pixel_values or last[1:3] != (version, options):
+            last = (pixel_values, version, options, compute(pixel_values, **options))
+        return last[3]
+
+    encoder.forward = forward
+    try:
+        yield
+    finally:
+        del encoder.forward
+        if own is not None:
+            encoder.forward = own
+
+
+def rows_of_images(
     model: "ConceptClassifier",
     dataloader: Iterable[dict[str, Tensor]],
     measure: "Measure",
-    columns: int,
-    accelerator: "Accelerator | None",
-    progress: bool,
-    description: str,
-) -> tuple[list[float], list[int]]:
+    accelerator: "Accelerator | None" = None,
+    progress: bool = False,
+    description: str = "Evaluating",
+) -> np.ndarray:
     """
     Measures every image of a dataloader, in as many processes as there are.
 
@@ -92,13 +120,12 @@ def average_over_images(
         model: model to measure, put into evaluation mode for the time.
         dataloader: batches as [`evaluate`] takes them.
         measure: function that gives a batch's values.
-        columns: number of columns of its values.
         accelerator: accelerator that prepared `dataloader`; see [`evaluate`].
         progress: whether to show a progress bar.
         description: text of the progress bar.
 
     Returns:
-        The mean of each column, NaN without images, and the number of images in it.
+        Values (images, columns) in float64, in the order of the images, the same in every process.
 
     Raises:
         ValueError: for a dataloader without images.
@@ -107,18 +134,17 @@ def average_over_images(
 
     bare_model = model if accelerator is None else accelerator.unwrap_model(model)
     device, _ = input_kind(bare_model)
-    means = MeanOverImages(columns, sync_on_compute=accelerator is None)
+    rows = RowsOfImages(sync_on_compute=accelerator is None)
     hidden = not progress or not (accelerator is None or accelerator.is_local_main_process)
-    with evaluation_mode(bare_model):
+    with evaluation_mode(bare_model), remembered_tokens(bare_model):
         for batch in tqdm(dataloader, desc=description, unit="batch", disable=hidden):
             values = measure(bare_model, batch["pixel_values"].to(device), batch).to(device)
             if accelerator is not None:
                 values = accelerator.gather_for_metrics(values)
-            means.update(values.cpu())
-    if not means.update_called:
+            rows.update(values.cpu())
+    if not rows.update_called:
         raise ValueError("The dataloader gave no images: evaluate a split that has some.")
-    values, counts = means.compute()
-    return values.tolist(), counts.tolist()
+    return rows.compute().double().numpy()
 
 
 def check_counts(**values: int) -> None:
@@ -173,14 +199,22 @@ class ImageEvaluator(ABC):
         Raises:
             NotApplicableError: for a model or images that cannot be judged.
         """
+        return self.sample(model, dataloader, accelerator, progress).values()
+
+    def sample(
+        self,
+        model: "ConceptClassifier",
+        dataloader: Iterable[dict[str, Tensor]],
+        accelerator: "Accelerator | None" = None,
+        progress: bool = False,
+    ) -> EvaluatorSample:
+        """Measures a model image by image. Arguments and errors are those of a call."""
         bare_model = model if accelerator is None else accelerator.unwrap_model(model)
         if self.needs_maps and not bare_model.config.num_spatial_concepts:
             raise NotApplicableError(f"{self.description} needs maps, and the model has no spatial concepts")
         names, measure = self.measurement(bare_model)
-        means, counts = average_over_images(
-            model, dataloader, measure, len(names), accelerator, progress, self.description
-        )
-        return self.results(names, means, counts)
+        rows = rows_of_images(model, dataloader, measure, accelerator, progress, self.description)
+        return EvaluatorSample(self, names, rows)
 
 
-__all__ = ["ImageEvaluator", "NotApplicableError", "average_over_images", "choose_subset"]
+__all__ = ["ImageEvaluator", "NotApplicableError", "choose_subset", "column_means", "rows_of_images"]

@@ -74,6 +74,8 @@ class ModelCardContent:
         dataset_id (`str`, *optional*): Hub id of the dataset, if it has one.
         base_model (`str`, *optional*): Hub id of the backbone that the model was fine-tuned from.
         metrics (`dict[str, float]`, *optional*): Measured figures by the names of `ascent_vit.evaluation`.
+        intervals (`dict[str, tuple[float, float]]`, *optional*): Lower and upper ends of intervals of 95 %, by the
+            names in `metrics`.
         split (`str`, *optional*, defaults to `"test"`): Split that the figures were measured on.
         seed (`int`, *optional*): Random seed of the run.
         other_runs (`list[dict]`, *optional*): Metrics of runs that differ in their seed only, each with its "seed".
@@ -106,6 +108,7 @@ class ModelCardContent:
     dataset_id: str | None = None
     base_model: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     split: str = "test"
     seed: int | None = None
     other_runs: Sequence[Mapping[str, Any]] = ()
@@ -159,6 +162,10 @@ def format_spread(values: Sequence[float | None]) -> str:
     if len(measured) < max(2, len(values)):
         return "not measured in all"
     return f"{format_value(statistics.mean(measured))} ± {format_value(statistics.stdev(measured))}"
+
+
+def format_interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else " to ".join(format_value(end) for end in interval)
 
 
 def source_code(repo: str, revision: str | None) -> str:
@@ -251,6 +258,7 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         {
             "name": f"`{name}`",
             "value": format_value(content.metrics[name]),
+            "interval": format_interval(content.intervals.get(name)),
             "spread": format_spread([run.get(name) for run in runs]),
             "meaning": metric.meaning.replace("class probability", what),
         }
@@ -275,6 +283,7 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         widget_source=content.widget_source if content.widget else None,
         figures=figures,
         figures_files=content.figures_files,
+        intervals=bool(content.intervals),
         other_runs=bool(content.other_runs),
         num_runs=len(runs),
         seeds=[run.get("seed") for run in runs],

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ascent_vit.inference.load import load_processor, load_whole
 from ascent_vit.utils.files import read_json, write_json, write_text
@@ -118,13 +118,14 @@ def stage_model(source: Source, target: Path, float16: bool = False) -> tuple[An
     return written, load_processor(target)
 
 
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether something read from a file is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Picks the figures of a metrics file that a card can show."""
-    return {
-        name: float(metrics[name])
-        for name in METRICS
-        if isinstance(metrics.get(name), int | float) and math.isfinite(metrics[name])
-    }
+    return {name: float(metrics[name]) for name in METRICS if is_finite(metrics.get(name))}
 
 
 def whole_number(value: Any) -> int | None:
@@ -135,6 +136,16 @@ def whole_number(value: Any) -> int | None:
 def run_figures(metrics: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Figures of a run: those of its training, replaced by those of `ascent-vit evaluate` of the same name."""
     return numbers(metrics) | numbers(evaluation)
+
+
+def run_intervals(evaluation: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Intervals of the figures that `ascent-vit evaluate` wrote, by their names."""
+    found = {}
+    for name in numbers(evaluation):
+        low, high = (evaluation.get(f"{name}_{end}") for end in ("low", "high"))
+        if is_finite(low) and is_finite(high):
+            found[name] = (low, high)
+    return found
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -166,6 +177,7 @@ def card_content(target: Path, repo_id: str, records: Mapping[str, Any], **known
         model_name=repo_id.partition("/")[2],
         repo_id=repo_id,
         metrics=run_figures(metrics, records.get("evaluation.json", {})),
+        intervals=run_intervals(records.get("evaluation.json", {})),
         split=metrics.get("split") or "test",
         seed=whole_number(metrics.get("seed")),
         command=command,

@@ -73,6 +73,29 @@ METRICS = EPOCH_METRICS | {
     "robustness_rotation": MetricInfo("agreement of maps of an image and its rotation, mapped back"),
     "robustness_scale": MetricInfo("agreement of maps of an image and its rescaling, mapped back"),
     "robustness_translation": MetricInfo("agreement of maps of an image and its translation, mapped back"),
+    "causal_concept_effect": MetricInfo(
+        "fall of the class probability as the patches of one annotated concept are removed"
+    ),
+    "causal_concept_effect_random": MetricInfo("the same for as many patches at random", greater_is_better=False),
+    "num_effective_concepts": MetricInfo(
+        "number of concepts that contribute to a class, mean over classes", greater_is_better=False
+    ),
+    "accuracy_nec5": MetricInfo("accuracy where a class has five concepts in the mean, and the others their mean"),
+    "concept_completeness": MetricInfo(
+        "accuracy by the scores of the named concepts alone, over that of the model, both above guessing"
+    ),
+    "concept_task_leakage": MetricInfo(
+        "what a concept's score tells of the class beyond the concept itself, as a share of 1; 0 is best",
+        greater_is_better=False,
+    ),
+    "oracle_impurity": MetricInfo(
+        "what concepts' scores tell of other concepts beyond the concepts themselves; 0 is best",
+        greater_is_better=False,
+    ),
+    "niche_impurity": MetricInfo(
+        "how well a concept is told by the scores of concepts that have little to do with it; low is good",
+        greater_is_better=False,
+    ),
     "additivity_error": MetricInfo(
         "largest difference between a logit and the sum of its contributions and bias", greater_is_better=False
     ),

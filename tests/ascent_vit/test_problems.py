@@ -17,6 +17,7 @@ from transformers import EvalPrediction, pipeline
 
 from ascent_vit.data import ConceptCollator, concept_features
 from ascent_vit.evaluation import Faithfulness, evaluate_dataset, label_metrics, leakage
+from ascent_vit.evaluation.faithfulness import masked_scores
 from ascent_vit.explanation import explain, intervene
 from ascent_vit.export import export_model
 from ascent_vit.publishing.card import ModelCardContent, model_card
@@ -134,8 +135,9 @@ class TestScoresAreTheSame:
     def test_faithfulness_ends_at_the_score(self, case, image):
         problem, model, processor, scores = case
         pixels = processor(image, return_tensors="pt")["pixel_values"]
-        ranks = torch.arange(16).view(1, 4, 4)
-        curve = Faithfulness(steps=4).curve(model, pixels, torch.tensor([0]), ranks, delete=False)
+        shown = torch.arange(16).view(1, 1, 4, 4) < torch.tensor([0, 8, 16]).view(1, -1, 1, 1)
+        with torch.no_grad():
+            curve = masked_scores(model, pixels, torch.tensor([0]), shown, 2)
         assert curve[0, -1].item() == pytest.approx(scores[model.config.id2label[0]], abs=1e-5)
         loader = [{"pixel_values": pixels}]
         assert Faithfulness(steps=4)(model, loader)["insertion_deletion_images"] == 1

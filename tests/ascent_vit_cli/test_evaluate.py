@@ -61,6 +61,10 @@ def test_evaluate(model, dataset, tmp_path, capsys):
     for name in ("accuracy", "additivity_error", "insertion_auc", "randomisation_backbone"):
         (line,) = [line.split() for line in shown.out.splitlines() if line.split()[0] == name]
         assert float(line[2]) == pytest.approx(written[name], rel=1e-3)
+        if name != "additivity_error":
+            ends = [written[f"{name}_{end}"] for end in ("low", "high")]
+            assert ends[0] <= written[name] <= ends[1]
+            assert [float(word.strip("[],")) for word in line[3:]] == pytest.approx(ends, rel=1e-3)
     assert "Insertion and deletion:" in shown.err and "Intervention:" in shown.err
     assert [path.name for path in output.parent.iterdir()] == ["metrics.json"]
 
@@ -69,17 +73,42 @@ def test_the_same_seed_gives_the_same_figures(model, dataset, tmp_path):
     written = []
     for name in ("first.json", "second.json"):
         arguments = ["evaluate", model, "--dataset", dataset, "--output", str(tmp_path / name), *FAST]
-        assert run([*arguments, "--split", "train", "--skip", "robustness"]) == 0
+        assert run([*arguments, "--split", "train", "--skip", "robustness", "--no-intervals"]) == 0
         values = json.loads((tmp_path / name).read_text())
         assert values.pop("evaluation_seconds") > 0 and values["split"] == "train"
+        assert not any(name.endswith("_low") for name in values)
         written.append(values)
     assert written[0] == written[1]
+
+
+def test_two_models(model, dataset, tmp_path, capsys):
+    output = tmp_path / "comparison.json"
+    arguments = ["--dataset", dataset, "--output", str(output), *FAST, "--skip", "robustness", "--skip", "concepts"]
+    assert run(["evaluate", model, "--compare", model, *arguments]) == 0
+    written, shown = json.loads(output.read_text()), capsys.readouterr().out
+    assert written["compared_with"] == model and written["accuracy_difference"] == 0
+    (line,) = [line for line in shown.splitlines() if line.startswith("accuracy ")]
+    assert line.endswith("+0.0000 [+0.0000, +0.0000]  not shown")
+    assert not any(line.endswith(("  better", "  worse")) for line in shown.splitlines())
+    assert run(["evaluate", model, "--compare", str(tmp_path / "nowhere"), *arguments]) == 2
+    assert "There is no model folder" in one_error(capsys)
+
+
+def test_quick(model, dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ascent_vit_cli.evaluate.QUICK_SPLIT", 6)
+    monkeypatch.setattr("ascent_vit_cli.evaluate.QUICK_IMAGES", 3)
+    arguments = ["evaluate", model, "--dataset", dataset, "--output", str(tmp_path / "quick.json"), "--quick"]
+    assert run([*arguments, "--steps", "2"]) == 0
+    written = json.loads((tmp_path / "quick.json").read_text())
+    assert (written["num_images"], written["insertion_deletion_images"], written["steps"]) == (6, 3, 2)
+    assert "Left out: --quick: 3 of 9 images." in capsys.readouterr().out
 
 
 def test_help_names_every_option(capsys):
     assert run(["evaluate", "--help"]) == 0
     shown = capsys.readouterr().out
-    for option in ("--dataset", "--split", "--output", "--images", "--steps", "--seed", "--batch-size", "--skip"):
+    named = "--dataset --split --output --images --steps --seed --batch-size --skip --compare --quick --purity"
+    for option in (*named.split(), "--no-intervals"):
         assert option in shown
 
 
@@ -87,7 +116,7 @@ def test_help_names_every_option(capsys):
     ("changes", "message"),
     [
         ({"--split": "validation"}, "The dataset has no split validation; it has train, test."),
-        ({"--skip": "speed"}, "skip may name faithfulness, intervention, robustness; got 'speed'."),
+        ({"--skip": "speed"}, "skip may name faithfulness, intervention, robustness, causal, concepts; got 'speed'."),
         ({"--output": "."}, "--output . is a folder: name a JSON file."),
         ({"--option": "label"}, "--option takes KEY=VALUE, for example seed=1; got 'label'."),
         ({"--option": "columns={"}, "--option columns is no valid YAML"),

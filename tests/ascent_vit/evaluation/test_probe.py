@@ -8,14 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ascent_vit.evaluation import Intervention
 from ascent_vit.evaluation.probe import (
     ImageEvaluator,
     NotApplicableError,
-    average_over_images,
     choose_subset,
+    column_means,
     descending_ranks,
     random_ranks,
+    remembered_tokens,
+    rows_of_images,
 )
+from modeling_ascent_vit import AscentViTForImageClassification
 
 
 def test_subset_is_seeded_sorted_and_never_larger_than_asked_for():
@@ -52,11 +56,45 @@ def test_means_leave_out_what_cannot_be_judged():
         assert given_model is model and not model.training and not torch.is_grad_enabled()
         return pixels
 
-    (first, second), counts = average_over_images(model, batches, measure, 2, None, False, "")
+    (first, second), counts = column_means(rows_of_images(model, batches, measure))
     assert first == 2.0 and second != second and counts == [2, 0]
     assert model.training
     with pytest.raises(ValueError, match="no images"):
-        average_over_images(model, [], measure, 2, None, False, "")
+        rows_of_images(model, [], measure)
+
+
+def test_tokens_of_the_same_pixels_are_computed_once(make_config):
+    model = AscentViTForImageClassification(make_config()).eval()
+    calls = []
+    model.ascent_vit.backbone.register_forward_hook(lambda *_: calls.append(1))
+    pixels, override = torch.randn(2, 3, 48, 48), torch.tensor([[1.0] + [torch.nan] * 2] * 2)
+    with torch.no_grad():
+        plain = model(pixels), model(pixels, global_concept_override=override), model(pixels + 1)
+        plain_maps = model.contribution_maps(pixels, [0])
+        calls.clear()
+        with remembered_tokens(model):
+            first, second = model(pixels), model(pixels, global_concept_override=override)
+            assert len(calls) == 1
+            maps = model.contribution_maps(pixels, [0])
+            assert len(calls) == 1
+            other = model(pixels + 1)
+            pixels += 1
+            changed = model(pixels)
+            assert len(calls) == 3
+        assert torch.equal(maps, plain_maps)
+    for kept, expected in zip((first, second, other, changed), (*plain, plain[2]), strict=True):
+        assert torch.equal(kept.logits, expected.logits)
+        assert torch.equal(kept.spatial_concept_attention, expected.spatial_concept_attention)
+    assert "forward" not in model.ascent_vit.__dict__
+
+
+def test_intervention_needs_the_tokens_of_an_image_once(make_config):
+    model = AscentViTForImageClassification(make_config())
+    calls = []
+    model.ascent_vit.backbone.register_forward_hook(lambda *_: calls.append(1))
+    batch = {"pixel_values": torch.randn(2, 3, 48, 48), "labels": torch.tensor([0, 1])}
+    Intervention(steps=4)(model, [batch | {"concept_targets": torch.eye(3)[:2]}])
+    assert len(calls) == 1
 
 
 class Brightness(ImageEvaluator):

@@ -126,6 +126,16 @@ def test_figures_of_an_evaluation_stand_over_those_of_training(run_folder, tmp_p
     card = (target / "README.md").read_text()
     assert "| `accuracy` | 0.5000 | 0.6000 ± 0.1414 |" in card and "| `insertion_auc` | 0.8750 |" in card
     assert "seed (0, 1)" in card and "training/evaluation.json" in files
+    assert "interval" not in card
+
+
+def test_intervals_of_an_evaluation_stand_beside_its_figures(run_folder, tmp_path):
+    ends = {"accuracy_low": 0.4, "accuracy_high": 0.5625, "macro_f1_low": 0.1, "macro_f1_high": None}
+    (run_folder / "evaluation.json").write_text(json.dumps({"accuracy": 0.5, "insertion_auc": 0.875} | ends))
+    target, _ = staged(run_folder, tmp_path)
+    card = (target / "README.md").read_text()
+    assert "| metric | value | 95 % interval | what it is |" in card and "by bootstrap over the images" in card
+    assert "| `accuracy` | 0.5000 | 0.4000 to 0.5625 |" in card and "| `insertion_auc` | 0.8750 |  |" in card
 
 
 def test_spread_over_seeds(run_folder, tmp_path):
