@@ -34,6 +34,7 @@ CODE = {
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
     "deformable_sampling_ascent_vit.py",
+    "edits_ascent_vit.py",
     "fast_inference_ascent_vit.py",
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
