@@ -148,8 +148,7 @@ def edit(
     []
     ```
     """
-    change: Any = getattr(model, "edit_concepts", None)
-    if change is None:
+    if not hasattr(model, "edit_concepts"):
         raise ValueError(
             "The model's code is too old for edits: load it with this package's code (trust_remote_code=False)."
         )
@@ -157,10 +156,10 @@ def edit(
     if is_asked == undo:
         raise ValueError("edit takes remove, only or scale, or undo=True alone.")
     if undo:
-        change(None)
+        model.edit_concepts(None)
     else:
         terms = model.edited_terms() | new_factors(model.config, remove, only, scale)
-        change(write_edits(model.config, terms))
+        model.edit_concepts(write_edits(model.config, terms))
     return list(model.config.concept_edits or [])
 
 

@@ -50,6 +50,9 @@ class ConceptClassifier(Protocol):
     def class_bias(self) -> "torch.Tensor":
         """Part of each logit that no concept contributes, `(K,)`."""
 
+    def edit_concepts(self, edits: list[dict[str, Any]] | None) -> None:
+        """Removes or scales terms of the exact sum, in place of all earlier edits; None for none."""
+
     def edited_terms(self) -> dict[tuple[str, int, int], float]:
         """Factors of the terms that are edited, by stream, concept and class."""
 
