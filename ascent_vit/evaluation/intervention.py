@@ -177,7 +177,7 @@ class Intervention(ImageEvaluator):
     Where an image may have several classes, its accuracy is the share of all classes that are told right as present or
     absent, by a probability above 0.5. A model for regression is not judged.
 
-    Cost: `3 * steps + 3` forward passes per image. The expected gain takes none: it follows from the exact sum.
+    Cost: `3 * steps + 4` forward passes per image. The expected gain takes none: it follows from the exact sum.
 
     Args:
         steps (`int`, *optional*, defaults to 16): Number of steps of a curve.
