@@ -14,6 +14,7 @@ from .annotate import annotate
 from .check import check
 from .convert import convert
 from .demo import demo
+from .edit import edit
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
@@ -57,6 +58,7 @@ app.command("annotate")(annotate)
 app.command("check")(check)
 app.command("convert")(convert)
 app.command("demo")(demo)
+app.command("edit")(edit)
 app.command("evaluate")(evaluate)
 app.command("explain")(explain)
 app.command("export")(export)

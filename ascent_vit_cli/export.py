@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import read_dataset_options
+from .inputs import load_batches
 
 
 def export(
@@ -34,7 +34,6 @@ def export(
     ] = None,
 ) -> None:
     """Write a model for another runtime, with preprocessing and an example; checked against PyTorch."""
-    from ascent_vit.data.loading import spatial_names
     from ascent_vit.export import export_model
     from ascent_vit.export.formats import check_format
     from ascent_vit.inference import load_model
@@ -47,20 +46,7 @@ def export(
     classifier, processor = load_model(model)
     batches = None
     if dataset is not None:
-        from torch.utils.data import DataLoader
-
-        from ascent_vit.data import ConceptCollator, load_concept_dataset
-        from ascent_vit.data.schema import COLUMNS
-        from ascent_vit.evaluation.dataset import check_names
-
-        dataset_options = read_dataset_options(options or ())
-        known = {"problem_type": "regression"} if classifier.config.problem_type == "regression" else {}
-        splits = load_concept_dataset(dataset, **known | dataset_options)
-        if split not in splits:
-            raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
-        check_names(classifier.config, splits[split].features, spatial_names(dataset_options))
-        chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
-        batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor, classifier.config.num_labels))
+        batches = load_batches(classifier, processor, dataset, split, options or (), batch_size)
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
     report = export_model(
         classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True

@@ -25,6 +25,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .backbones_ascent_vit import BackboneFacts, backbone_facts
 from .concept_targets_ascent_vit import LARGEST_COUNT, pair
+from .edits_ascent_vit import read_edits
 
 
 # The Concept Transformer's selection for CUB-200-2011 (Rigotti et al., ICLR 2022), which the paper uses too.
@@ -144,6 +145,10 @@ class AscentViTConfig(PreTrainedConfig):
             Names of spatial concepts by the part that they are of, such as `{"bill": ["bill red", "bill hooked"]}`: where
             places are learned from lists of what is in each image, concepts of a part share them. A concept may be of
             several parts; one of none is a part by itself.
+        concept_edits (`list[dict]`, *optional*):
+            Terms of the exact sum that were removed or scaled after training, each by its `class` (None for all), `concept`,
+            `stream` and `factor`. [`~AscentViTForImageClassification.edit_concepts`] writes it, and the factors
+            themselves are in the weights.
         pyramid_norm (`"batch"` or `"group"`, *optional*, defaults to `"batch"`):
             Normalisation in the pyramid. `"group"` makes a batch equal to its parts.
         pyramid_stem (`"conv"` or `"patch"`, *optional*, defaults to `"conv"`):
@@ -223,6 +228,7 @@ class AscentViTConfig(PreTrainedConfig):
     global_token: Literal["cls", "cls_mean", "pool"] = "cls"
     none_concept: bool = False
     concept_parts: dict[str, list[str]] | None = None
+    concept_edits: list[dict[str, Any]] | None = None
     pyramid_norm: Literal["batch", "group"] = "batch"
     pyramid_stem: Literal["conv", "patch"] = "conv"
     pyramid_channels: list[int] | tuple[int, ...] = (64, 128, 256, 256)
@@ -270,6 +276,7 @@ class AscentViTConfig(PreTrainedConfig):
         self.validate_fusion()
         self.validate_losses()
         self.validate_concepts()
+        read_edits(self)
 
     def _check_labels(self, num_labels: Any):
         """Before the base class makes names of the number, which may be long."""
@@ -389,6 +396,13 @@ class AscentViTConfig(PreTrainedConfig):
         """Whether the backbone takes images of no other size than its own."""
         model_args = getattr(self.backbone_config, "model_args", None) or {}
         return self.backbone_facts.has_fixed_size and not model_args.get("dynamic_img_size")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, without `concept_edits` where there are none: most models have never heard of them."""
+        fields = super().to_dict()
+        if not self.concept_edits:
+            fields.pop("concept_edits", None)
+        return fields
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
         """

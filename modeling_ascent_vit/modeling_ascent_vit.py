@@ -54,6 +54,7 @@ from .checks_ascent_vit import (
 )
 from .configuration_ascent_vit import PYRAMID_STRIDES, AscentViTConfig
 from .deformable_sampling_ascent_vit import multi_scale_deformable_sampling
+from .edits_ascent_vit import Terms, read_edits, write_edits
 from .fast_inference_ascent_vit import (
     add_in_place,
     as_convolved,
@@ -587,6 +588,9 @@ class AscentViTConceptStream(nn.Module):
             which attention is then the concepts' shares: rows sum to g. It is one for all heads: where something is
             does not depend on which of it a head looks for, and so the mean over heads is g times the mean of the shares.
         gate_bias (`float`, *optional*, defaults to -2.0): the gate's bias b before training.
+
+    Terms of the sum can be removed or scaled for good, see [`multiply_terms`]: their factors are a buffer `concept_factors`
+    `(S, K)`, which a stream without edits does not have.
     """
 
     def __init__(
@@ -601,12 +605,29 @@ class AscentViTConceptStream(nn.Module):
         hidden_size = config.hidden_size
         self.num_heads = config.concept_attention_heads
         self.head_size = hidden_size // self.num_heads
+        self.num_labels = config.num_labels
         self.concepts = nn.Parameter(torch.empty(num_concepts, hidden_size))
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.value = nn.Linear(hidden_size, hidden_size, bias=False)
         self.gate = nn.Linear(hidden_size, 1) if none_concept else None
         self.projection = nn.Linear(hidden_size, config.num_labels)
+        self.concept_factors: torch.Tensor | None
+        self.multiply_terms({})
+
+    def multiply_terms(self, factors: dict[tuple[int, int], float]):
+        """Multiplies the terms of a concept and a class, by their indices, by these factors, and others by 1."""
+        self.factors = factors
+        # A None that stands there as a plain attribute would keep the buffer out.
+        vars(self).pop("concept_factors", None)
+        self.concept_factors = nn.Buffer(self.factor_table()) if factors else None
+
+    def factor_table(self) -> torch.Tensor:
+        """The factors as a table `(S, K)`, float32."""
+        table = torch.ones(self.concepts.shape[0], self.num_labels)
+        for place, factor in self.factors.items():
+            table[place] = factor
+        return table
 
     def split_heads(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(..., T, D) -> (..., A, T, D / A)`"""
@@ -654,8 +675,24 @@ class AscentViTConceptStream(nn.Module):
         pooled = counted.sum(2) * attention_share(counted)
         if is_given is not None:
             pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
-        class_scores = self.projection((pooled.to(values.dtype).unsqueeze(2) @ values).flatten(1))
-        return (attention, class_scores, self.project_heads(values)) if output_table else (attention, class_scores)
+        pooled = pooled.to(values.dtype)
+        class_scores = self.projection((pooled.unsqueeze(2) @ values).flatten(1))
+        if self.concept_factors is None and not output_table:
+            return attention, class_scores
+        table = self.project_heads(values)
+        factors = self.concept_factors
+        if factors is not None:
+            table = table * factors.to(table.dtype)
+            class_scores = torch.where(factors.ne(1).any(0), self.summed_scores(pooled, table), class_scores)
+        return (attention, class_scores, table) if output_table else (attention, class_scores)
+
+    def summed_scores(self, pooled: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        """
+        Class scores `(B, K)` as the sum of their terms by a table `(A, S, K)`, of which a term that is 0 leaves nothing, not
+        even a rounding error.
+        """
+        bias = self.projection(table.new_zeros(1, self.num_heads * self.head_size))
+        return torch.einsum("bas,ask->bk", pooled.to(table.dtype), table) + bias
 
     def project_heads(self, values: torch.Tensor) -> torch.Tensor:
         """Each head's values by themselves as class scores, without bias, `(A, S, D / A) -> (A, S, K)`."""
@@ -801,6 +838,8 @@ class AscentViTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, AscentViTTokenPool):
             init.zeros_(module.query)
         elif isinstance(module, AscentViTConceptStream):
+            if module.concept_factors is not None:
+                init.copy_(module.concept_factors, module.factor_table())
             init.trunc_normal_(module.concepts, std=module.concepts.shape[-1] ** -0.5)
             for projection in (module.query, module.key, module.value):
                 init.xavier_uniform_(projection.weight)
@@ -949,6 +988,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
         self.spatial_stream = self._build_stream(config.num_spatial_concepts, config.none_concept, SPATIAL_GATE_BIAS)
         self.unsupervised_stream = self._build_stream(config.num_unsupervised_concepts, False, 0.0)
         self.presence_memory = PresenceMemory()
+        self.multiply_terms(read_edits(config))
         self.post_init()
 
     def _build_stream(self, num_concepts: int, none_concept: bool, gate_bias: float) -> AscentViTConceptStream | None:
@@ -1057,6 +1097,92 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             "unsupervised": self.unsupervised_stream,
         }
         return {name: stream for name, stream in streams.items() if stream is not None}
+
+    def multiply_terms(self, terms: Terms):
+        """Multiplies terms by stream, concept and class by these factors, and others by 1."""
+        for name, stream in self.streams().items():
+            stream.multiply_terms({(concept, k): factor for (of, concept, k), factor in terms.items() if of == name})
+
+    def edited_terms(self) -> Terms:
+        """Factors of the terms that are edited, by stream, concept and class."""
+        return {
+            (name, *place): factor
+            for name, stream in self.streams().items()
+            for place, factor in stream.factors.items()
+        }
+
+    def edit_concepts(self, edits: list[dict[str, Any]] | None):
+        """
+        Removes or scales what concepts contribute to classes, for good: in the logits, the contributions and their maps. No
+        parameter is changed, so that all is as it was when the edits are taken back.
+
+        Args:
+            edits (`list[dict]`, *optional*):
+                The edits, in place of all earlier ones; None for none. Each has `class`, a name, or None for all classes,
+                `concept`, `stream` ("global", "spatial" or "unsupervised") and `factor`, 0 to remove the term.
+
+        Raises:
+            ValueError: see [`~edits_ascent_vit.read_edits`]; the model is then as it was.
+        """
+        before = self.config.concept_edits
+        self.config.concept_edits = edits
+        try:
+            terms = read_edits(self.config)
+        except ValueError:
+            self.config.concept_edits = before
+            raise
+        self.multiply_terms(terms)
+        self.config.concept_edits = write_edits(self.config, terms)
+        for stream in self.streams().values():
+            if stream.concept_factors is not None:
+                stream.concept_factors = nn.Buffer(stream.concept_factors.to(stream.blank_token()))
+
+    def check_factors(self):
+        """
+        Makes the factors in the weights those of `config.concept_edits`, from which rounding to 16 bits may have moved them.
+
+        Raises:
+            ValueError: where they differ by more.
+        """
+        for name, stream in self.streams().items():
+            found = stream.concept_factors
+            if found is None or found.is_meta:
+                continue
+            named = stream.factor_table().to(found)
+            if not torch.allclose(found.float(), named.float(), rtol=2**-8, atol=0):
+                raise ValueError(
+                    f"The factors in {name}_stream.concept_factors of the weights are not those that concept_edits of the "
+                    "configuration names, so it is unclear what was removed: take weights and configuration of one model."
+                )
+            found.copy_(named)
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):  # type: ignore[override]
+        """
+        Loads a model, see [`AscentViTPreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: also where edits in the weights are not those of the configuration.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        unnamed = [name for name in info["unexpected_keys"] if name.endswith(".concept_factors")]
+        if unnamed:
+            raise ValueError(
+                f"The weights hold edits, {unnamed[0]}, that concept_edits of the configuration does not name: take weights "
+                "and configuration of one model."
+            )
+        model.check_factors()
+        return (model, info) if output_loading_info else model
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.check_factors()
+        return result
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
+        """Saves the model as every model is, with its edits by the names that classes have now."""
+        self.config.concept_edits = write_edits(self.config, self.edited_terms())
+        super().save_pretrained(save_directory, **kwargs)
 
     def class_bias(self) -> torch.Tensor:
         """What the logits hold beside the contributions of concepts, `(num_labels,)`."""

@@ -2,6 +2,7 @@
 """Why the model says what it says: signed contributions of concepts, and where they were seen."""
 
 from .decomposition import ConceptContribution, Decomposition
+from .edit import edit
 from .explain import explain
 from .explanation import Contrast, Explanation
 from .fusion import FusionMaps
@@ -19,6 +20,7 @@ __all__ = [
     "ExplanationTable",
     "FusionMaps",
     "LogitsModel",
+    "edit",
     "explain",
     "intervene",
     "reshape_transform",

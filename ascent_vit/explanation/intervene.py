@@ -2,7 +2,7 @@
 """`intervene`: what the model would say, had it seen a concept that it missed, or not seen one."""
 
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from modeling_ascent_vit.image_reading_ascent_vit import ImageInput, is_single, read_input
 from modeling_ascent_vit.names_ascent_vit import find_concept
+from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 from .explain import ClassIds, Explainer, pair_with_classes
 from .explanation import Explanation
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 Concept = str | tuple[str, str]
 Correction = str | float | Mapping[str, Any]
 
+# Names of concepts that exclude each other, by the group's name, or "prefix" for those that begin alike.
+Groups = Mapping[str, Sequence[str]] | str | None
+
 REGION_KEYS = ("bbox", "xy", "mask")
+# What joins the concepts of a group in their names, as in "has_bill_shape::dagger".
+SEPARATOR = "::"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,49 @@ class CorrectedExplanation:
         """Both explanations as plain numbers, strings and lists, and `change`, the change of the logits."""
         before, after = (explanation.to_dict(maps) for explanation in (self.before, self.after))
         return {"before": before, "after": after, "change": self.change.tolist()}
+
+
+def groups_of(names: Sequence[str], groups: Groups) -> dict[str, str]:
+    """
+    The group of each concept that is in one.
+
+    Args:
+        names: names of the concepts.
+        groups: names of concepts that exclude each other, by the group's name; `"prefix"` for those whose names begin
+            alike before "::".
+
+    Raises:
+        ValueError: for groups of another form, a concept that is not among `names`, or one in two groups.
+    """
+    if groups is None:
+        return {}
+    if groups == "prefix":
+        return {name: name.split(SEPARATOR)[0] for name in names if SEPARATOR in name}
+    if not isinstance(groups, Mapping):
+        raise ValueError(f'groups must be a dict of lists of concepts, or "prefix"; got {groups!r}.')
+    found: dict[str, str] = {}
+    for group, members in groups.items():
+        for name in [members] if isinstance(members, str) else members:
+            if name not in names:
+                raise ValueError(f"The model has no concept {name!r} of the group {group!r}: {suggest(name, names)}")
+            if found.setdefault(name, group) != group:
+                raise ValueError(f"The concept {name!r} is in the groups {found[name]!r} and {group!r}.")
+    return found
+
+
+def set_groups(
+    placed: dict[str, dict[int, Correction]], concept_names: dict[str, list[str]], groups: Groups
+) -> dict[str, dict[int, Correction]]:
+    """Adds to corrections that the others of a group are absent, where one of them is somewhere in the image."""
+    group_of = groups_of([name for names in concept_names.values() for name in names], groups)
+    for stream, corrections in placed.items():
+        names = concept_names[stream]
+        seen = [index for index, correction in corrections.items() if correction not in ("absent", 0)]
+        known = {group_of[names[index]] for index in seen if names[index] in group_of}
+        for index, name in enumerate(names):
+            if group_of.get(name) in known:
+                corrections.setdefault(index, "absent")
+    return placed
 
 
 def concept_places(
@@ -173,6 +222,7 @@ def intervene(  # type: ignore[overload-overlap]
     corrections: Mapping[Concept, Correction],
     class_ids: ClassIds = None,
     batch_size: int = 8,
+    groups: Groups = None,
 ) -> CorrectedExplanation: ...
 
 
@@ -184,6 +234,7 @@ def intervene(
     corrections: Mapping[Concept, Correction] | Iterable[Mapping[Concept, Correction]],
     class_ids: ClassIds = None,
     batch_size: int = 8,
+    groups: Groups = None,
 ) -> list[CorrectedExplanation]: ...
 
 
@@ -194,6 +245,7 @@ def intervene(
     corrections: Mapping[Concept, Correction] | Iterable[Mapping[Concept, Correction]],
     class_ids: ClassIds = None,
     batch_size: int = 8,
+    groups: Groups = None,
 ) -> CorrectedExplanation | list[CorrectedExplanation]:
     r"""
     Sets concepts by hand, and explains images without and with these corrections.
@@ -220,6 +272,10 @@ def intervene(
         class_ids (`int` or `str`, or an iterable with one per image, *optional*):
             Class to explain in both explanations, by index or by name; by default the one that is predicted in each.
         batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
+        groups (`dict[str, list[str]]` or `"prefix"`, *optional*):
+            Concepts that exclude each other, by the group's name, or `"prefix"` for those whose names begin alike
+            before "::", as in "has_bill_shape::dagger". Where one of a group is set to be in the image or in a region
+            of it, the others of its stream that are not given are absent everywhere.
 
     Returns:
         [`CorrectedExplanation`], or a list of them if `images` is an iterable.
@@ -247,7 +303,10 @@ def intervene(
         raise ValueError(
             f"corrections must be one dict, or one for each of the {len(inputs)} images; got {len(given)}."
         )
-    placed = [concept_places(one, explainer.concept_names) for one in given]  # type: ignore[arg-type]
+    placed = [
+        set_groups(concept_places(one, explainer.concept_names), explainer.concept_names, groups)  # type: ignore[arg-type]
+        for one in given
+    ]
     pairs = list(pair_with_classes(inputs, class_ids, explainer.labels))
     results: list[CorrectedExplanation] = []
     for start in range(0, len(pairs), batch_size):

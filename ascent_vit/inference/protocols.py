@@ -50,6 +50,12 @@ class ConceptClassifier(Protocol):
     def class_bias(self) -> "torch.Tensor":
         """Part of each logit that no concept contributes, `(K,)`."""
 
+    def edit_concepts(self, edits: list[dict[str, Any]] | None) -> None:
+        """Removes or scales terms of the exact sum, in place of all earlier edits; None for none."""
+
+    def edited_terms(self) -> dict[tuple[str, int, int], float]:
+        """Factors of the terms that are edited, by stream, concept and class."""
+
     def contribution_maps(self, pixel_values: Any, class_ids: Any, **kwargs: Any) -> "torch.Tensor":
         """Contribution of each spatial concept at each place to chosen classes, `(B, C, S, h, w)`."""
 

@@ -90,6 +90,8 @@ class ModelCardContent:
         widget_source (`str`, *optional*): Origin of these images, in Markdown.
         figures_files (`list[str]`, *optional*): Paths of the JSON files of the figures, beside the card.
         new_version (`str`, *optional*): Hub id of a model that supersedes this one.
+        concept_edits (`list[dict]`, *optional*): Terms that were removed or scaled after training, as the model's
+            configuration has them.
     """
 
     model_name: str
@@ -121,6 +123,7 @@ class ModelCardContent:
     widget_source: str | None = None
     figures_files: Sequence[str] = ()
     new_version: str | None = None
+    concept_edits: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def from_model_dir(cls, model_dir: str | os.PathLike, **kwargs) -> "ModelCardContent":
@@ -148,6 +151,7 @@ class ModelCardContent:
             none_concept=config["none_concept"],
             annotation_coverage=processor["annotation_coverage"],
             unannotated=processor["unannotated"],
+            concept_edits=config.get("concept_edits") or (),
             **kwargs,
         )
 
@@ -228,6 +232,21 @@ def card_metadata(content: ModelCardContent) -> "ModelCardData":
     )
 
 
+def edit_rows(edits: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Rows of the card's table of edits: the concepts that have one factor for one class, or for all, together."""
+    rows: dict[tuple[str | None, float], list[str]] = {}
+    for edit in edits:
+        rows.setdefault((edit["class"], edit["factor"]), []).append(escape_markdown(edit["concept"]))
+    return [
+        {
+            "label": "all" if label is None else escape_markdown(label),
+            "factor": "removed" if factor == 0 else f"times {factor:g}",
+            "concepts": ", ".join(concepts),
+        }
+        for (label, factor), concepts in rows.items()
+    ]
+
+
 def model_card(content: ModelCardContent) -> "ModelCard":
     """
     Writes a model card.
@@ -274,6 +293,7 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         global_concepts=[escape_markdown(name) for name in content.global_concepts],
         spatial_concepts=[escape_markdown(name) for name in content.spatial_concepts],
         num_unsupervised_concepts=content.num_unsupervised_concepts,
+        edits=edit_rows(content.concept_edits),
         none_concept=content.none_concept,
         annotation_coverage=content.annotation_coverage and f"{content.annotation_coverage:.0%}",
         unannotated=content.unannotated,

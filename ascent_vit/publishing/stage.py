@@ -105,6 +105,8 @@ def stage_model(source: Source, target: Path, float16: bool = False) -> tuple[An
         if model.dtype != torch.float32:
             raise ValueError(f"--float16 is for float32 weights, and these are {model.dtype}: leave it out.")
         model.half().float()
+        # Loading gives factors of edits in full precision, whatever the file has.
+        model.check_factors()
         if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
             raise ValueError("Some weights are too large for float16: leave --float16 out.")
     model.save_pretrained(target)

@@ -63,6 +63,7 @@ METRICS = EPOCH_METRICS | {
     ),
     "deletion_auc_random": MetricInfo("the same in random order", greater_is_better=False),
     "intervention_auc": MetricInfo("accuracy as concepts are corrected in the order of their uncertainty"),
+    "intervention_auc_gain": MetricInfo("the same in the order of the change that a correction is expected to make"),
     "intervention_auc_random": MetricInfo("the same in random order"),
     "randomisation_head": MetricInfo(
         "agreement of maps with those of a model whose concept head is random; low is good", greater_is_better=False

@@ -34,6 +34,7 @@ CODE = {
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
     "deformable_sampling_ascent_vit.py",
+    "edits_ascent_vit.py",
     "fast_inference_ascent_vit.py",
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
@@ -120,7 +121,9 @@ def folder(make_config, tmp_path):
         num_labels=3,
     )
     folder = tmp_path / "model"
-    AscentViTForImageClassification(config).save_pretrained(folder)
+    model = AscentViTForImageClassification(config)
+    model.edit_concepts([{"class": "wren", "concept": "wing", "stream": "spatial", "factor": 0.5}])
+    model.save_pretrained(folder)
     AscentViTImageProcessor.from_model_config(config).save_pretrained(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")

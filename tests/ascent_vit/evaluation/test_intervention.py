@@ -1,11 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Intervention curves of real models whose concepts decide the class in a known way."""
 
+import numpy as np
 import pytest
 import torch
 
 from ascent_vit.evaluation import Intervention, NotApplicableError
-from ascent_vit.evaluation.intervention import true_attention, uncertainty
+from ascent_vit.evaluation.intervention import (
+    concept_units,
+    draw_corrections,
+    expected_gain,
+    image_generators,
+    scores_if_corrected,
+    true_attention,
+    uncertainty,
+)
 from modeling_ascent_vit import AscentViTForImageClassification
 
 
@@ -38,7 +47,7 @@ def test_global_concepts_by_hand(make_config):
     }
     values = Intervention(steps=2)(model, [batch])
     # Whichever of two concepts is corrected first, the other one gets what is left.
-    for order in ("", "_random"):
+    for order in ("", "_random", "_gain"):
         assert values[f"intervention_curve{order}"] == [0.5, 1.0, 1.0]
         assert values[f"intervention_auc{order}"] == pytest.approx(0.875)
     assert values["intervention_images"] == 2
@@ -106,7 +115,7 @@ def test_all_corrected_is_the_models_answer_to_whole_overrides(make_config):
             global_concept_override=concept_targets / concept_targets.sum(-1, keepdim=True),
             spatial_concept_override=spatial_targets / spatial_targets.sum(-1, keepdim=True),
         ).logits
-    for curve in (values["intervention_curve"], values["intervention_curve_random"]):
+    for curve in (values["intervention_curve" + order] for order in ("", "_random", "_gain")):
         assert len(curve) == 4
         assert curve[0] == pytest.approx((first.argmax(-1) == labels).float().mean().item())
         assert curve[-1] == pytest.approx((last.argmax(-1) == labels).float().mean().item())
@@ -143,3 +152,120 @@ def test_without_labels_or_annotation(make_config, missing):
         Intervention()(model, [batch])
     with pytest.raises(ValueError, match="steps must be 1 or more"):
         Intervention(steps=0)
+
+
+@pytest.mark.parametrize("none_concept", [False, True])
+def test_scores_of_each_correction_are_the_models_own(make_config, none_concept):
+    """In double precision, of one concept at a time, in a part of the rows."""
+    model = AscentViTForImageClassification(make_config(none_concept=none_concept)).double().eval()
+    for stream in model.streams().values():
+        torch.nn.init.normal_(stream.concepts, std=2)
+        torch.nn.init.normal_(stream.projection.weight)
+        if stream.gate is not None:
+            torch.nn.init.constant_(stream.gate.bias, 1.0)
+    pixels = torch.randn(2, 3, 48, 48, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = model(pixels, output_concept_heads=True)
+        own = model(pixels, output_contributions=True).concept_contributions
+        for name, columns, rows in (("global", slice(0, 3), 1), ("spatial", slice(3, 7), 36)):
+            attention = outputs[f"{name}_concept_attention_heads"].view(2, 2, rows, -1)
+            values = torch.rand(2, rows, attention.shape[-1], dtype=torch.float64)
+            values[:, rows // 2 + 1 :] = NAN
+            scores = scores_if_corrected(attention, model.streams()[name].contribution_table(), values)
+            others = outputs.logits - own[:, columns].sum(1)
+            for concept in range(attention.shape[-1]):
+                override = torch.full_like(values, NAN)
+                override[..., concept] = values[..., concept]
+                override = override.squeeze(1) if name == "global" else override
+                expected = model(pixels, **{f"{name}_concept_override": override}).logits
+                torch.testing.assert_close(scores[:, concept] + others, expected, rtol=0, atol=1e-12)
+
+
+def test_draws_follow_the_models_attention():
+    attention = torch.tensor([[[0.6, 0.3, 0.0], [0.1, 0.1, 0.6], [0.2, 0.2, 0.2]]]).expand(400, -1, -1)
+    truth = torch.zeros(400, 3, 3)
+    truth[:, 2] = NAN
+    generators = [np.random.default_rng(i) for i in range(400)]
+    values, probabilities = zip(*draw_corrections(attention, truth, generators), strict=True)
+    values = torch.stack(values)
+    assert values[:, :, 2].isnan().all() and not values[:, :, :2].isnan().any()
+    torch.testing.assert_close(torch.stack(probabilities).sum(0), torch.ones(400, 3))
+    # Their mean is the attention; the first row is of 1 / (2/3 ^ 2 + 1/3 ^ 2) = 1.8 concepts.
+    torch.testing.assert_close(values[:, :, :2].mean((0, 1)), attention[0, :2], rtol=0, atol=0.02)
+    assert values[:, :, 0, 1].unique().tolist() == pytest.approx([0, 5 / 9])
+    # Of one row, all outcomes with their probability.
+    values, probabilities = zip(*draw_corrections(attention[:1, :1], truth[:1, :1], generators[:1]), strict=True)
+    expected = sum(value[0, 0] * probability[0] for value, probability in zip(values, probabilities, strict=True))
+    torch.testing.assert_close(expected, attention[0, 0])
+
+
+def test_expected_gain_by_hand(make_config):
+    """Attention 1/3 each: a concept is present with 1/3, or absent; the sum of both changes, by their probability."""
+    model = decided_by(
+        make_config, "global_stream", [[9.0, 0.0], [0.0, 9.0], [0.0, 0.0]], [0.0, 0.1], num_global_concepts=3
+    )
+    pixels = torch.randn(2, 3, 48, 48)
+    truths = {"global_concept_override": torch.zeros(2, 1, 3)}
+    with torch.no_grad():
+        outputs = model(pixels, output_concept_heads=True)
+        gain = expected_gain(model, outputs, truths, image_generators(pixels, 0))
+        again = expected_gain(model, outputs, truths, image_generators(pixels, 0))
+    # Present has 1/3, as three concepts seem to be: nothing changes. Absent never happens.
+    assert gain.abs().max() < 1e-6 and torch.equal(gain, again)
+    override = torch.tensor([[0.9, 0.05, 0.05]] * 2)
+    outputs.global_concept_attention_heads = override.unsqueeze(1)
+    outputs.logits = model(pixels, global_concept_override=override).logits
+    with torch.no_grad():
+        gain = expected_gain(model, outputs, truths, image_generators(pixels, 0))[0]
+
+    def probability(attention):
+        return (
+            torch.tensor(attention) @ torch.tensor([[9.0, 0.0], [0.0, 9.0], [0.0, 0.0]]) + torch.tensor([0.0, 0.1])
+        ).softmax(-1)[0]
+
+    # 0.9 is more than the 0.815 that 1.23 concepts would have: present has it, and is certain.
+    assert gain[0] == pytest.approx(0, abs=1e-6)
+    present = 0.81 + 2 * 0.0025
+    before = probability([0.9, 0.05, 0.05])
+    rest = (1 - present) / 0.95
+    after = probability([0.9 * rest, present, 0.05 * rest]), probability([0.9 / 0.95, 0, 0.05 / 0.95])
+    share = 0.05 / present
+    expected = share * (after[0] - before).abs() + (1 - share) * (after[1] - before).abs()
+    assert gain[1] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_groups(make_config):
+    config = make_config(
+        global_concepts=["bill::long", "bill::short", "large"],
+        spatial_concepts=["bill::long", "eye::red", "eye::blue"],
+    )
+    assert concept_units(config, None).tolist() == [0, 1, 2, 3, 4, 5]
+    assert concept_units(config, "prefix").tolist() == [0, 0, 1, 0, 2, 2]
+    assert concept_units(config, {"size": ["large", "eye::red"]}).tolist() == [0, 1, 2, 3, 2, 4]
+    for groups, message in (
+        ({"a": ["bil::long"]}, "did you mean 'bill::long'"),
+        ({"a": ["large"], "b": ["large"]}, "in the groups 'a' and 'b'"),
+        ("suffix", "groups must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            concept_units(config, groups)
+
+
+def test_a_group_is_corrected_at_once(make_config):
+    """Three concepts in two groups: half of the corrections set the whole group of two."""
+    names = ["bill::long", "bill::short", "large"]
+    model = decided_by(
+        make_config, "global_stream", [[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]], [1.0, 0.0], global_concepts=names
+    )
+    batch = {
+        "pixel_values": torch.randn(1, 3, 48, 48),
+        "labels": torch.tensor([1]),
+        "concept_targets": torch.tensor([[0.0, 1.0, 0.0]]),
+    }
+    values = Intervention(steps=2, groups="prefix")(model, [batch])
+    # The bill is the more uncertain unit, of two concepts.
+    assert values["intervention_curve"] == [0.0, 1.0, 1.0]
+    alone = Intervention(steps=2, groups={"all": names})(model, [batch])
+    assert all(alone[f"intervention_curve{order}"] in ([0, 0, 1], [0, 1, 1]) for order in ("", "_random", "_gain"))
+    with pytest.raises(ValueError, match="no concept 'tail'"):
+        Intervention(groups={"a": ["tail"]})(model, [batch])

@@ -185,3 +185,28 @@ def test_models_with_one_stream(make_model, image, stream):
     model, processor = make_model(**{f"num_{stream}_concepts": 2})
     result = intervene(model, processor, image, {f"{stream.upper()}_CONCEPT_1": "absent"})
     assert result.after.concept(f"{stream.upper()}_CONCEPT_0").attention == pytest.approx(1)
+
+
+def test_one_of_a_group_sets_the_others(model_and_processor, image):
+    groups = {"pattern": ["striped", "spotted", "plain"], "end": ["beak", "tail"]}
+    region = {"beak": {"bbox": [10, 10, 30, 20]}}
+    result = intervene(*model_and_processor, image, {"striped": 0.25, **region}, groups=groups)
+    by_hand = {"striped": 0.25, "spotted": "absent", "plain": "absent", **region, "tail": "absent"}
+    np.testing.assert_array_equal(result.after.logits, intervene(*model_and_processor, image, by_hand).after.logits)
+    # What is said to be absent says nothing of the others, and what is given stays.
+    result = intervene(*model_and_processor, image, {"striped": "absent", "spotted": 0}, groups=groups)
+    by_hand = intervene(*model_and_processor, image, {"striped": "absent", "spotted": 0})
+    np.testing.assert_array_equal(result.after.logits, by_hand.after.logits)
+    both = {"beak": "present", "tail": "present"}
+    result = intervene(*model_and_processor, image, both, groups=groups)
+    np.testing.assert_array_equal(result.after.logits, intervene(*model_and_processor, image, both).after.logits)
+
+
+def test_groups_by_the_names_of_concepts(make_model, image):
+    names = {"global_concepts": ["bill::long", "bill::short", "eye::red", "large"], "spatial_concepts": ["a", "b"]}
+    model_and_processor = make_model(**names)
+    result = intervene(*model_and_processor, image, {"bill::long": 0.3, "large": 0.1}, groups="prefix")
+    by_hand = intervene(*model_and_processor, image, {"bill::long": 0.3, "bill::short": "absent", "large": 0.1})
+    np.testing.assert_array_equal(result.after.logits, by_hand.after.logits)
+    with pytest.raises(ValueError, match="no concept 'bill::wide'"):
+        intervene(*model_and_processor, image, {"large": 0.1}, groups={"bill": ["bill::wide"]})

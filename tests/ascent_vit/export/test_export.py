@@ -435,3 +435,23 @@ def test_example_needs_onnxruntime_pillow_and_numpy_only(model, exported, tmp_pa
     inputs = make_processor(model)(image, return_tensors="pt")
     with torch.no_grad():
         check_shown(shown, model, model(**inputs, output_contributions=True))
+
+
+@pytest.mark.parametrize(
+    "to", ["onnx", *(pytest.param(to, marks=pytest.mark.slow) for to in ("torch-export", "openvino", "aotinductor"))]
+)
+def test_edits_are_exported(tmp_path, to):
+    model = make_model(none_concept=True, **STREAMS)
+    plain = float64_outputs(model, pixels := torch.randn(2, *SHAPE))
+    removed = {"class": "LABEL_1", "concept": "SPATIAL_CONCEPT_2", "stream": "spatial", "factor": 0.0}
+    scaled = {"class": None, "concept": "GLOBAL_CONCEPT_0", "stream": "global", "factor": 0.3}
+    model.edit_concepts([removed, scaled])
+    report = export_model(model, make_processor(model), tmp_path / "out", to)
+    got = example.load(tmp_path / "out")(pixels.numpy())
+    expected = float64_outputs(model, pixels)
+    np.testing.assert_allclose(got["logits"], expected.logits, atol=1e-4)
+    assert report["max_differences"]["additivity_error"] < 1e-4
+    assert not np.any(got["concept_contributions"][:, 5, 1])
+    factor = got["concept_contributions"][:, 0] / plain.concept_contributions[:, 0].numpy()
+    np.testing.assert_allclose(factor, 0.3, rtol=1e-3)
+    assert not np.any(np.load(tmp_path / "out" / "tables.npz")["spatial_contributions"][:, 2, 1])

@@ -30,6 +30,7 @@ CODE = {
     "concept_targets_ascent_vit.py",
     "configuration_ascent_vit.py",
     "deformable_sampling_ascent_vit.py",
+    "edits_ascent_vit.py",
     "fast_inference_ascent_vit.py",
     "image_inputs_ascent_vit.py",
     "image_processing_ascent_vit.py",
@@ -89,6 +90,22 @@ def test_weights_stored_as_float16(run_folder, tmp_path):
     AscentViTImageProcessor.from_pretrained(whole).save_pretrained(large)
     with pytest.raises(ValueError, match="too large for float16: leave --float16 out"):
         staged(large, tmp_path, name="refused", float16=True, dataset_name="x")
+
+
+def test_edits_are_published_and_named(run_folder, tmp_path):
+    """In float16 too, where the file has 0.3 rounded and the loaded model has it exactly."""
+    model = AscentViTForImageClassification.from_pretrained(run_folder / "model")
+    edits = [
+        {"class": "wren", "concept": name, "stream": "spatial", "factor": 0.3} for name in ("beak", "<b>tail</b>")
+    ]
+    model.edit_concepts([*edits, {"class": None, "concept": "wing", "stream": "spatial", "factor": 0.0}])
+    model.save_pretrained(run_folder / "model")
+    target, _ = staged(run_folder, tmp_path, float16=True)
+    loaded = AscentViTForImageClassification.from_pretrained(target)
+    assert torch.equal(loaded.spatial_stream.concept_factors, model.spatial_stream.concept_factors)
+    assert loaded.config.concept_edits == model.config.concept_edits
+    card = (target / "README.md").read_text()
+    assert "| wren | beak, \\<b\\>tail\\</b\\> | times 0.3 |" in card and "| all | wing | removed |" in card
 
 
 def test_nothing_tells_of_the_user(run_folder, tmp_path):
