@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ascent_vit.data.schema import innermost
 from ascent_vit.explanation.batch import check_explained, explain_items
 from ascent_vit.explanation.sources import DatasetImages
 from ascent_vit.inference.identity import model_digest, processor_settings
@@ -131,6 +130,9 @@ def write_tables(
     from datasets.arrow_writer import ArrowWriter
     from tqdm import tqdm
 
+    # Where an index is only searched, as in a Space, that room is not there.
+    from ascent_vit.data.schema import innermost
+
     names, labels = getattr(innermost(source.label_feature), "names", None), source.split.select_columns(["label"])
     skipped: list[str] = []
     images = patches = 0
@@ -186,7 +188,9 @@ def write_index(
                 dataset.add_faiss_index(column, string_factory=FACTORY, metric_type=faiss.METRIC_INNER_PRODUCT)
                 dataset.save_faiss_index(column, folder / f"{column}.faiss")
                 dataset.drop_index(column)
-            dataset.remove_columns(columns).save_to_disk(folder / table)
+            # `datasets` does not load what it saves of a table without rows.
+            if len(dataset):
+                dataset.remove_columns(columns).save_to_disk(folder / table)
             (arrow / table).unlink()
     arrow.rmdir()
     images, patches, skipped = counts

@@ -108,7 +108,7 @@ class ConceptIndex:
             raise ValueError(f"{folder / FACTS} is not of the form that this version reads: build the index again.")
         try:
             self.cases: Any = load_from_disk(str(folder / CASES))
-            self.patches: Any = load_from_disk(str(folder / PATCHES))
+            self.patches: Any = load_from_disk(str(folder / PATCHES)) if self.facts["patches"] else []
             for table, name in ((self.cases, "contributions"), (self.cases, "attention"), (self.patches, "features")):
                 if len(table):
                     table.load_faiss_index(name, folder / f"{name}.faiss")

@@ -40,7 +40,7 @@ def open_split(name: str, split: str | None, options: dict[str, Any]) -> "Datase
     wanted = split or (next(iter(splits)) if len(splits) == 1 else "test")
     if wanted not in splits:
         raise ValueError(f"The dataset has no split {wanted}; it has {', '.join(splits)}: choose with --split.")
-    return DatasetImages(splits[wanted])
+    return DatasetImages(splits[wanted], str(wanted))
 
 
 def open_inputs(

@@ -67,9 +67,9 @@ def cut_into_shards(number: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, number)) for start in range(0, number, size)]
 
 
-def shard_path(folder: Path, split: str, index: int, shards: int) -> Path:
+def shard_path(folder: Path, split: str | None, index: int, shards: int) -> Path:
     """File of a shard, named so that `load_dataset` knows the split."""
-    name = split if re.fullmatch(r"\w+", split) else "train"
+    name = split if re.fullmatch(r"\w+", split or "") else "train"
     return folder / "data" / f"{name}-{index:05d}-of-{shards:05d}.parquet"
 
 

@@ -79,7 +79,7 @@ class ImageFiles:
         ValueError: for a folder without images.
     """
 
-    streams, split_name = False, "train"
+    streams, split_name = False, None
     # Range of images of more than 8 bits: that of the image processor they are read for.
     window: Any = None
 
@@ -128,18 +128,19 @@ class DatasetImages:
 
     Args:
         split (`datasets.Dataset` or `datasets.IterableDataset`): Split with the columns `image` and `label`.
+        split_name (`str`, *optional*, defaults to what the split says, which may be nothing): Name of the split.
     """
 
     window: Any = None
 
-    def __init__(self, split: Any):
+    def __init__(self, split: Any, split_name: str | None = None):
         self.feature = split.features["image"]
         self.label_feature = split.features["label"]
         # `_read` decodes them one by one: an error of `datasets` while iterating would end the whole split.
         undecoded = type(self.feature)(decode=False)
         self.split = split.select_columns(["image", "label"]).cast_column("image", undecoded)
         self.streams = not hasattr(split, "__len__")
-        self.split_name = str(getattr(split, "split", None) or "train")
+        self.split_name = split_name or (str(split.split) if getattr(split, "split", None) else None)
 
     def __len__(self) -> int:
         if self.streams:
