@@ -57,6 +57,14 @@ class Case:
     thumbnail: Image.Image | None = None
 
 
+def require_faiss() -> None:
+    """Raises ImportError, with what to install, where Faiss is not there."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError as error:
+        raise ImportError("An index of images needs Faiss: pip install 'ascent-vit[cases]'.") from error
+
+
 class Members:
     """Which entries of a table hold a number, by a column of lists of numbers."""
 
@@ -94,6 +102,7 @@ class ConceptIndex:
     """
 
     def __init__(self, folder: Path):
+        require_faiss()
         from datasets import load_from_disk
 
         self.folder = folder
@@ -109,7 +118,8 @@ class ConceptIndex:
         try:
             self.cases: Any = load_from_disk(str(folder / CASES))
             self.patches: Any = load_from_disk(str(folder / PATCHES)) if self.facts["patches"] else []
-            for table, name in ((self.cases, "contributions"), (self.cases, "attention"), (self.patches, "features")):
+            tables = {"contributions": self.cases, "attention": self.cases, "features": self.patches}
+            for name, table in tables.items():
                 if len(table):
                     table.load_faiss_index(name, folder / f"{name}.faiss")
                     if table.get_index(name).faiss_index.ntotal != len(table):
@@ -167,10 +177,7 @@ class ConceptIndex:
             ImportError: where Faiss is not installed.
             ValueError: for a stream, for another kind of model, or where no image can be read.
         """
-        try:
-            import faiss  # noqa: F401
-        except ImportError as error:
-            raise ImportError("An index needs Faiss: pip install 'ascent-vit[cases]'.") from error
+        require_faiss()
         source = DatasetImages(dataset)
         if source.streams:
             raise ValueError("An index is built of a dataset whose rows are at hand: leave the streaming out.")

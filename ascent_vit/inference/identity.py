@@ -4,7 +4,6 @@
 import dataclasses
 import hashlib
 import json
-import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -60,27 +59,23 @@ def processor_settings(processor: "ConceptImageProcessor") -> dict[str, Any]:
 
 class ModelIdentity:
     """
-    The digest of a model, computed when it is first asked for. The model is not kept alive, and must not have changed.
+    The digest of a model, computed when it is first asked for or pickled. Until then the model must not change.
 
     Args:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
     """
 
     def __init__(self, model: "ConceptClassifier"):
-        self._model: weakref.ref | None = weakref.ref(model)
+        self._model = model
 
     @cached_property
     def digest(self) -> str:
-        """As [`model_digest`]; ValueError where the model is gone."""
-        model: Any = self._model and self._model()
-        if model is None:
-            raise ValueError("The model that made this explanation is gone: keep it, or explain the image again.")
-        return model_digest(model)
+        """As [`model_digest`]."""
+        return model_digest(self._model)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process does not have the model.
-        is_known = "digest" in vars(self) or (self._model and self._model() is not None)
-        return {"_model": None} | ({"digest": self.digest} if is_known else {})
+        # Another process gets no model with a result of it.
+        return {"digest": self.digest}
 
 
 __all__ = ["ModelIdentity", "model_digest", "processor_settings"]
