@@ -3,13 +3,16 @@
 Similar images: how many of an image's concepts they share, and how long an index of many images takes to answer.
 
     ascent-vit index hub/birds --dataset DATA/cub108 --output DATA/index
-    python benchmarks/similar.py --model hub/birds --data DATA/cub108 --index DATA/index \\
+    python benchmarks/similar.py neighbours --model hub/birds --data DATA/cub108 --index DATA/index \\
         --output benchmarks/results/similar.json
+    python benchmarks/similar.py answers --model hub/birds --data DATA/cub108 --index DATA/index \\
+        --output benchmarks/results/similar_answers.json
 
-Queries are the test split, the index is of the train split. Relevance is graded by concept labels, as in retrieval of
-images with several labels: precision at 10 is the mean, over queries and their 10 nearest images, of the share of the
-query's concepts that the image has too; Jaccard is that of both lists. Beside them, the share of images of the query's
-class. The neighbours by CLS token are those of a linear classifier's input, by cosine.
+Queries are the test split, the index is of the train split. Relevance is graded by labels of global concepts: precision
+at 10 is the mean, over queries and their 10 nearest images, of the share of the query's concepts that the image has too,
+which is the cumulated gain of Järvelin and Kekäläinen (ACM Transactions on Information Systems 20(4), 2002) at 10 with
+the number of shared concepts as gain, divided by its largest value. Jaccard is that of both lists. Beside them is the
+share of images of the query's class. The neighbours by the backbone's CLS token are by cosine too.
 """
 
 import dataclasses
@@ -23,7 +26,7 @@ import faiss
 import numpy as np
 import torch
 import typer
-from datasets import concatenate_datasets, load_from_disk
+from datasets import load_from_disk
 from PIL import Image
 from tqdm import tqdm
 
@@ -59,8 +62,11 @@ def presence(split: Any) -> np.ndarray:
     return present
 
 
-def explained(model: Any, processor: Any, split: Any) -> Iterator[tuple[Any, np.ndarray]]:
-    """Each image's explanation, without what is large and not asked for here, and the backbone's CLS token `(D,)`."""
+def explained(model: Any, processor: Any, split: Any) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
+    """
+    Each image's explanation, without what is large and not asked for here, and unit vectors to compare with: the
+    contributions to all classes, and the backbone's CLS token.
+    """
     explainer = Explainer(model, processor, features=True)
     tokens: list[Any] = []
     model.ascent_vit.backbone.register_forward_hook(lambda _, __, outputs: tokens.append(outputs.last_hidden_state))
@@ -69,7 +75,11 @@ def explained(model: Any, processor: Any, split: Any) -> Iterator[tuple[Any, np.
         tokens.clear()
         for explanation, token in zip(explainer.run(images, [None] * len(images)), tokens[0][:, 0], strict=True):
             small = {"image": Image.new("RGB", (1, 1)), "patch_attention_heads": explanation.patch_attention[None]}
-            yield dataclasses.replace(explanation, **small), token.numpy()
+            vectors = {"contributions to all classes": explanation.contributions.ravel(), "cls": token.numpy()}
+            yield (
+                dataclasses.replace(explanation, **small),
+                {name: unit(vector) for name, vector in vectors.items()},
+            )
 
 
 def judge(rows: list[list[int]], test: Any, train: Any) -> dict[str, float]:
@@ -96,14 +106,18 @@ def judge_patches(index: ConceptIndex, explanations: Sequence[Any], test: Any, t
     the 10 images of nearest patches they placed the concept too, and in how many of all that are compared.
     """
     seen, chance, there = [], [], placed(train)
+    shares: dict[int, float] = {}
     for explanation, asked in zip(tqdm(explanations, desc="Patches"), placed(test), strict=True):
         strongest = np.argsort(-explanation.patch_attention.max(axis=(1, 2)))[:STRONGEST].tolist()
         for concept in asked.intersection(strongest):
-            name = explanation.concept_names["spatial"][concept]
-            held = [concept in there[case.row] for case in index.similar(explanation, k=len(index), concept=name)]
+            # The first time all images that are compared, for their share.
+            k = NEAREST if concept in shares else len(index)
+            cases = index.similar(explanation, k=k, concept=explanation.concept_names["spatial"][concept])
+            held = [concept in there[case.row] for case in cases]
+            shares.setdefault(concept, float(np.mean(held)))
             if len(held) >= NEAREST:
                 seen.append(np.mean(held[:NEAREST]))
-                chance.append(np.mean(held))
+                chance.append(shares[concept])
     figures = {"concept_at_10": np.mean(seen), "concept_in_compared": np.mean(chance)}
     return {name: round(100 * float(value), 1) for name, value in figures.items()} | {"queries": len(seen)}
 
@@ -111,19 +125,20 @@ def judge_patches(index: ConceptIndex, explanations: Sequence[Any], test: Any, t
 def grow(index: ConceptIndex, entries: int, folder: Path) -> ConceptIndex:
     """Writes an index of as many entries, copies with noise of those that there are, and loads it."""
     copies = -(-entries // len(index))
+    noise = np.random.default_rng(0)
     for name, columns in (("cases", ("contributions", "attention")), ("patches", ("features",))):
-        table = concatenate_datasets([load_from_disk(str(index.folder / name))] * copies)
+        given = load_from_disk(str(index.folder / name))
+        table = given.select(np.repeat(np.arange(len(given)), copies))
         if name == "patches":
-            case = np.array(table["case"][:]) + np.repeat(np.arange(copies) * len(index), len(index.patches))
+            case = np.array(table["case"][:]) * copies + np.tile(np.arange(copies), len(given))
             table = table.remove_columns("case").add_column("case", case)
         table.select_columns([each for each in table.column_names if each != "thumbnail"]).save_to_disk(folder / name)
         for column in columns:
-            given = faiss.read_index(str(index.folder / f"{column}.faiss"))
-            vectors = given.reconstruct_n(0, given.ntotal)
-            more = faiss.index_factory(given.d, FACTORY, faiss.METRIC_INNER_PRODUCT)
-            for seed in range(copies):
-                noise = np.random.default_rng(seed).normal(0, 0.01, vectors.shape).astype(np.float32)
-                noisy = vectors + noise * (vectors != 0)
+            stored = faiss.read_index(str(index.folder / f"{column}.faiss"))
+            more = faiss.index_factory(stored.d, FACTORY, faiss.METRIC_INNER_PRODUCT)
+            for row in range(stored.ntotal):
+                vector = stored.reconstruct(row)
+                noisy = vector + noise.normal(0, 0.01, (copies, stored.d)).astype(np.float32) * (vector != 0)
                 more.add(noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
             faiss.write_index(more, str(folder / f"{column}.faiss"))
     counts = {"cases": copies * len(index), "patches": copies * len(index.patches)}
@@ -146,40 +161,57 @@ def answer_times(index: ConceptIndex, explanations: Sequence[Any]) -> dict[str, 
     return times
 
 
-def main(
-    model: Annotated[str, typer.Option(help="Hub id or folder of the model.")],
-    data: Annotated[str, typer.Option(help="Prepared dataset with global concepts and points.")],
-    index: Annotated[Path, typer.Option(help="Index of its train split.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write.")],
-    entries: Annotated[int, typer.Option(min=1, help="Entries of the index whose answers are timed.")] = 100_000,
-    queries: Annotated[int | None, typer.Option(min=1, help="Queries; by default the whole test split.")] = None,
-) -> None:
+Model = Annotated[str, typer.Option(help="Hub id or folder of the model.")]
+Data = Annotated[str, typer.Option(help="Prepared dataset with global concepts and points.")]
+Index = Annotated[Path, typer.Option(help="Index of its train split.")]
+Output = Annotated[Path, typer.Option(help="JSON file to write.")]
+app = typer.Typer()
+
+
+@app.command()
+def neighbours(model: Model, data: Data, index: Index, output: Output) -> None:
     """Measures neighbours by contributions, attention and patch beside those by the backbone's CLS token."""
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
     classifier, processor = load_model(model)
     splits, similar = load_concept_dataset(data), ConceptIndex.load(index)
     train, test = splits["train"], splits["test"]
-    test = test.select(range(0, len(test), -(-len(test) // (queries or len(test)))))
     explanations, asked = zip(*explained(classifier, processor, test), strict=True)
-    there = [token for _, token in explained(classifier, processor, train)]
+    there = [vectors for _, vectors in explained(classifier, processor, train)]
     values: dict[str, Any] = {}
     for by in ("contributions", "attention"):
         rows = [[case.row for case in similar.similar(e, k=NEAREST, by=by)] for e in explanations]
         values[by] = judge(rows, test, train)
-    units = [np.stack([unit(token) for token in tokens]) for tokens in (asked, there)]
-    nearest = np.argsort(-(units[0] @ units[1].T), axis=1, kind="stable")[:, :NEAREST]
-    values["cls"] = judge(nearest.tolist(), test, train)
-    every = list(range(len(train)))
-    values["all images"] = judge([every] * len(test), test, train)
+    for name in there[0]:
+        left, right = (np.stack([vectors[name] for vectors in each]) for each in (asked, there))
+        nearest = np.argsort(-(left @ right.T), axis=1, kind="stable")[:, :NEAREST]
+        values[name] = judge(nearest.tolist(), test, train)
+    values["all images"] = judge([list(range(len(train)))] * len(test), test, train)
     for name, figures in values.items():
-        print(f"{name:16}", figures, flush=True)
+        print(f"{name:28}", figures, flush=True)
     values["patch"] = judge_patches(similar, explanations, test, train)
-    print(f"{'patch':16}", values["patch"], flush=True)
+    print(f"{'patch':28}", values["patch"], flush=True)
+    write_json(output, values | {"faiss_version": faiss.__version__, **versions()})
+
+
+@app.command()
+def answers(
+    model: Model,
+    data: Data,
+    index: Index,
+    output: Output,
+    entries: Annotated[int, typer.Option(min=1, help="Entries of the index, at least.")] = 100_000,
+    images: Annotated[int, typer.Option(min=1, help="Images that are asked about in turn.")] = 50,
+) -> None:
+    """Measures how long an answer takes on one core."""
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    classifier, processor = load_model(model)
+    test = load_concept_dataset(data)["test"]
+    test = test.select(range(0, len(test), -(-len(test) // images)))
+    explanations = [explanation for explanation, _ in explained(classifier, processor, test)]
     with tempfile.TemporaryDirectory() as folder:
-        values["answers"] = answer_times(grow(similar, entries, Path(folder)), explanations)
+        values = answer_times(grow(ConceptIndex.load(index), entries, Path(folder)), explanations)
     write_json(output, values | {"faiss_version": faiss.__version__, **versions()})
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -2,6 +2,7 @@
 """Writes the folder of an index: two tables of `datasets`, Faiss indexes of their vectors, and what they are of."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -107,6 +108,7 @@ def table_features(explanation: "Explanation", thumbnails: bool) -> tuple[Any, A
         "place": List(Value("int16"), length=2),
         "concepts": List(Value("int16")),
         "features": vector(patch_vector(explanation, (0, 0))),
+        "order": Value("string"),
     }
     return Features(cases), Features(patches)
 
@@ -153,7 +155,8 @@ def write_tables(
             writers[0].write({"row": item.index, "label": item.label} | row)
             for place, concepts in attended_patches(explanation, concepts_per_image).items():
                 features = patch_vector(explanation, place)
-                writers[1].write({"case": images, "place": place, "concepts": concepts, "features": features})
+                row = {"case": images, "place": place, "concepts": concepts, "features": features}
+                writers[1].write(row | {"order": " ".join(f"{concept:06d}" for concept in concepts)})
                 patches += 1
             images += 1
             bar.update()
@@ -184,6 +187,9 @@ def write_index(
     with quiet_datasets():
         for table, columns in ((CASES, ["contributions", "attention"]), (PATCHES, ["features"])):
             dataset = Dataset.from_file(str(arrow / table))
+            if table == PATCHES:
+                # Patches of a concept lie together, which makes a search among them alone several times faster.
+                dataset = dataset.sort("order").remove_columns("order")
             for column in columns if len(dataset) else ():
                 dataset.add_faiss_index(column, string_factory=FACTORY, metric_type=faiss.METRIC_INNER_PRODUCT)
                 dataset.save_faiss_index(column, folder / f"{column}.faiss")
@@ -191,8 +197,8 @@ def write_index(
             # `datasets` does not load what it saves of a table without rows.
             if len(dataset):
                 dataset.remove_columns(columns).save_to_disk(folder / table)
-            (arrow / table).unlink()
-    arrow.rmdir()
+            del dataset
+    shutil.rmtree(arrow)
     images, patches, skipped = counts
     facts = {
         "format": FORMAT,

@@ -150,6 +150,7 @@ class ConceptIndex:
         concepts_per_image: int = 16,
         batch_size: int = 8,
         dataset_name: str | None = None,
+        split_name: str | None = None,
         progress: bool = False,
     ) -> "ConceptIndex":
         """
@@ -167,7 +168,8 @@ class ConceptIndex:
             concepts_per_image (`int`, *optional*, defaults to 16):
                 Number of spatial concepts of an image, those attended most, whose patches are kept; 0 for no patches.
             batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
-            dataset_name (`str`, *optional*, defaults to what the dataset says): Name of the dataset, for the record.
+            dataset_name, split_name (`str`, *optional*, defaults to what the dataset says):
+                Names of the dataset and its split, for the record.
             progress (`bool`, *optional*, defaults to `False`): Whether to show a progress bar.
 
         Returns:
@@ -178,7 +180,7 @@ class ConceptIndex:
             ValueError: for a stream, for another kind of model, or where no image can be read.
         """
         require_faiss()
-        source = DatasetImages(dataset)
+        source = DatasetImages(dataset, split_name)
         if source.streams:
             raise ValueError("An index is built of a dataset whose rows are at hand: leave the streaming out.")
         if concepts_per_image < 0:

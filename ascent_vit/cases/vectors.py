@@ -28,7 +28,7 @@ def contribution_vector(explanation: "Explanation") -> np.ndarray:
     Of an image in an index this is the predicted class. So two images are alike if the same concepts made their
     predictions, whatever these are, and an image that is explained for another class finds those that were decided as
     it would be for that class. Contributions to all classes at once are no more than the attention, seen through a
-    linear map that parameters alone determine; measured, they find fewer of an image's concepts (docs/cases.md).
+    linear map that parameters alone determine; on birds they find fewer of an image's concepts.
     """
     return unit(explanation.select(explanation.contributions))
 

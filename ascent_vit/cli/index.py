@@ -45,6 +45,7 @@ def index(
         batch_size=batch_size,
         # The last part alone, as a path is this machine's.
         dataset_name=Path(dataset).name if Path(dataset).exists() else dataset,
+        split_name=split,
         progress=True,
     )
     built.save(output)
