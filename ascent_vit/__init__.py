@@ -23,12 +23,13 @@ from .inference import optimize_for_inference
 
 
 if TYPE_CHECKING:
+    from .cases import ConceptIndex
     from .explanation.edit import edit
 
 __version__ = "0.1.0"
 
 # Public names that need more than the model, and the module of each; imported when first used.
-_LAZY = {"edit": ".explanation.edit"}
+_LAZY = {"ConceptIndex": ".cases", "edit": ".explanation.edit"}
 
 
 def __getattr__(name: str) -> Any:
@@ -43,6 +44,7 @@ __all__ = [
     "AscentViTImageProcessor",
     "AscentViTImageProcessorPil",
     "AscentViTModel",
+    "ConceptIndex",
     "Explanation",
     "edit",
     "explain",

@@ -18,6 +18,7 @@ from .edit import edit
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
+from .index import index
 from .prepare import prepare
 from .publish import publish
 from .space import space
@@ -62,6 +63,7 @@ app.command("edit")(edit)
 app.command("evaluate")(evaluate)
 app.command("explain")(explain)
 app.command("export")(export)
+app.command("index")(index)
 app.command("prepare")(prepare)
 app.command("publish")(publish)
 app.command("space")(space)

@@ -40,7 +40,7 @@ def open_split(name: str, split: str | None, options: dict[str, Any]) -> "Datase
     wanted = split or (next(iter(splits)) if len(splits) == 1 else "test")
     if wanted not in splits:
         raise ValueError(f"The dataset has no split {wanted}; it has {', '.join(splits)}: choose with --split.")
-    return DatasetImages(splits[wanted])
+    return DatasetImages(splits[wanted], str(wanted))
 
 
 def open_inputs(
@@ -95,8 +95,13 @@ def explain(
     """Explain predictions: a picture, a page and JSON per image, or a table for a dataset.
 
     Images that cannot be read are left out and listed at the end, with exit code 1.
+
+    Under torchrun or accelerate launch, also on several machines, the processes write a dataset of parquet files
+    together, and the same command again completes it. They need no more than the output folder in common. The exit
+    code is then 0, as a launcher ends all processes when one of them fails.
     """
     from ascent_vit.explanation.batch import FORMATS, BatchJob, explain_many
+    from ascent_vit.explanation.shards import Launch, explain_shards
     from ascent_vit.explanation.sources import ImageFiles
     from ascent_vit.inference import load_model
     from ascent_vit.utils.files import check_new_folder, new_folder
@@ -105,21 +110,31 @@ def explain(
     unknown = [name for name in formats or () if name not in FORMATS]
     if unknown:
         raise ValueError(f"--format is {', '.join(FORMATS)}; got {unknown[0]}.")
-    check_new_folder(output)
+    launch = Launch.from_environment()
+    if launch is None:
+        check_new_folder(output)
+    elif processes > 1:
+        raise ValueError("The launcher starts the processes: leave --processes out.")
     source = open_inputs(inputs, split, streaming, options or ())
     classifier, processor = load_model(model)
     source.window = getattr(processor, "window", None)
     if label is not None:
         class_index(label, class_names(classifier.config))
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
-    chosen = tuple(formats or (("png", "html", "json") if isinstance(source, ImageFiles) else ("parquet",)))
+    by_image = isinstance(source, ImageFiles) and launch is None
+    chosen = tuple(formats or (("png", "html", "json") if by_image else ("parquet",)))
     job = BatchJob(load, source, output, chosen, label, top, batch_size, maps)
-    with new_folder(output) as folder:
-        skipped = explain_many(dataclasses.replace(job, folder=folder), processes, progress=True)
+    is_complete = True
+    if launch is not None:
+        skipped, is_complete = explain_shards(job, launch, progress=True)
+    else:
+        with new_folder(output) as folder:
+            skipped = explain_many(dataclasses.replace(job, folder=folder), processes, progress=True)
     for sentence in skipped:
         print(f"Left out: {sentence}", file=sys.stderr)
-    print(f"Explanations: {output}")
-    if skipped:
+    if is_complete:
+        print(f"Explanations: {output}")
+    if skipped and launch is None:
         raise typer.Exit(1)
 
 

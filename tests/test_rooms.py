@@ -20,6 +20,7 @@ ROOMS = [
     "ascent_vit/inference",
     "ascent_vit/data",
     "ascent_vit/explanation",
+    "ascent_vit/cases",
     "ascent_vit/evaluation",
     "ascent_vit/training",
     "ascent_vit/export",

@@ -177,8 +177,8 @@ class Intervention(ImageEvaluator):
     Where an image may have several classes, its accuracy is the share of all classes that are told right as present or
     absent, by a probability above 0.5. A model for regression is not judged.
 
-    Cost: a forward pass per image, and the concept head `3 * steps + 3` times. The expected gain takes none of them: it
-    follows from the exact sum.
+    Cost: a forward pass per image, and the concept head `3 * steps + 3` times. The expected gain takes none of them,
+    as it follows from the exact sum.
 
     Args:
         steps (`int`, *optional*, defaults to 16): Number of steps of a curve.

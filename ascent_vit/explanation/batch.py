@@ -71,13 +71,16 @@ class BatchJob:
 
 
 def explain_items(
-    job: BatchJob,
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
     items: Iterator[Item],
     skip: Callable[[str], None],
+    **kwargs: Any,
 ) -> Iterator[tuple[Item, Explanation]]:
-    """Explains each item that can be read; `skip` gets one sentence for each of the others."""
+    """
+    Explains each item that can be read; `skip` gets one sentence for each of the others, and `kwargs` are arguments of
+    [`explain`].
+    """
     waiting: deque[Item] = deque()
 
     def images() -> Iterator[Image.Image]:
@@ -90,51 +93,64 @@ def explain_items(
             waiting.append(item)
             yield image
 
-    for explanation in explain(model, processor, images(), job.class_id, job.batch_size):
+    for explanation in explain(model, processor, images(), **kwargs):
         yield waiting.popleft(), explanation
 
 
-def run_share(
+def on_accelerator(model: "ConceptClassifier", rank: int) -> "ConceptClassifier":
+    """Moves a model to the accelerator of a process of this machine; they take the accelerators in turn."""
+    if not torch.accelerator.is_available():
+        return model
+    kind = torch.accelerator.current_accelerator()
+    return model.to(torch.device(str(kind), rank % torch.accelerator.device_count()))
+
+
+def write_share(
     job: BatchJob,
-    start: int = 0,
-    stop: int | None = None,
-    table_path: Path | None = None,
-    rank: int = 0,
-    advance: Callable[[], None] | None = None,
+    model: "ConceptClassifier",
+    processor: "ConceptImageProcessor",
+    start: int,
+    stop: int | None,
+    table_path: Path | None,
+    advance: Callable[[], None],
 ) -> list[str]:
     """
     Explains the images from `start` to before `stop`.
 
     Args:
         job ([`BatchJob`]): Images to explain, and files to write.
-        start (`int`, *optional*, defaults to 0): Index of the first image.
-        stop (`int`, *optional*): Index after the last image; by default all are explained.
+        model (`torch.nn.Module`): The model.
+        processor (`AscentViTImageProcessor`): The model's image processor.
+        start (`int`): Index of the first image.
+        stop (`int`, *optional*): Index after the last image; None for all.
         table_path (`Path`, *optional*): Parquet file to write, if there is to be one.
-        rank (`int`, *optional*, defaults to 0): Number of the process, which chooses its accelerator among several.
-        advance (`Callable`, *optional*): Function that is called after each image.
+        advance (`Callable`): Function that is called after each image.
 
     Returns:
         `list[str]`: One sentence for each image that could not be read.
     """
-    model, processor = job.load()
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        model = model.to(torch.device(str(kind), rank % torch.accelerator.device_count()))
-    advance = advance or share_progress
     skipped: list[str] = []
 
     def skip(sentence: str) -> None:
         skipped.append(sentence)
         advance()
 
+    options = {"class_ids": job.class_id, "batch_size": job.batch_size}
     with ExitStack() as stack:
         table = stack.enter_context(ExplanationTable(table_path, job.maps)) if table_path else None
-        for item, explanation in explain_items(job, model, processor, job.source.items(start, stop), skip):
+        items = job.source.items(start, stop)
+        for item, explanation in explain_items(model, processor, items, skip, **options):
             job.write_files(explanation, item)
             if table is not None:
                 table.write(explanation, item.index, item.file, item.label)
             advance()
     return skipped
+
+
+def run_share(job: BatchJob, start: int, stop: int, table_path: Path | None, rank: int) -> list[str]:
+    """Explains a share of the images in one process of several of this machine, see [`write_share`]."""
+    model, processor = job.load()
+    return write_share(job, on_accelerator(model, rank), processor, start, stop, table_path, share_progress)
 
 
 def join_processes(shared: dict[str, Any], threads: int) -> None:
@@ -222,12 +238,17 @@ def explain_many(job: BatchJob, processes: int = 1, progress: bool = False) -> l
             skipped = run_processes(job, processes, bar)
         else:
             table_path = job.folder / TABLE_NAME if "parquet" in job.formats else None
-            skipped = run_share(job, table_path=table_path, advance=bar.update)
-        explained = bar.n - len(skipped)
-    if not explained:
-        reason = f" The first: {skipped[0]}" if skipped else ""
-        raise ValueError(f"There is no image that can be read.{reason}")
+            model, processor = job.load()
+            skipped = write_share(job, on_accelerator(model, 0), processor, 0, None, table_path, bar.update)
+        check_explained(bar.n - len(skipped), skipped)
     return skipped
 
 
-__all__ = ["BatchJob", "explain_many"]
+def check_explained(number: int, skipped: list[str]) -> None:
+    """Raises ValueError where no image could be read."""
+    if not number:
+        reason = f" The first: {skipped[0]}" if skipped else ""
+        raise ValueError(f"There is no image that can be read.{reason}")
+
+
+__all__ = ["BatchJob", "check_explained", "explain_items", "explain_many", "on_accelerator", "write_share"]

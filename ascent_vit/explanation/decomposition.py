@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ascent_vit.inference.identity import ModelIdentity
 from modeling_ascent_vit.class_scores_ascent_vit import ScoreFunction, chosen_classes, class_scores
 from modeling_ascent_vit.names_ascent_vit import find_concept
 
@@ -74,6 +75,9 @@ class Decomposition:
         score_function (`str`, *optional*, defaults to `"softmax"`):
             What makes scores of the logits: `"softmax"`; `"sigmoid"` of a model for several classes of an image;
             `"none"` of a regression, whose logits are the values themselves.
+        patch_features (`np.ndarray` of shape `(h, w, D)`, *optional*):
+            Tokens of the patches, as the concept head reads them, float32, if asked for.
+        identity ([`~ascent_vit.inference.ModelIdentity`], *optional*): What tells the model from others.
     """
 
     image: Image.Image
@@ -89,6 +93,8 @@ class Decomposition:
     processor: "ConceptImageProcessor" = field(repr=False)
     fusion: FusionMaps | None = field(default=None, repr=False)
     score_function: ScoreFunction = field(default="softmax", repr=False)
+    patch_features: np.ndarray | None = field(default=None, repr=False)
+    identity: ModelIdentity | None = field(default=None, repr=False)
 
     @property
     def class_ids(self) -> tuple[int, ...]:

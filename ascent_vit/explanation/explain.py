@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`explain`: one run of the model per batch gives explanations of every class."""
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ascent_vit.inference.identity import ModelIdentity
 from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
 from modeling_ascent_vit.class_scores_ascent_vit import chosen_classes, score_function
 from modeling_ascent_vit.concept_pipeline_ascent_vit import check_model_and_processor
@@ -31,6 +34,19 @@ def to_array(values: torch.Tensor) -> np.ndarray:
     return values.detach().float().cpu().numpy()
 
 
+@contextmanager
+def kept_tokens(model: "ConceptClassifier", wanted: bool) -> Iterator[list[torch.Tensor]]:
+    """Gives a list that gets the tokens `(B, P + N, D)` that the concept head reads, at each call, if wanted."""
+    tokens: list[torch.Tensor] = []
+    layer: Any = model.ascent_vit.tokens
+    hook = layer.register_forward_hook(lambda _, __, output: tokens.append(output)) if wanted else None
+    try:
+        yield tokens
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
 class Explainer:
     """
     Turns outputs of a model into explanations.
@@ -41,17 +57,25 @@ class Explainer:
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         fusion (`bool`, *optional*, defaults to `False`): Whether to keep where the patches looked in the pyramid.
+        features (`bool`, *optional*, defaults to `False`): Whether to keep the patches' tokens.
 
     Raises:
         ValueError: for another kind of model, or `fusion` of a model without pyramid.
     """
 
-    def __init__(self, model: "ConceptClassifier", processor: "ConceptImageProcessor", fusion: bool = False):
+    def __init__(
+        self,
+        model: "ConceptClassifier",
+        processor: "ConceptImageProcessor",
+        fusion: bool = False,
+        features: bool = False,
+    ):
         check_model_and_processor(model, processor)
         config = model.config
         if fusion and not config.fusion_levels:
             raise ValueError("This model has no pyramid (fusion_levels is 0), so there is no fusion to show.")
-        self.model, self.processor, self.fusion = model, processor, fusion
+        self.model, self.processor, self.fusion, self.features = model, processor, fusion, features
+        self.identity = ModelIdentity(model)
         # An image processor of older remote code has none.
         self.labels, self.concept_names = class_names(config), concept_names(config)
         self.score_function = score_function(config)
@@ -79,10 +103,18 @@ class Explainer:
         pixel_values = self.processor(images, return_tensors="pt")["pixel_values"].to(device, dtype)
         options: dict[str, Any] = {name: override.to(device) for name, override in overrides.items()}
         options |= size_options(self.model.config, pixel_values)
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model), kept_tokens(self.model, self.features) as tokens:
             outputs = self.model(pixel_values, return_dict=True, **self.arguments(), **options)
         pictures = [picture_of(image) for image in images]
-        return self.read(outputs, pictures, classes, (pixel_values.shape[2], pixel_values.shape[3]))
+        explanations = self.read(outputs, pictures, classes, (pixel_values.shape[2], pixel_values.shape[3]))
+        if not self.features:
+            return explanations
+        height, width = outputs["patch_grid"][0].tolist()
+        patches = to_array(tokens[0][:, -height * width :].unflatten(1, (height, width)))
+        return [
+            dataclasses.replace(explanation, patch_features=patch_features)
+            for explanation, patch_features in zip(explanations, patches, strict=True)
+        ]
 
     def read(
         self,
@@ -137,6 +169,7 @@ class Explainer:
                 processor=self.processor,
                 fusion=fusion,
                 score_function=self.score_function,
+                identity=self.identity,
             )
             for i, (image, fusion) in enumerate(zip(images, fusions, strict=True))
         ]
@@ -207,6 +240,7 @@ def explain(  # type: ignore[overload-overlap]
     class_ids: ClassIds = None,
     batch_size: int = 8,
     fusion: bool = False,
+    features: bool = False,
 ) -> Explanation: ...
 
 
@@ -218,6 +252,7 @@ def explain(  # type: ignore[overload-overlap]
     class_ids: ClassIds = None,
     batch_size: int = 8,
     fusion: bool = False,
+    features: bool = False,
 ) -> Iterator[Explanation]: ...
 
 
@@ -229,6 +264,7 @@ def explain(
     class_ids: ClassIds = None,
     batch_size: int = 8,
     fusion: bool = False,
+    features: bool = False,
 ) -> list[Explanation]: ...
 
 
@@ -239,6 +275,7 @@ def explain(
     class_ids: ClassIds = None,
     batch_size: int = 8,
     fusion: bool = False,
+    features: bool = False,
 ) -> Explanation | Iterator[Explanation] | list[Explanation]:
     r"""
     Explains what a concept classifier sees in images.
@@ -260,6 +297,8 @@ def explain(
         batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
         fusion (`bool`, *optional*, defaults to `False`):
             Whether to keep where each patch looked in the pyramid, for `fusion_maps` and `level_shares`.
+        features (`bool`, *optional*, defaults to `False`):
+            Whether to keep the patches' tokens as `patch_features`, by which [`~Explanation.similar`] finds patches.
 
     Returns:
         [`Explanation`] of one image; a list of them for a list or another iterable; for an iterator, such as a
@@ -281,7 +320,7 @@ def explain(
     >>> explanation.save("explanation.png")
     ```
     """
-    explainer = Explainer(model, processor, fusion)
+    explainer = Explainer(model, processor, fusion, features)
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more; got {batch_size}.")
     single = is_single(images)

@@ -71,6 +71,19 @@ class Explanation(Decomposition):
             raise ValueError(f"A contrast needs two classes; got {self.labels[label_id]!r} twice.")
         return Contrast(**fields_of(self) | {"label_id": label_id, "other_id": other_id})
 
+    def similar(self, index: Any, **kwargs) -> list[Any]:
+        """
+        Finds similar images, or similar patches, in an index of images.
+
+        Args:
+            index ([`~ascent_vit.cases.ConceptIndex`]): Index that was built with the same model.
+            kwargs: Arguments of [`~ascent_vit.cases.ConceptIndex.similar`].
+
+        Returns:
+            `list[Case]`: the most similar first.
+        """
+        return index.similar(self, **kwargs)
+
     def to_html(self, **kwargs) -> str:
         """Draws one self-contained page, see [`~ascent_vit.explanation.render.html.explanation_to_html`]."""
         from .render.html import explanation_to_html

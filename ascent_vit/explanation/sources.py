@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many images to explain: files, or a split of a dataset; each is read when its turn comes."""
 
+import hashlib
 import io
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +20,7 @@ from modeling_ascent_vit.image_reading_ascent_vit import read_image
 
 
 URL_STARTS = ("http://", "https://")
+DIGEST_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class ImageFiles:
         ValueError: for a folder without images.
     """
 
-    streams = False
+    streams, split_name = False, None
     # Range of images of more than 8 bits: that of the image processor they are read for.
     window: Any = None
 
@@ -108,6 +111,10 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.files)
 
+    def digest(self) -> str:
+        """SHA-256 of the names of the images."""
+        return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """The images from `start` to before `stop`."""
         for index in range(len(self.files))[start:stop]:
@@ -121,22 +128,39 @@ class DatasetImages:
 
     Args:
         split (`datasets.Dataset` or `datasets.IterableDataset`): Split with the columns `image` and `label`.
+        split_name (`str`, *optional*, defaults to what the split says, which may be nothing): Name of the split.
     """
 
     window: Any = None
 
-    def __init__(self, split: Any):
+    def __init__(self, split: Any, split_name: str | None = None):
         self.feature = split.features["image"]
         self.label_feature = split.features["label"]
         # `_read` decodes them one by one: an error of `datasets` while iterating would end the whole split.
         undecoded = type(self.feature)(decode=False)
         self.split = split.select_columns(["image", "label"]).cast_column("image", undecoded)
         self.streams = not hasattr(split, "__len__")
+        self.split_name = split_name or (str(split.split) if getattr(split, "split", None) else None)
 
     def __len__(self) -> int:
         if self.streams:
             raise TypeError("A stream has no length.")
         return len(self.split)
+
+    def digest(self) -> str:
+        """SHA-256 of the number of rows, their labels, and the stored bytes of 64 images spread evenly."""
+        from ascent_vit.data.schema import innermost
+
+        rows = len(self)
+        names = getattr(innermost(self.label_feature), "names", None)
+        digest = hashlib.sha256(json.dumps([rows, names, self.split["label"][:]], default=str).encode())
+        for index in range(0, rows, max(1, rows // DIGEST_IMAGES)):
+            image = self.split[index]["image"] or {}
+            content, path = image.get("bytes"), image.get("path")
+            if content is None and path and os.path.isfile(path):
+                content = Path(path).read_bytes()
+            digest.update(hashlib.sha256(content or b"").digest())
+        return digest.hexdigest()
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """The images from `start` to before `stop`; of a stream, all."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import ascent_vit
 import modeling_ascent_vit
+from ascent_vit.cases.index import FOLDER as INDEX
+from ascent_vit.cases.index import ConceptIndex
 from ascent_vit.inference.load import load_processor, load_whole
 from ascent_vit.utils.files import check_new_folder, new_folder, write_text
 
@@ -39,12 +41,15 @@ REQUIREMENTS = (
     "transformers >= 5.23",
 )
 
+# What an app needs besides to show similar images.
+INDEX_REQUIREMENTS = ("datasets >= 5.2", "faiss-cpu >= 1.15")
+
 # Files of the model that the app loads, and the line by which a Space has them before it starts.
 PRELOAD = "preload_from_hub:\n  - {repo_id} {files} {tag}\n"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 # The rooms of the package that the app needs.
-ROOMS = ("explanation", "inference", "publishing", "utils")
+ROOMS = ("cases", "explanation", "inference", "publishing", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
 
 APP = """\
@@ -63,7 +68,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit.publishing.space_app import build_app, launch_app
-
+{index_import}
 
 MODEL, REVISION = {model}, {revision}
 
@@ -71,9 +76,12 @@ if __name__ == "__main__":
     model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
+    index = {index}
     examples = sorted(Path(__file__).parent.glob("examples/*.png"))
-    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True), tool=True)
+    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True, index=index), tool=True)
 """
+INDEX_IMPORT = "from ascent_vit.cases import ConceptIndex\n"
+LOAD_INDEX = "ConceptIndex.load(MODEL, REVISION)"
 
 
 def copy_code(target: Path) -> None:
@@ -139,13 +147,21 @@ def stage_space(
         revision=options.tag,
         examples=f"\n{origin}\n" if origin else "",
     )
+    has_index = (source.model_dir / INDEX).is_dir()
+    app = APP.format(
+        model=json.dumps(model_repo_id),
+        revision=json.dumps(options.tag),
+        index_import=INDEX_IMPORT if has_index else "",
+        index=LOAD_INDEX if has_index else None,
+    )
+    requirements = (*REQUIREMENTS, *(INDEX_REQUIREMENTS if has_index else ()))
     with new_folder(target) as partial:
         copy_code(partial)
         if images:
             write_examples(images, partial / EXAMPLES)
         made = {
-            "app.py": APP.format(model=json.dumps(model_repo_id), revision=json.dumps(options.tag)),
-            "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
+            "app.py": app,
+            "requirements.txt": "\n".join(requirements) + "\n",
             "README.md": readme.rstrip("\n") + "\n",
         }
         for file, text in made.items():
@@ -217,9 +233,10 @@ def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequ
         raise ImportError("The app needs Gradio: pip install 'ascent-vit[space]'.") from error
     model, processor = load_whole(source.model_dir), load_processor(source.model_dir)
     title = Path(folder).resolve().name
+    index = ConceptIndex.load(source.model_dir) if (source.model_dir / INDEX).is_dir() else None
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_examples(images, Path(temporary, EXAMPLES))
-        launch_app(build_app(model, processor, title, paths), port)
+        launch_app(build_app(model, processor, title, paths, index=index), port)
 
 
 __all__ = ["publish_space", "run_space", "stage_space"]

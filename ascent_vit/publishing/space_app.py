@@ -30,11 +30,14 @@ from modeling_ascent_vit.concept_pipeline_ascent_vit import (
 from modeling_ascent_vit.image_reading_ascent_vit import read_image
 from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
+from .space_similar import add_similar
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from ascent_vit.cases import ConceptIndex
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
 
 # Largest numbers of concepts with a bar of their own, and of classes with a probability.
@@ -444,6 +447,7 @@ def build_app(
     title: str,
     examples: Sequence[str | os.PathLike] = (),
     tool: bool = False,
+    index: "ConceptIndex | None" = None,
 ) -> gr.Blocks:
     """
     Builds the app, without starting it.
@@ -454,6 +458,8 @@ def build_app(
         title (`str`): Title of the app, usually the model's name.
         examples (`Sequence[str | os.PathLike]`, *optional*): Image files that a visitor can choose.
         tool (`bool`, *optional*, defaults to `False`): Whether programs can call the app too, see [`add_tool`].
+        index ([`~ascent_vit.cases.ConceptIndex`], *optional*):
+            Index that was built with the model, to show similar images.
 
     Raises:
         ValueError: for another kind of model.
@@ -496,6 +502,8 @@ def build_app(
         ran = gr.on(given_changes, run, given, [state, *predicted], **quiet)
         ran.then(show, [state, *chosen], shown, show_progress="hidden", api_visibility="private")
         gr.on(chosen_changes, show, [state, *chosen], shown, **quiet)
+        if index is not None:
+            add_similar(state, ran, index, is_regression)
         if tool:
             add_tool(model, processor)
     return app

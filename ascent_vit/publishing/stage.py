@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from ascent_vit.cases.index import FOLDER as INDEX
+from ascent_vit.cases.index import ConceptIndex
+from ascent_vit.inference.identity import model_digest
 from ascent_vit.inference.load import load_processor, load_whole
 from ascent_vit.utils.files import read_json, write_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
@@ -240,6 +243,27 @@ def stage_pictures(source: Source, target: Path, options: PublishOptions) -> boo
     return True
 
 
+def stage_index(source: Source, target: Path, model: Any, options: PublishOptions) -> None:
+    """
+    Writes the index of similar images beside the model, if there is one; its thumbnails only where images may be sent.
+
+    Raises:
+        ValueError: for an index of another model than the one that is published.
+    """
+    if not (source.model_dir / INDEX).is_dir():
+        return
+    index = ConceptIndex.load(source.model_dir)
+    if index.facts["model"] != model_digest(model):
+        raise ValueError(
+            f"The index in {source.model_dir / INDEX} is of other weights or names than the model that is published "
+            "(--float16 rounds weights): build it again with that model, or remove it."
+        )
+    if may_show_images(source, options):
+        index.save(target / INDEX)
+    else:
+        index.write_without_thumbnails(target / INDEX)
+
+
 def stage_card_examples(source: Source, target: Path, names: Sequence[str], options: PublishOptions) -> None:
     """Copies the pixels of the images beside the model that a card's examples name."""
     from modeling_ascent_vit.image_inputs_ascent_vit import opened_image
@@ -291,9 +315,10 @@ def stage(
     Writes what is published of a run or a model into an empty folder, and checks it.
 
     These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`
-    with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, and
-    `explanations.png` if the licence of the images allows it. A card that exists already is kept; its code loads the
-    repository at the tag. Absolute paths are cut to their last part.
+    with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, the index of
+    similar images in `index/` if the model has one, and `explanations.png` and the index's thumbnails if the licence
+    of the images allows it. A card that exists already is kept; its code loads the repository at the tag. Absolute
+    paths are cut to their last part.
 
     Args:
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
@@ -328,6 +353,7 @@ def stage(
         check_examples(source, options, examples)
     model, processor = stage_model(source, target, options.float16)
     stage_pictures(source, target, options)
+    stage_index(source, target, model, options)
     stage_records(records, target)
     if card is None:
         widget = write_card_examples(example_images(source, examples), model, processor, target)

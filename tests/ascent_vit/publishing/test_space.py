@@ -20,11 +20,15 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
 
+from ascent_vit import ConceptIndex
 from ascent_vit.explanation import explain, intervene
 from ascent_vit.explanation.render.rows import signed
+from ascent_vit.inference import load_model
 from ascent_vit.publishing import PublishOptions, stage_space
 from ascent_vit.publishing.examples import MAX_EXAMPLES
 from ascent_vit.publishing.source import find_source
@@ -451,6 +455,35 @@ def test_a_visitor_explains_changes_and_compares(model_dir, images, tmp_path, pa
     # The preview of a file that is no image is empty, which Chromium does not count as an error.
     assert faults == []
     assert "CONNECTS" not in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_visitor_sees_similar_images(model_dir, images, tmp_path, page):
+    pytest.importorskip("faiss")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=LABELS)})
+    files = [str(path) for path in images[:2]]
+    dataset = Dataset.from_dict({"image": files, "label": [1, 3]}, features=features)
+    index = ConceptIndex.build(*load_model(str(model_dir)), dataset, thumbnails=True)
+    index.save(model_dir / "index")
+    query = explain(*load_model(str(model_dir)), images[0])
+    (other,) = (case for case in index.similar(query) if case.row == 1)
+    with Served(["-c", COMMAND, "space", str(model_dir), "--port", str(free_port())], tmp_path, {}) as served:
+        page.goto(served.address)
+        page.set_input_files("#image input[type=file]", images[0])
+        wait_for_text(page, "#similar", "1.000")
+        assert page.locator("#similar tbody tr").count() == page.locator("#similar img").count() == 2
+        shown = page.inner_text("#similar")
+        assert LABELS[1] in shown and LABELS[3] in shown and f"{other.score:.3f}" in shown
+        choose(page, "#similar-by", "the attention to concepts")
+        (other,) = (case for case in index.similar(query, by="attention") if case.row == 1)
+        wait_for_text(page, "#similar", f"{other.score:.3f}")
+        choose(page, "#similar-class", "of the predicted class")
+        number = len(index.similar(query, same_class=True))
+        wait_for_text(page, "#similar", "Similar images" if number else "no such image")
+        assert page.locator("#similar tbody tr").count() == number
+        assert page.evaluate("window.attacked") is None
+        faults, errors = page.faults, served.errors.read_text()
+    assert faults == [] and "Traceback" not in errors
 
 
 # On the Hub, a Space's addresses differ from a dataset's in this word alone.
