@@ -22,6 +22,7 @@ from .explain import explain
 from .export import export
 from .prepare import prepare
 from .publish import publish
+from .report import report
 from .space import space
 from .train import train
 
@@ -62,6 +63,7 @@ app.command("explain")(explain)
 app.command("export")(export)
 app.command("prepare")(prepare)
 app.command("publish")(publish)
+app.command("report")(report)
 app.command("space")(space)
 app.command("train")(train)
 

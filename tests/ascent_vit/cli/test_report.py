@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ascent-vit report`."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, DatasetDict
+
+from ascent_vit.cli.app import run
+from ascent_vit.data import load_digits_dataset
+from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
+
+
+DIGITS = [f"digit {digit}" for digit in range(10)]
+
+
+@pytest.fixture
+def model(tmp_path, make_config) -> str:
+    config = make_config(
+        id2label={0: "even", 1: "odd"}, label2id={"even": 0, "odd": 1}, num_labels=2,
+        global_concepts=DIGITS, spatial_concepts=DIGITS,
+        backbone_kwargs={"image_size": 32, "num_hidden_layers": 1},
+    )  # fmt: skip
+    AscentViTForImageClassification(config).save_pretrained(tmp_path / "model")
+    AscentViTImageProcessor.from_model_config(config).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(change=lambda split: split) -> str:
+        split = change(load_digits_dataset(copies=1, canvas=32)["test"].select(range(9)))
+        DatasetDict({"test": split}).save_to_disk(tmp_path / "data")
+        return str(tmp_path / "data")
+
+    return save
+
+
+def error_of(capsys) -> str:
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    return line
+
+
+def test_report(model, save, tmp_path, capsys):
+    output = tmp_path / "new" / "report"
+    assert run(["report", model, "--dataset", save(), "--output", str(output), "--by", "sample"]) == 0
+    assert sorted(path.name for path in output.iterdir()) == ["images.parquet", "index.html", "summary.json"]
+    written = json.loads((output / "summary.json").read_text())
+    assert written["model"] == model and written["split"] == "test" and written["figures"]["images"] == 9
+    assert {item["by"] for item in written["slices"]} == {"all", "concept", "size", "sample"}
+    assert pq.read_table(output / "images.parquet").num_rows == 9
+    assert f"Report: {output}" in capsys.readouterr().out
+    assert run(["report", model, "--dataset", save(), "--output", str(output)]) == 2
+    assert "is not empty" in error_of(capsys)
+
+
+def test_wrong_input(model, save, tmp_path, capsys):
+    words = ["report", model, "--output", str(tmp_path / "report")]
+    swapped = save(lambda split: split.cast_column("label", ClassLabel(names=["odd", "even"])))
+    for more, message in (
+        (["--dataset", swapped], "number 0 is 'even' in the model and 'odd' in the dataset"),
+        (["--dataset", swapped, "--split", "dev"], "no split dev; it has test"),
+    ):
+        assert run([*words, *more]) == 2
+        assert message in error_of(capsys)
+    assert run([*words, "--dataset", save(), "--by", "colour"]) == 2
+    assert "no column 'colour'" in error_of(capsys)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_split_without_labels(model, save, tmp_path, capsys, label):
+    def change(split):
+        feature = split.features["label"]
+        return split.remove_columns("label").add_column("label", [label] * len(split), feature=feature)
+
+    assert run(["report", model, "--dataset", save(change), "--output", str(tmp_path / "report")]) == 0
+    assert "Left out: Accuracy, errors and slices: the split has no labels" in capsys.readouterr().out
