@@ -40,7 +40,7 @@ class Rows:
     """
 
     def __init__(self, path: Path, names: dict[str, Any]):
-        self.path = path
+        self.path, self.names = path, names
         self.metadata = {"ascent_vit": json.dumps(names, ensure_ascii=False)}
         self.waiting: list[Any] = []
         self.writer: Any = None
@@ -52,11 +52,11 @@ class Rows:
         if sum(map(len, self.waiting)) >= ROW_GROUP_SIZE:
             self._flush()
 
-    def append(self, path: Path) -> None:
-        """Adds the rows of another file of this kind."""
+    def append(self, file: Any) -> None:
+        """Adds the rows of another file of this kind, a path or an open file."""
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(path) as other:
+        with pq.ParquetFile(file) as other:
             for group in range(other.num_row_groups):
                 self.waiting.append(other.read_row_group(group))
                 self._flush()

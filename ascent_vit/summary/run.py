@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`summarize`: one pass over a split, and what the whole model does in it."""
 
+import dataclasses
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -183,6 +185,87 @@ def shown_rows(
         yield from (rows[place] for rows in lists if place < len(rows))
 
 
+def share_of(number: int, batch_size: int, accelerator: Any) -> range:
+    """The images of a process: all, or its share of them, cut between batches so that these are those of one process."""
+    if accelerator is None:
+        return range(number)
+    batches, processes, rank = -(-number // batch_size), accelerator.num_processes, accelerator.process_index
+    start, stop = (min(batches * i // processes * batch_size, number) for i in (rank, rank + 1))
+    return range(start, stop)
+
+
+def join_processes(tally: Tally, rows: Rows, accelerator: Any) -> tuple[Tally, Rows]:
+    """Joins what several processes have found, in the order of the images; each of them gets it."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return tally, rows
+    from accelerate.utils import gather_object
+
+    joined, whole = Tally(), Rows(rows.path.with_name("joined.parquet"), rows.names)
+    for other, content in gather_object([(tally, rows.path.read_bytes() if rows.path.exists() else b"")]):
+        if content:
+            joined.merge(other)
+            whole.append(io.BytesIO(content))
+    whole.close()
+    return joined, whole
+
+
+def conclude(
+    observer: Observer,
+    processor: "ConceptImageProcessor",
+    dataset: Any,
+    tally: Tally,
+    rows: Rows,
+    by: Sequence[str],
+    index: Any,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> Summary:
+    """Draws from sums and table what a summary says, and reads the images again that it shows."""
+    from tqdm.auto import tqdm
+
+    config = observer.config
+    biases, function = observer.class_bias.numpy(), observer.function
+    concepts = concept_findings(tally, rows, concept_names(config))
+    confusions: list[dict[str, Any]] = []
+    errors: dict[str, Any] = {}
+    left_out = []
+    if function != "softmax":
+        left_out.append("Typical cases and confused pairs: the model does not predict one class of an image.")
+    elif np.isnan(rows.column("quality")).all():
+        left_out.append("Accuracy, errors and slices: the split has no labels. Classes are those predicted.")
+    else:
+        confusions, errors = confusion_findings(rows, biases)
+    classes = class_findings(tally, rows, observer.labels, biases, function)
+    names = [f"{item['name']} ({item['stream']})" for item in concepts]
+    slices = slice_findings(rows, names, {name: dataset[name][:] for name in by}, seed)
+    pictures, similar = Pictures(), {}
+    if index is not None:
+        wrong = list(dict.fromkeys(row for pair in confusions for row in pair["rows"]))[:MOST_SIMILAR]
+        similar = said_by_index(index, observer.model, processor, dataset, wrong, pictures, batch_size)
+    patches: dict[int, set[int]] = {}
+    for exemplar in (exemplar for concept in concepts for exemplar in concept["exemplars"]):
+        if exemplar["patch"] is not None:
+            patches.setdefault(exemplar["row"], set()).add(exemplar["patch"])
+    grid = next(iter(tally.grids)) if len(tally.grids) == 1 else None
+    bar = partial(tqdm, desc="Reading images", unit="image", disable=not progress)
+    shown = shown_rows(classes, concepts, confusions)
+    return Summary(
+        figures=overall(slices, tally, concepts, errors, QUALITY[function]),
+        classes=classes,
+        concepts=concepts,
+        effects=effect_tables(tally, observer),
+        confusions=confusions,
+        slices=slices,
+        similar=similar,
+        left_out=left_out,
+        facts={"quality": QUALITY[function], "seed": seed, "grid": grid},
+        rows=rows.path,
+        pictures=pictures,
+        boxes=read_pictures(dataset, processor, shown, pictures, patches, grid, bar),
+    )
+
+
 def summarize(
     model: "ConceptClassifier",
     processor: "ConceptImageProcessor",
@@ -231,59 +314,19 @@ def summarize(
     >>> summary.save("report")
     ```
     """
-    from tqdm.auto import tqdm
-
     check_counts(batch_size=batch_size)
     check_model_and_processor(model, processor)
     split, feature = checked_split(model.config, dataset, by, spatial_concepts)
     main = accelerator is None or accelerator.is_main_process
     folder = tempfile.TemporaryDirectory(prefix="ascent-vit-summary-")
-    labels, names = class_names(model.config), concept_names(model.config)
-    rows = Rows(Path(folder.name) / "images.parquet", {"labels": labels, "concepts": names})
+    names = {"labels": class_names(model.config), "concepts": concept_names(model.config)}
+    rows = Rows(Path(folder.name) / "images.parquet", names)
     observer = Observer(model, has_size=any(column in split.features for column in ("objects", "mask")))
-    bar = partial(tqdm, desc="Reading images", unit="image", disable=not (progress and main))
-    tally = look_at(observer, processor, split, feature, rows, batch_size, range(len(split)), progress and main)
-    biases, function = observer.class_bias.numpy(), observer.function
-    concepts = concept_findings(tally, rows, names)
-    confusions: list[dict[str, Any]] = []
-    errors: dict[str, Any] = {}
-    left_out = []
-    if function != "softmax":
-        left_out.append("Typical cases and confused pairs: the model does not predict one class of an image.")
-    elif np.isnan(rows.column("quality")).all():
-        left_out.append("Accuracy, errors and slices: the split has no labels. Classes are those predicted.")
-    else:
-        confusions, errors = confusion_findings(rows, biases)
-    classes = class_findings(tally, rows, labels, biases, function)
-    columns = {name: dataset[name][:] for name in by}
-    slices = slice_findings(rows, [f"{item['name']} ({item['stream']})" for item in concepts], columns, seed)
-    pictures = Pictures()
-    patches: dict[int, set[int]] = {}
-    for concept in concepts:
-        for exemplar in concept["exemplars"]:
-            if exemplar["patch"] is not None:
-                patches.setdefault(exemplar["row"], set()).add(exemplar["patch"])
-    grid = next(iter(tally.grids)) if len(tally.grids) == 1 else None
-    similar = {}
-    if index is not None:
-        wrong = list(dict.fromkeys(row for pair in confusions for row in pair["rows"]))[:MOST_SIMILAR]
-        similar = said_by_index(index, model, processor, split, wrong, pictures, batch_size)
-    boxes = read_pictures(split, processor, shown_rows(classes, concepts, confusions), pictures, patches, grid, bar)
-    return Summary(
-        figures=overall(slices, tally, concepts, errors, QUALITY[function]),
-        classes=classes,
-        concepts=concepts,
-        effects=effect_tables(tally, observer),
-        confusions=confusions,
-        slices=slices,
-        similar=similar,
-        left_out=left_out,
-        facts={"quality": QUALITY[function], "seed": seed, "grid": grid},
-        rows=rows.path,
-        pictures=pictures,
-        boxes=boxes,
-        folder=folder,
-    )
+    share = share_of(len(split), batch_size, accelerator)
+    tally = look_at(observer, processor, split, feature, rows, batch_size, share, progress and main)
+    tally, rows = join_processes(tally, rows, accelerator)
+    summary = conclude(observer, processor, dataset, tally, rows, by, index, batch_size, seed, progress and main)
+    return dataclasses.replace(summary, folder=folder)
 
 
 __all__ = ["summarize"]

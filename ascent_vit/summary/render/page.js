@@ -4,7 +4,10 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const numClasses = data.classes.length;
 const effects = Object.fromEntries(Object.entries(data.effects).map(([name, text]) => [name, decode(text)]));
 const classNames = data.classes.map((item) => item.name);
-const conceptNames = data.concepts.map((item) => item.name);
+// With the stream where two streams have a concept of one name.
+const conceptNames = data.concepts.map(({ name, stream }) => {
+  return data.concepts.some((other) => other.name === name && other.stream !== stream) ? `${name} (${stream})` : name;
+});
 const QUALITY = { accuracy: "accuracy", label_accuracy: "share of classes told right", mae: "mean absolute error" };
 
 // Numbers
@@ -40,6 +43,13 @@ function make(tag, attributes = {}, ...children) {
     else made.setAttribute(name, value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+/** A name that may be broken after its punctuation. */
+function breakable(name) {
+  const made = make("span");
+  for (const part of String(name).split(/(?<=[_:/.-](?=[^_:/.-]))/)) made.append(part, document.createElement("wbr"));
   return made;
 }
 
@@ -116,7 +126,7 @@ function makeTable({ label, columns, rows, sort = 0, down = false, choose = null
   const lines = rows.map((row) => {
     const line = make("tr", { tabindex: "-1", class: choose ? "choice" : "" });
     for (const column of columns) {
-      const content = column.cell ? column.cell(row) : (column.text ?? String)(column.value(row));
+      const content = column.cell ? column.cell(row) : (column.text ?? breakable)(column.value(row));
       line.append(make("td", { class: column.number ? "number" : "" }, content ?? ""));
     }
     line.addEventListener("click", (event) => event.target.closest("button") || pick(line, row));
@@ -173,7 +183,7 @@ function makeTable({ label, columns, rows, sort = 0, down = false, choose = null
   }
 
   const empty = make("p", { class: "empty" }, rows.length ? "Nothing is found." : "There are none.");
-  const table = make("table", { "aria-label": label }, make("thead", {}, make("tr", {}, ...heads)), body);
+  const table = make("table", { "aria-label": label, ...(choose && { role: "grid" }) }, make("thead", {}, make("tr", {}, ...heads)), body);
   const box = make("div", {}, make("div", { class: "scroll" }, table, empty));
   sortBy(sort, down);
   empty.hidden = rows.length > 0;
@@ -192,6 +202,8 @@ function makeTable({ label, columns, rows, sort = 0, down = false, choose = null
     if (!found) return;
     found.line.hidden = false;
     pick(found.line, found.row);
+    if (wanted === undefined) return;
+    found.line.focus({ preventScroll: true });
     found.line.scrollIntoView({ block: "nearest" });
   };
   return box;
@@ -199,7 +211,7 @@ function makeTable({ label, columns, rows, sort = 0, down = false, choose = null
 
 /** A table on the left, and on the right what `detail` makes of the row that is chosen. */
 function makeSplit(options, detail) {
-  const right = make("section", { "aria-label": `${options.label}: details`, "aria-live": "polite" });
+  const right = make("section", { "aria-label": `${options.label}: details`});
   const table = makeTable({ ...options, choose: (row) => right.replaceChildren(...detail(row).filter(Boolean)) });
   table.className = "list";
   const split = make("div", { class: "split" }, table, right);
@@ -210,7 +222,7 @@ function makeSplit(options, detail) {
 
 /** A name that leads to what is said of it in another part. */
 function link(tab, index, name) {
-  const button = make("button", { type: "button", class: "link" }, name);
+  const button = make("button", { type: "button", class: "link" }, breakable(name));
   button.addEventListener("click", () => open(tab, index));
   return button;
 }
@@ -332,10 +344,13 @@ function concepts() {
     ["average_precision", "AP", "Average precision of the strongest attention as a score for the presence of the concept"],
     ["pointing_game", "pointing", "Share of its annotated images where the strongest attention lies on the annotation"],
     ["pixel_tpr", "pixel TPR", "Share of its annotated patches whose most attended concept is annotated there"],
-    ["mass_on_annotated", "on anything", "Share of its attention that lies on anything annotated"],
   ];
   for (const [key, name, note] of optional) {
     if (has(key)) columns.push({ name, note, number: true, value: (row) => row[key], text: percent });
+  }
+  if (rows.some((row) => row.suspicious)) {
+    const suspicion = (row) => (row.suspicious ? "looks elsewhere" : "");
+    columns.push({ name: "suspicion", note: "Its attention prefers nothing that is annotated", value: suspicion });
   }
   if (data.figures.errors) columns.push({ name: "puts right", note: "Errors that its correction alone puts right", number: true, value: (row) => row.put_right, text: count });
   return makeSplit({ label: "Concepts", columns, rows, sort: 2, down: true, key: (row) => row.index }, conceptDetail);
@@ -406,8 +421,8 @@ function errors() {
   ];
   const split = makeSplit({ label: "Errors", columns, rows, sort: 2, down: true, key: (row) => row.index }, errorDetail);
   const total = data.figures.pairs ?? 0;
-  if (total <= rows.length) return split;
-  return make("div", {}, make("p", { class: "note" }, `The ${rows.length} most frequent of ${total} pairs.`), split);
+  if (total > rows.length) split.firstChild.prepend(make("p", { class: "note" }, `The ${rows.length} most frequent of ${total} pairs.`));
+  return split;
 }
 
 function errorDetail(row) {
@@ -495,10 +510,9 @@ function open(name, index) {
     part.content = part.build();
     part.panel.append(part.content);
   }
-  if (index !== undefined) {
-    part.content.pick(index);
-    part.tab.focus({ preventScroll: false });
-  }
+  if (index === undefined) return;
+  part.content.pick(index);
+  window.scrollTo(0, 0);
 }
 
 open("Overview");

@@ -2,6 +2,9 @@
 """`ascent-vit report`."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -77,3 +80,32 @@ def test_a_split_without_labels(model, save, tmp_path, capsys, label):
 
     assert run(["report", model, "--dataset", save(change), "--output", str(tmp_path / "report")]) == 0
     assert "Left out: Accuracy, errors and slices: the split has no labels" in capsys.readouterr().out
+
+
+def rounded(value):
+    """Numbers to four decimals, for results that differ in the order of their sums."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(model, save, tmp_path):
+    dataset, found = save(), []
+    for number in (1, 2):
+        output = tmp_path / f"report-{number}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+        command += ["-m", "ascent_vit.cli", "report", model, "--dataset", dataset, "--output", str(output)]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        process = subprocess.run(
+            [*command, "--batch-size", "2"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == 0, process.stderr
+        rows = pq.read_table(output / "images.parquet").to_pydict()
+        found.append((json.loads((output / "summary.json").read_text()), rows))
+    (one, rows), (two, other_rows) = found
+    assert two == rounded(one)
+    assert rows["row"] == other_rows["row"] == list(range(9)) and rows["label"] == other_rows["label"]
+    assert other_rows["contributions"] == rounded(rows["contributions"])
