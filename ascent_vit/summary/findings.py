@@ -37,7 +37,7 @@ def average_precisions(rows: Rows) -> list[float | None]:
 
 
 def concept_findings(tally: Tally, rows: Rows, names: dict[str, list[str]]) -> list[dict[str, Any]]:
-    """What a summary says of each concept, see [`Summary`]."""
+    """What a summary says of each concept, see `Summary`."""
     sums, images = tally.sums, float(tally.sums["images"])
     spatial = {
         "annotated_images": sums["judged"].long().tolist(),

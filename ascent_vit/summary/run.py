@@ -186,7 +186,7 @@ def shown_rows(
 
 
 def share_of(number: int, batch_size: int, accelerator: Any) -> range:
-    """The images of a process: all, or its share of them, cut between batches so that these are those of one process."""
+    """The images of a process: all, or a share cut between batches, so that the batches are those of one process."""
     if accelerator is None:
         return range(number)
     batches, processes, rank = -(-number // batch_size), accelerator.num_processes, accelerator.process_index

@@ -40,8 +40,9 @@ class Summary:
         left_out (`list[str]`): A sentence for each part that the model or the split does not allow.
         facts (`dict`): Names of classes, kind of problem and names of the streams' concepts.
         rows (`Path`): Parquet file with one row per image, which lives as long as the summary.
-        pictures ([`Pictures`]): Thumbnails by row.
+        pictures (`Pictures`): Thumbnails by row.
         boxes (`dict`): By row and patch, the place of the patch in shares of the image.
+        folder (`TemporaryDirectory`): Folder of `rows`, which is removed with the summary.
     """
 
     figures: dict[str, Any]
