@@ -84,8 +84,9 @@ def typical_cases(rows: Rows, num_classes: int) -> tuple[list[list[int]], list[l
     Of the images that are rightly predicted (without labels, of all), it is the Euclidean distance of an image's
     contributions to its class from their mean over such images of the class; NaN for others.
     """
-    classes, wrong = rows.column("predicted_id"), rows.column("quality") == 0
-    classes = np.where(wrong, -1, classes)
+    classes, quality = rows.column("predicted_id"), rows.column("quality")
+    if not np.isnan(quality).all():
+        classes = np.where(quality == 1, classes, -1)
     sums: Any = 0.0
     start = 0
     for (contributions,) in rows.parts(["contributions"]):

@@ -60,17 +60,18 @@ class Observer:
 
     Args:
         model: model to look at, in evaluation mode.
+        has_labels: whether any image has a label; else each counts as one of the class that is predicted.
         has_size: whether annotations have an extent, as those of points have not.
     """
 
-    def __init__(self, model: "ConceptClassifier", has_size: bool):
-        self.model, self.config, self.has_size = model, model.config, has_size
+    def __init__(self, model: "ConceptClassifier", has_labels: bool = True, has_size: bool = True):
+        self.model, self.config, self.has_labels, self.has_size = model, model.config, has_labels, has_size
         self.function = score_function(self.config)
         self.labels = class_names(self.config)
         self.device, self.dtype = input_kind(model)
         with torch.no_grad():
             self.tables = {name: stream.contribution_table().cpu() for name, stream in model.streams().items()}
-            self.class_bias = model.class_bias().double().cpu()
+            self.class_bias = model.class_bias().cpu().double()
 
     @property
     def weights(self) -> Tensor:
@@ -95,7 +96,7 @@ class Observer:
             output_concept_heads=True,
             **size_options(self.config, pixel_values),
         )
-        logits = outputs.logits.double().cpu()
+        logits = outputs.logits.cpu().double()
         if not logits.isfinite().all():
             raise ValueError("The model's logits are not finite: its weights are damaged, or its training diverged.")
         grid = tuple(outputs.patch_grid[0].tolist())
@@ -162,13 +163,14 @@ class Observer:
         return torch.cat(pooled, 1), torch.cat(strongest, 1), torch.cat(patches, 1)
 
     def members(self, labels: Tensor, labelled: Tensor, predicted: Tensor) -> Tensor:
-        """Which images count as those of a class, `(B, K)`: by label, else by what is predicted; of values, all."""
+        """Which images count as those of a class, `(B, K)`: by label, or all by prediction; of values, all."""
         number = self.config.num_labels
         if self.function == "none":
             return torch.ones(len(labels), number, dtype=torch.bool)
-        by_prediction = torch.nn.functional.one_hot(predicted, number).bool()
+        if not self.has_labels:
+            return torch.nn.functional.one_hot(predicted, number).bool()
         by_label = labels > 0 if labels.ndim == 2 else torch.nn.functional.one_hot(labels, number).bool()
-        return torch.where(labelled.unsqueeze(1), by_label, by_prediction)
+        return by_label & labelled.unsqueeze(1)
 
     def columns(
         self, seen: Batch, batch: dict[str, Any], logits: Tensor, labels: Tensor, predicted: Tensor
@@ -242,4 +244,4 @@ class Observer:
         ]
 
 
-__all__ = ["Collator", "Observer"]
+__all__ = ["Collator", "Observer", "is_unlabelled"]

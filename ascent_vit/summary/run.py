@@ -13,7 +13,7 @@ import numpy as np
 from datasets import ClassLabel, List, Value
 from torch.utils.data import DataLoader
 
-from ascent_vit.data.schema import COLUMNS
+from ascent_vit.data.schema import COLUMNS, label_text
 from ascent_vit.evaluation.dataset import check_names
 from ascent_vit.evaluation.probe import check_counts
 from ascent_vit.explanation import explain
@@ -23,7 +23,7 @@ from modeling_ascent_vit.concept_pipeline_ascent_vit import check_model_and_proc
 from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
 from .findings import concept_findings, confusion_findings, typical_cases
-from .observation import Collator, Observer
+from .observation import Collator, Observer, is_unlabelled
 from .pictures import Pictures, read_pictures
 from .rows import Rows
 from .slices import slice_findings
@@ -64,9 +64,11 @@ def checked_split(config: Any, split: "Dataset", by: Sequence[str], spatial_conc
         raise ValueError("A summary reads images again, and a stream is read once: load the dataset whole.")
     if len(split) == 0:
         raise ValueError("The split has no images: summarize one that has some.")
-    missing = [name for name in by if name not in split.features]
-    if missing:
-        raise ValueError(f"The split has no column {missing[0]!r}; it has {', '.join(split.features)}.")
+    for name in by:
+        if name not in split.features:
+            raise ValueError(f"The split has no column {name!r}; it has {', '.join(split.features)}.")
+        if not isinstance(split.features[name], Value | ClassLabel):
+            raise ValueError(f"The column {name!r} holds no texts, numbers or classes, by which images are judged.")
     feature = split.features.get("label", label_feature(config))
     check_names(config, {**split.features, "label": feature}, spatial_concepts)
     return split.select_columns([name for name in COLUMNS if name in split.features]), feature
@@ -238,11 +240,16 @@ def conclude(
         confusions, errors = confusion_findings(rows, biases)
     classes = class_findings(tally, rows, observer.labels, biases, function)
     names = [f"{item['name']} ({item['stream']})" for item in concepts]
-    slices = slice_findings(rows, names, {name: dataset[name][:] for name in by}, seed)
+    columns = {
+        name: [None if value is None else label_text(dataset.features[name], value) for value in dataset[name]]
+        for name in by
+    }
+    slices = slice_findings(rows, names, columns, seed)
+    only_images = dataset.select_columns(["image"])
     pictures, similar = Pictures(), {}
     if index is not None:
         wrong = list(dict.fromkeys(row for pair in confusions for row in pair["rows"]))[:MOST_SIMILAR]
-        similar = said_by_index(index, observer.model, processor, dataset, wrong, pictures, batch_size)
+        similar = said_by_index(index, observer.model, processor, only_images, wrong, pictures, batch_size)
     patches: dict[int, set[int]] = {}
     for exemplar in (exemplar for concept in concepts for exemplar in concept["exemplars"]):
         if exemplar["patch"] is not None:
@@ -262,7 +269,7 @@ def conclude(
         facts={"quality": QUALITY[function], "seed": seed, "grid": grid},
         rows=rows.path,
         pictures=pictures,
-        boxes=read_pictures(dataset, processor, shown, pictures, patches, grid, bar),
+        boxes=read_pictures(only_images, processor, shown, pictures, patches, grid, bar),
     )
 
 
@@ -317,11 +324,15 @@ def summarize(
     check_counts(batch_size=batch_size)
     check_model_and_processor(model, processor)
     split, feature = checked_split(model.config, dataset, by, spatial_concepts)
+    if index is not None:
+        # An index of another model is refused before the pass, not after it.
+        index.similar(explain(model, processor, dataset[0]["image"]), k=1)
     main = accelerator is None or accelerator.is_main_process
     folder = tempfile.TemporaryDirectory(prefix="ascent-vit-summary-")
     names = {"labels": class_names(model.config), "concepts": concept_names(model.config)}
     rows = Rows(Path(folder.name) / "images.parquet", names)
-    observer = Observer(model, has_size=any(column in split.features for column in ("objects", "mask")))
+    has_labels = "label" in split.features and not all(is_unlabelled({"label": label}) for label in split["label"])
+    observer = Observer(model, has_labels, any(column in split.features for column in ("objects", "mask")))
     share = share_of(len(split), batch_size, accelerator)
     tally = look_at(observer, processor, split, feature, rows, batch_size, share, progress and main)
     tally, rows = join_processes(tally, rows, accelerator)

@@ -227,7 +227,7 @@ function link(tab, index, name) {
   return button;
 }
 
-const conceptLink = (index) => link("Concepts", index, conceptNames[index]);
+const conceptLink = (index, name = conceptNames[index]) => link("Concepts", index, name);
 const classLink = (index) => link("Classes", index, classNames[index]);
 
 /** Columns of a table of contributions, with a bar for `values` of each row. */
@@ -310,7 +310,7 @@ function classDetail(row) {
     own: effect("class", concept, row.index), all: effect("all", concept, row.index), weight: effect("weights", concept, row.index),
   }));
   const columns = [
-    { name: "concept", value: (item) => item.name, cell: (item) => conceptLink(item.concept) },
+    { name: "concept", value: (item) => item.name, cell: (item) => conceptLink(item.concept, item.name) },
     { name: "stream", value: (item) => item.stream },
     ...barColumn("in its images", (item) => item.own, rows, "Mean contribution to the class over the images of the class"),
     { name: "in all images", note: "Mean contribution to the class over all images", number: true, value: (item) => item.all, text: (value) => signed(value) },
@@ -426,9 +426,9 @@ function errors() {
 }
 
 function errorDetail(row) {
-  const rows = row.contrast.map((value, concept) => ({ concept, value, name: conceptNames[concept], stream: data.concepts[concept].stream }));
+  const rows = row.contrast.map((value, concept) => ({ concept, value, name: data.concepts[concept].name, stream: data.concepts[concept].stream }));
   const columns = [
-    { name: "concept", value: (item) => item.name, cell: (item) => conceptLink(item.concept) },
+    { name: "concept", value: (item) => item.name, cell: (item) => conceptLink(item.concept, item.name) },
     { name: "stream", value: (item) => item.stream },
     ...barColumn("contrast", (item) => item.value, rows, "Mean contribution to the true class less that to the predicted one"),
   ];

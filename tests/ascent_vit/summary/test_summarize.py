@@ -21,7 +21,7 @@ from ascent_vit.utils.bootstrap import bootstrap_interval
 @pytest.fixture
 def summary(balanced, digits):
     model, processor = balanced()
-    return model, processor, summarize(model, processor, digits, batch_size=7, by=["sample"])
+    return model, processor, summarize(model, processor, digits, batch_size=7, by=["sample", "label"])
 
 
 def explanations_of(model, processor, split):
@@ -133,6 +133,7 @@ def test_slices(summary, digits):
     sizes = [item for item in found.slices if item["by"] == "size"]
     assert sum(item["images"] for item in sizes) == 30 and 2 <= len(sizes) <= 4
     assert slices["sample", str(digits["sample"][3])]["images"] == 1
+    assert slices["label", "odd"]["images"] == labels.sum()
 
 
 def test_no_figure_depends_on_the_batches(balanced, digits):
@@ -195,14 +196,18 @@ def test_splits_without_labels_say_what_they_can(balanced, digits):
     assert unknown.figures == bare.figures
 
 
-def test_rows_without_label_are_left_out_of_the_accuracy(balanced, digits):
+def test_rows_without_label_are_left_out_of_classes(balanced, digits, close):
     model, processor = balanced()
     labels = [None if i % 3 == 0 else label for i, label in enumerate(digits["label"])]
     split = digits.remove_columns("label").add_column("label", labels, feature=digits.features["label"])
     found = summarize(model, processor, split)
     right = [i for i in range(30) if i % 3]
     assert found.figures["labelled"] == 20 and found.figures["images"] == 30
-    assert found.figures["accuracy"] == summarize(model, processor, digits.select(right)).figures["accuracy"]
+    labelled = summarize(model, processor, digits.select(right))
+    assert found.figures["accuracy"] == labelled.figures["accuracy"]
+    close(found.effects["class"], labelled.effects["class"])
+    for one, other in zip(found.classes, labelled.classes, strict=True):
+        assert [case["row"] for case in one["typical"]] == [right[case["row"]] for case in other["typical"]]
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
@@ -242,6 +247,8 @@ def test_what_is_not_the_models_is_refused(balanced, digits):
         summarize(model, processor, other)
     with pytest.raises(ValueError, match="no column 'colour'; it has image"):
         summarize(model, processor, digits, by=["colour"])
+    with pytest.raises(ValueError, match="'mask' holds no texts, numbers or classes"):
+        summarize(model, processor, digits, by=["mask"])
     with pytest.raises(ValueError, match="no images"):
         summarize(model, processor, digits.select([]))
     with pytest.raises(ValueError, match="a stream is read once"):
@@ -264,6 +271,16 @@ def test_similar_cases_of_errors(balanced, digits):
     assert list(found.similar) == shown and len(shown) > 2
     assert [case["row"] for case in found.similar[shown[0]]] == [0, 1, 2]
     assert found.similar[shown[0]][0]["picture"] in found.pictures.images
+
+
+def test_an_index_of_another_model_is_refused_before_the_pass(balanced, digits, monkeypatch):
+    class Index:
+        def similar(self, explanation, k):
+            raise ValueError("The index is of another model.")
+
+    monkeypatch.setattr("ascent_vit.summary.run.look_at", None)
+    with pytest.raises(ValueError, match="another model"):
+        summarize(*balanced(), digits, index=Index())
 
 
 def test_a_saved_summary(summary, tmp_path):
