@@ -25,11 +25,12 @@ from .inference import optimize_for_inference
 if TYPE_CHECKING:
     from .cases import ConceptIndex
     from .explanation.edit import edit
+    from .summary import summarize
 
 __version__ = "0.1.0"
 
 # Public names that need more than the model, and the module of each; imported when first used.
-_LAZY = {"ConceptIndex": ".cases", "edit": ".explanation.edit"}
+_LAZY = {"ConceptIndex": ".cases", "edit": ".explanation.edit", "summarize": ".summary"}
 
 
 def __getattr__(name: str) -> Any:
@@ -50,4 +51,5 @@ __all__ = [
     "explain",
     "intervene",
     "optimize_for_inference",
+    "summarize",
 ]

@@ -21,6 +21,7 @@ from .export import export
 from .index import index
 from .prepare import prepare
 from .publish import publish
+from .report import report
 from .space import space
 from .train import train
 
@@ -66,6 +67,7 @@ app.command("export")(export)
 app.command("index")(index)
 app.command("prepare")(prepare)
 app.command("publish")(publish)
+app.command("report")(report)
 app.command("space")(space)
 app.command("train")(train)
 

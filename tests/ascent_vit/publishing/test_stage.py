@@ -58,6 +58,10 @@ def staged(folder, tmp_path, repo_id="ann/birds", name="staged", **options):
 
 
 def test_everything_that_is_needed_and_nothing_else(run_folder, tmp_path):
+    # A report of the model holds photographs.
+    for name in ("report/index.html", "model/report/images.parquet", "model/index.html", "model/images.parquet"):
+        (run_folder / name).parent.mkdir(exist_ok=True)
+        (run_folder / name).write_text("<img>")
     target, files = staged(run_folder, tmp_path)
     assert files == CODE | MODEL | RECORDS | EXAMPLES | {"explanations.png"}
     before, after = (load_file(folder / "model.safetensors") for folder in (run_folder / "model", target))
