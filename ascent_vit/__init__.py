@@ -7,6 +7,9 @@ Importing the package registers the model with transformers' Auto classes and pi
 first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from modeling_ascent_vit import (
     AscentViTConfig,
     AscentViTForImageClassification,
@@ -19,7 +22,20 @@ from .explanation import Explanation, explain, intervene
 from .inference import optimize_for_inference
 
 
+if TYPE_CHECKING:
+    from .safeguard import Safeguard
+
 __version__ = "0.1.0"
+
+# Public names that need more than the model, and the module of each; imported when first used.
+_LAZY = {"Safeguard": ".safeguard"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name], __name__), name)
+
 
 __all__ = [
     "AscentViTConfig",
@@ -28,6 +44,7 @@ __all__ = [
     "AscentViTImageProcessorPil",
     "AscentViTModel",
     "Explanation",
+    "Safeguard",
     "explain",
     "intervene",
     "optimize_for_inference",
