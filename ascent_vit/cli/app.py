@@ -20,6 +20,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
+from .guard import guard
 from .prepare import prepare
 from .publish import publish
 from .space import space
@@ -60,6 +61,7 @@ app.command("demo")(demo)
 app.command("evaluate")(evaluate)
 app.command("explain")(explain)
 app.command("export")(export)
+app.command("guard")(guard)
 app.command("prepare")(prepare)
 app.command("publish")(publish)
 app.command("space")(space)

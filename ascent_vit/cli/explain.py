@@ -90,6 +90,12 @@ def explain(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a dataset row by row instead of downloading it first.")
     ] = False,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="A guard, for doubt in pages and JSON: its folder or Hub id; auto is the model's own."
+        ),
+    ] = None,
     options: DatasetOptions = None,
 ) -> None:
     """Explain predictions: a picture, a page and JSON per image, or a table for a dataset.
@@ -112,7 +118,15 @@ def explain(
         class_index(label, class_names(classifier.config))
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
     chosen = tuple(formats or (("png", "html", "json") if isinstance(source, ImageFiles) else ("parquet",)))
-    job = BatchJob(load, source, output, chosen, label, top, batch_size, maps)
+    judge = None
+    if guard is not None:
+        from ascent_vit.safeguard import Safeguard
+
+        if not {"html", "json"} & set(chosen):
+            raise ValueError("--guard is for pages and JSON: add --format html or --format json.")
+        judge = partial(Safeguard.from_pretrained, model if guard == "auto" else guard)
+        judge(model=classifier, processor=processor)
+    job = BatchJob(load, source, output, chosen, label, top, batch_size, maps, judge)
     with new_folder(output) as folder:
         skipped = explain_many(dataclasses.replace(job, folder=folder), processes, progress=True)
     for sentence in skipped:

@@ -39,6 +39,7 @@ class Measured:
         attention: Of each stream, the greatest attention to each concept at any token, `(n, C)`.
         presence: Of each stream, 1 where the concept is there, 0 where it is not, NaN where it is unknown, `(n, C)`.
         shares: Of each stream, 1 over the number of concepts there, of all tokens that show one.
+        extents: Of each stream, the number of tokens that show a concept, of all concepts that an image shows.
     """
 
     logits: np.ndarray
@@ -48,6 +49,7 @@ class Measured:
     attention: dict[str, np.ndarray]
     presence: dict[str, np.ndarray]
     shares: dict[str, np.ndarray]
+    extents: dict[str, np.ndarray]
 
 
 def stream_outputs(outputs: Any) -> dict[str, torch.Tensor]:
@@ -83,7 +85,7 @@ def measure(
     loader: Any = DataLoader(calibration, batch_size, collate_fn=ConceptCollator(processor))  # type: ignore[arg-type]
     device, dtype = input_kind(model)
     columns: dict[str, list[Any]] = {"logits": [], "labels": [], "features": [], "nowhere": []}
-    by_stream: dict[str, dict[str, list[Any]]] = {kind: {} for kind in ("attention", "presence", "shares")}
+    by_stream: dict[str, dict[str, list[Any]]] = {kind: {} for kind in ("attention", "presence", "shares", "extents")}
     with evaluation_mode(model):
         for batch in tqdm(loader, desc="Calibrating", unit="batch", disable=not progress):
             pixels = batch["pixel_values"].to(device, dtype)
@@ -100,11 +102,13 @@ def measure(
                 targets = torch.full_like(attention, torch.nan)
                 if TARGETS[name] in batch:
                     targets = batch[TARGETS[name]][kept].view_as(attention)
-                present = torch.where(targets.isnan(), 0, targets > 0).sum(-1)
+                shown = targets.nan_to_num(0) > 0
+                numbers, extents = shown.sum(-1), shown.sum(1)
                 found = {
                     "attention": attention.amax(1),
                     "presence": read_presence(name, targets, {k: v[kept] for k, v in batch.items()}),
-                    "shares": 1 / present[present > 0],
+                    "shares": 1 / numbers[numbers > 0],
+                    "extents": extents[extents > 0],
                 }
                 for kind, values in found.items():
                     by_stream[kind].setdefault(name, []).append(values.numpy())
@@ -215,6 +219,9 @@ def calibrate(
     """
     temperature = fit_temperature(measured.logits, measured.labels)
     thresholds, shared = fit_thresholds(softmax(measured.logits / temperature), measured.labels, alpha, per_class)
+    # A lower threshold only adds classes: none is left out that is as probable as the share that may be wrong, so that
+    # a model which is mostly right, and needs no larger sets for the promise, still doubts where it is unsure.
+    thresholds = np.minimum(thresholds, alpha)
     number = len(measured.labels)
     chosen = np.sort(np.random.default_rng(seed).permutation(number)[:MOST_REFERENCES])
     reference, neighbours = measured.features[chosen], min(NEIGHBOURS, len(chosen) - 1)
@@ -223,9 +230,11 @@ def calibrate(
     limits = {"features": limit_of(leave_one_out(reference, neighbours), rate)}
     if gated:
         limits["gate"] = limit_of(measured.nowhere, rate)
-    present = {}
+    present: dict[str, dict[str, Any]] = {}
     for name, shares in measured.shares.items():
-        present[name] = float(shares.mean() if len(shares) else measured.attention[name].max(1).mean())
+        attention = shares if len(shares) else measured.attention[name].max(1)
+        extents = measured.extents[name] if len(shares) else np.ones(1)
+        present[name] = {"attention": float(attention.mean()), "tokens": max(round(float(extents.mean())), 1)}
     facts = {
         "alpha": alpha,
         "outlier_rate": outlier_rate,

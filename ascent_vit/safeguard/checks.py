@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ascent_vit.data.schema import GROUP_COLUMN
 from ascent_vit.evaluation.dataset import check_names
 from ascent_vit.utils.files import read_json
+from ascent_vit.utils.yaml import read_yaml
 from modeling_ascent_vit.class_scores_ascent_vit import score_function
 
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 # Where a model's folder, or the folder of its run, says what it was trained on.
-RECORDS = ("training/metrics.json", "../metrics.json", "../recipe.json")
+RECORDS = ("training/recipe.yaml", "training/metrics.json", "../recipe.json", "../metrics.json")
 
 
 def images_needed(alpha: float) -> int:
@@ -47,7 +48,7 @@ def training_record(model_name: str) -> dict[str, Any]:
     for name in RECORDS if model_name and Path(model_name).is_dir() else ():
         path = Path(model_name, name)
         if path.is_file():
-            found = read_json(path)
+            found = read_yaml(path.read_text(encoding="utf-8"), name) if path.suffix == ".yaml" else read_json(path)
             record |= {key: found[key] for key in ("dataset", "metric_for_best_model") if key in found}
     return record
 

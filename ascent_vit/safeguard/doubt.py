@@ -107,18 +107,20 @@ class Stream:
         attention: Attention of each head by the model itself, `(A, T, C)`.
         table: What each head adds where all its attention is to one concept, `(A, C, K)`.
         gated: Whether attention may sum to less than 1 at a token.
-        present: Attention to a concept that is said to be there, at the token that attends to it most.
+        present: Attention to a concept that is said to be there, at the tokens that attend to it most.
+        tokens: Number of these tokens.
     """
 
     attention: np.ndarray
     table: np.ndarray
     gated: bool
     present: float
+    tokens: int
 
     @property
     def places(self) -> np.ndarray:
-        """Token that attends most to each concept, `(C,)`."""
-        return self.attention.mean(0).argmax(0)
+        """The tokens that attend most to each concept, `(C, tokens)`."""
+        return np.argsort(-self.attention.mean(0), 0, kind="stable")[: self.tokens].T
 
     def values(self, answers: Mapping[int, bool]) -> np.ndarray:
         """Override of the model's forward for answers by a concept's index, `(T, C)`, NaN = left to the model."""
@@ -142,16 +144,14 @@ class Stream:
     def scores_if_present(self, values: np.ndarray) -> np.ndarray:
         """Class scores `(C, K)` if each concept were said to be there in turn, beside what `values` `(T, C)` set."""
         now = override_attention(self.attention, values, self.gated)
-        number = self.attention.shape[2]
-        changed = values[self.places]
-        changed[np.arange(number), np.arange(number)] = self.present
-        # One token of each concept changes: (C, A, 1, C).
-        rows = self.attention[:, self.places].transpose(1, 0, 2)[:, :, None]
-        after = override_attention(rows, changed[:, None], self.gated)
-        pooled = now.sum(1) - now[:, self.places].transpose(1, 0, 2) + after[:, :, 0]
-        loudness = np.repeat(voices(now)[None], number, 0)
-        loudness[np.arange(number), self.places] = voices(after)[:, 0]
-        return self.scores(pooled, loudness)
+        total, loudness, scores = now.sum(1), voices(now), []
+        for index, places in enumerate(self.places):
+            changed, louder = values[places], loudness.copy()
+            changed[:, index] = self.present
+            after = override_attention(self.attention[:, places], changed, self.gated)
+            louder[places] = voices(after)
+            scores.append(self.scores(total - now[:, places].sum(1) + after.sum(1), louder))
+        return np.array(scores)
 
     def scores_if_absent(self, values: np.ndarray) -> np.ndarray:
         """Class scores `(C, K)` if each concept were said to be nowhere in turn, beside what `values` `(T, C)` set."""
@@ -270,14 +270,21 @@ class Doubt:
             "ask": [vars(q) | {"if_yes": vars(q.if_yes), "if_no": vars(q.if_no)} for q in self.ask],
         }
 
-    def tree(self, depth: int = 3) -> dict[str, Any]:
-        """The dialogue as plain data for a page without Python: what follows after each of up to `depth` answers."""
+    def tree(self, depth: int = 3, questions: int = 2) -> dict[str, Any]:
+        """
+        The dialogue as plain data for a page without Python: what follows after each of up to `depth` answers, where
+        each time there are so many `questions` to choose from. Without Python, nothing else can be asked.
+        """
+        ask = self.ask[:questions] if depth else []
         branches = {}
-        if depth:
-            for question in self.ask:
-                after = {name: self.answer({question.concept: name}).tree(depth - 1) for name in ("yes", "no")}
-                branches[question.concept] = after
-        return self.to_dict() | {"then": branches}
+        for question in ask:
+            branches[question.concept] = {}
+            for name, answer in (("yes", True), ("no", False)):
+                answers = self.answers | {question.concept: answer}
+                after = self.guard.judge(self.outputs, answers, questions if depth > 1 else 0)
+                branches[question.concept][name] = after.tree(depth - 1, questions)
+        facts = {"alpha": self.guard.facts["alpha"], "images": self.guard.facts["images"]}
+        return self.to_dict() | facts | {"ask": self.to_dict()["ask"][: len(ask)], "then": branches}
 
 
 class Judge:
@@ -287,8 +294,8 @@ class Judge:
     Args:
         facts: Content of `guard.json`.
         arrays: Arrays of `guard.safetensors`: `thresholds` `(K,)`, the least probability with which a class is in the
-            set; `reference` `(n, F)`, features of calibration images; `global_table` `(A, G, K)` and `spatial_table`
-            `(A, S, K)`, contributions of a head's whole attention.
+            set, alpha at most; `reference` `(n, F)`, features of calibration images; `global_table` `(A, G, K)` and
+            `spatial_table` `(A, S, K)`, contributions of a head's whole attention.
     """
 
     def __init__(self, facts: dict[str, Any], arrays: dict[str, np.ndarray]):
@@ -319,7 +326,8 @@ class Judge:
             attention = np.asarray(outputs[f"{name}_concept_attention_heads"], dtype=np.float64)
             attention = attention.reshape(len(attention), -1, attention.shape[-1])
             table = np.asarray(self.arrays[f"{name}_table"], dtype=np.float64)
-            streams[name] = Stream(attention, table, self.facts["gated"], self.facts["present"][name])
+            facts = self.facts["present"][name]
+            streams[name] = Stream(attention, table, self.facts["gated"], facts["attention"], facts["tokens"])
         return streams
 
     def overrides(self, outputs: Mapping[str, np.ndarray], answers: Mapping[str, bool]) -> dict[str, np.ndarray]:
@@ -373,7 +381,7 @@ class Judge:
         if max(strangeness.values()) > 1:
             verdict = FOREIGN
         ask = []
-        if verdict == ABSTAIN:
+        if verdict == ABSTAIN and questions:
             ask = self.questions(streams, values, after, logits, known)[:questions]
         return Doubt(verdict, labels, probabilities, strangeness, known, ask, self, dict(outputs))
 

@@ -62,6 +62,9 @@ def test_small_classes_are_joined_until_they_are_enough():
     assert shared.tolist() == [2, 3]
     groups, shared = group_classes(labels, 4, needed=1)
     assert shared.tolist() == [] and len(groups) == 4
+    logits, labels = draw(np.random.default_rng(6), 200, (0.9, 0.08, 0.02))
+    thresholds, shared = fit_thresholds(softmax(logits), labels, 0.05)
+    assert shared.tolist() == [1, 2] and thresholds[1] == thresholds[2] != thresholds[0]
 
 
 def test_temperature_is_scikit_learns():

@@ -40,6 +40,7 @@ def test_answers_are_the_forward_with_overrides(make_model, make_dataset, make_i
     # Every image abstains, and all classes may be in the set.
     guard.judge.facts["limits"] = dict.fromkeys(guard.judge.facts["limits"], 1e9)
     guard.judge.arrays["thresholds"] = np.full(3, 0.01)
+    guard.judge.facts["present"].get("spatial", {})["tokens"] = 3
     image = make_images(1, seed=7)[0]
     temperature = guard.judge.facts["temperature"]
     outputs = guard.outputs([image])[0]
@@ -66,7 +67,8 @@ def test_answers_are_the_forward_with_overrides(make_model, make_dataset, make_i
 def test_all_questions_at_once_are_each_by_itself(seed, tokens, concepts, heads, gated):
     rng = np.random.default_rng(seed)
     attention = rng.dirichlet(np.ones(concepts + gated), (heads, tokens))[..., :concepts]
-    stream = Stream(attention, rng.normal(size=(heads, concepts, 3)), gated, float(rng.uniform(0.1, 1)))
+    table, present, marked = rng.normal(size=(heads, concepts, 3)), rng.uniform(0.1, 1), rng.integers(1, tokens + 1)
+    stream = Stream(attention, table, gated, float(present), int(marked))
     answers = {int(i): bool(rng.integers(2)) for i in range(concepts) if rng.random() < 0.5}
     values = stream.values(answers)
     present, absent = stream.scores_if_present(values), stream.scores_if_absent(values)
@@ -117,12 +119,14 @@ def test_tree_is_the_dialogue(guard, make_images):
     judged = guard(make_images(1, seed=3)[0])
     tree = judged.tree(2)
     assert judged.ask
-    for question in judged.ask:
-        for answer in ("yes", "no"):
-            after = judged.answer({question.concept: answer})
-            node = tree["then"][question.concept][answer]
+    assert list(tree["then"]) == [question.concept for question in judged.ask[:2]]
+    for concept, answers in tree["then"].items():
+        for answer, node in answers.items():
+            after = judged.answer({concept: answer})
             assert node["labels"] == after.labels and node["verdict"] == after.verdict
-            assert [ask["concept"] for ask in node["ask"]] == [ask.concept for ask in after.ask]
+            assert [ask["concept"] for ask in node["ask"]] == [ask.concept for ask in after.ask[:2]]
+            # The last answers have nothing after them.
+            assert all(not last["ask"] and not last["then"] for then in node["then"].values() for last in then.values())
 
 
 def test_needs_numpy_alone(guard, tmp_path):
