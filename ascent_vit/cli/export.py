@@ -35,6 +35,7 @@ def export(
     from ascent_vit.data.loading import spatial_names
     from ascent_vit.export import export_model
     from ascent_vit.export.formats import check_format
+    from ascent_vit.safeguard.safeguard import find_guard
     from ascent_vit.utils.files import check_new_folder
 
     from .inputs import load_model, read_dataset_options
@@ -61,8 +62,12 @@ def export(
         chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
         batches = DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor, classifier.config.num_labels))
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
+    guard = find_guard(model, classifier, processor)
+    if guard is not None and quantize != "none":
+        print(f"The model's guard is left out: it was calibrated in full precision, not in {quantize}.")
+        guard = None
     report = export_model(
-        classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True
+        classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True, guard=guard
     )
     for key, value in report["max_differences"].items():
         print(f"{key}: {'' if key == 'additivity_error' else 'differs by '}at most {value:.2g}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ascent_vit.safeguard.safeguard import FOLDER as GUARD
 from ascent_vit.utils.files import file_digest
 
 from .source import EXAMPLES, PICTURES, RECORDS, PublishOptions, check_repo_id
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # Files of an earlier publication that are removed if a later one lacks them, as shards, or pictures no longer allowed.
 OWN_FILES = (PICTURES, "model.safetensors.index.json")
-OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/")
+OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/", f"{GUARD}/")
 OWN_NAMES = rf"{EXAMPLES}/\d\d\.png|[^/]*\.safetensors"
 SPACE_FOLDERS = ("ascent_vit/", "modeling_ascent_vit/", f"{EXAMPLES}/")
 

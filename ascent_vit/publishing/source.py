@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ascent_vit.safeguard.safeguard import FOLDER as GUARD
 from ascent_vit.utils.files import check_extent, read_json
 
 from .privacy import strip_values
@@ -133,7 +134,8 @@ def find_source(folder: str | os.PathLike) -> Source:
     records = {name: records_dir / name for name in RECORD_NAMES if (records_dir / name).is_file()}
     pictures = folder / PICTURES if (folder / PICTURES).is_file() else None
     card = model_dir / CARD if (model_dir / CARD).is_file() else None
-    files = [*model_dir.iterdir(), *(model_dir / EXAMPLES).glob("*"), *records.values()]
+    folders = [model_dir / EXAMPLES, model_dir / GUARD]
+    files = [*model_dir.iterdir(), *(file for part in folders for file in part.glob("*")), *records.values()]
     check_source(folder, [*files, *([pictures] if pictures else [])])
     config = read_json(model_dir / "config.json")
     model_type = config.get("model_type") if isinstance(config, dict) else None

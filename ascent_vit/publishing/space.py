@@ -11,6 +11,7 @@ from pathlib import Path
 import ascent_vit
 import modeling_ascent_vit
 from ascent_vit.inference.load import load_processor, load_whole
+from ascent_vit.safeguard.safeguard import FILES, FOLDER, find_guard, guard_folder
 from ascent_vit.utils.files import check_new_folder, new_folder, write_text
 
 from .examples import about_examples, check_examples, example_images, write_examples
@@ -44,7 +45,7 @@ PRELOAD = "preload_from_hub:\n  - {repo_id} {files} {tag}\n"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 # The rooms of the package that the app needs.
-ROOMS = ("explanation", "inference", "publishing", "utils")
+ROOMS = ("explanation", "inference", "publishing", "safeguard", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
 
 APP = """\
@@ -63,7 +64,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit.publishing.space_app import build_app, launch_app
-
+{guard_import}
 
 MODEL, REVISION = {model}, {revision}
 
@@ -71,9 +72,12 @@ if __name__ == "__main__":
     model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
+    guard = {guard}
     examples = sorted(Path(__file__).parent.glob("examples/*.png"))
-    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True), tool=True)
+    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True, guard=guard), tool=True)
 """
+GUARD_IMPORT = "from ascent_vit.safeguard import Safeguard\n"
+LOAD_GUARD = "Safeguard.from_pretrained(MODEL, model, processor, REVISION)"
 
 
 def copy_code(target: Path) -> None:
@@ -126,6 +130,8 @@ def stage_space(
     check_examples(source, options, examples)
     images = example_images(source, examples)
     name = model_repo_id.rpartition("/")[2]
+    has_guard = guard_folder(source.model_dir) is not None
+    loaded = [*MODEL_FILES, *(f"{FOLDER}/{file}" for file in FILES if has_guard)]
     origin = about_examples(dataset, len(images), bool(examples), options)
     readme = README.read_text(encoding="utf-8").format(
         title=json.dumps(name),
@@ -133,18 +139,24 @@ def stage_space(
         sdk_version=SDK_VERSION,
         python_version=ZERO_GPU_PYTHON_VERSION if options.space_hardware == ZERO_GPU else PYTHON_VERSION,
         description=json.dumps(options.space_description or DESCRIPTION),
-        preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(MODEL_FILES), tag=options.tag),
+        preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(loaded), tag=options.tag),
         hardware=options.space_hardware,
         repo_id=model_repo_id,
         revision=options.tag,
         examples=f"\n{origin}\n" if origin else "",
+    )
+    app = APP.format(
+        model=json.dumps(model_repo_id),
+        revision=json.dumps(options.tag),
+        guard_import=GUARD_IMPORT if has_guard else "",
+        guard=LOAD_GUARD if has_guard else None,
     )
     with new_folder(target) as partial:
         copy_code(partial)
         if images:
             write_examples(images, partial / EXAMPLES)
         made = {
-            "app.py": APP.format(model=json.dumps(model_repo_id), revision=json.dumps(options.tag)),
+            "app.py": app,
             "requirements.txt": "\n".join(REQUIREMENTS) + "\n",
             "README.md": readme.rstrip("\n") + "\n",
         }
@@ -216,10 +228,10 @@ def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequ
             raise
         raise ImportError("The app needs Gradio: pip install 'ascent-vit[space]'.") from error
     model, processor = load_whole(source.model_dir), load_processor(source.model_dir)
-    title = Path(folder).resolve().name
+    title, guard = Path(folder).resolve().name, find_guard(source.model_dir, model, processor)
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_examples(images, Path(temporary, EXAMPLES))
-        launch_app(build_app(model, processor, title, paths), port)
+        launch_app(build_app(model, processor, title, paths, guard=guard), port)
 
 
 __all__ = ["publish_space", "run_space", "stage_space"]

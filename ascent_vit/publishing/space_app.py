@@ -30,12 +30,15 @@ from modeling_ascent_vit.concept_pipeline_ascent_vit import (
 from modeling_ascent_vit.image_reading_ascent_vit import read_image
 from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
+from .space_doubt import add_doubt
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+    from ascent_vit.safeguard import Safeguard
 
 # Largest numbers of concepts with a bar of their own, and of classes with a probability.
 BARS, CLASSES = 10, 5
@@ -444,6 +447,7 @@ def build_app(
     title: str,
     examples: Sequence[str | os.PathLike] = (),
     tool: bool = False,
+    guard: "Safeguard | None" = None,
 ) -> gr.Blocks:
     """
     Builds the app, without starting it.
@@ -454,6 +458,7 @@ def build_app(
         title (`str`): Title of the app, usually the model's name.
         examples (`Sequence[str | os.PathLike]`, *optional*): Image files that a visitor can choose.
         tool (`bool`, *optional*, defaults to `False`): Whether programs can call the app too, see [`add_tool`].
+        guard ([`~ascent_vit.safeguard.Safeguard`], *optional*): The model's guard, for a dialogue about its doubt.
 
     Raises:
         ValueError: for another kind of model.
@@ -482,6 +487,8 @@ def build_app(
         state = gr.State(None)
         gr.HTML(f"<h1>{html.escape(title)}</h1><p>{HELP}</p>", elem_classes="ascent")
         given, predicted = add_prediction(concepts, examples)
+        if guard is not None:
+            add_doubt(given[0], on_gpu(lambda path: guard(read(path, processor))))
         is_regression = score_function(model.config) == "none"
         chosen, shown = add_explanation(class_names(model.config), spatial, is_regression)
         gr.HTML(f'<p class="soft">{COMPETITION}</p>', elem_classes="ascent")

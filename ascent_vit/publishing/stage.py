@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ascent_vit.inference.load import load_processor, load_whole
+from ascent_vit.safeguard.safeguard import find_guard
 from ascent_vit.utils.files import read_json, write_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
 from ascent_vit.utils.metrics import METRICS
@@ -277,9 +278,9 @@ def stage(
     Writes what is published of a run or a model into an empty folder, and checks it.
 
     These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`
-    with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, and
-    `explanations.png` if the licence of the images allows it. A card that exists already is kept; its code loads the
-    repository at the tag. Absolute paths are cut to their last part.
+    with its example images in `examples/`, the model's guard in `guard/` if it has one, the recipe, metrics and report
+    of the run in `training/`, and `explanations.png` if the licence of the images allows it. A card that exists is
+    kept; its code loads the repository at the tag. Absolute paths are cut to their last part.
 
     Args:
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
@@ -313,12 +314,16 @@ def stage(
     else:
         check_examples(source, options, examples)
     model, processor = stage_model(source, target, options.float16)
+    guard = find_guard(source.model_dir, model, processor)
+    if guard is not None:
+        guard.save_pretrained(target)
     stage_pictures(source, target, options)
     stage_records(records, target)
     if card is None:
         widget = write_card_examples(example_images(source, examples), model, processor, target)
+        facts = None if guard is None else guard.judge.facts
         origin = about_examples(dataset, len(widget), bool(examples), options)
-        card = make_card(target, repo_id, records, dataset, options, widget=widget, widget_source=origin)
+        card = make_card(target, repo_id, records, dataset, options, widget=widget, widget_source=origin, guard=facts)
         check_card(card)
     else:
         stage_card_examples(source, target, shown, options)

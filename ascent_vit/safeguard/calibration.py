@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ascent_vit.data import ConceptCollator
 from ascent_vit.inference.mode import evaluation_mode, input_kind, size_options
 
 from .checks import images_needed
@@ -81,6 +80,9 @@ def measure(
     """Runs a model on the calibration images that have a label."""
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
+
+    # A Space has what serves a guard, and no datasets.
+    from ascent_vit.data import ConceptCollator
 
     loader: Any = DataLoader(calibration, batch_size, collate_fn=ConceptCollator(processor))  # type: ignore[arg-type]
     device, dtype = input_kind(model)

@@ -5,10 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ascent_vit.data.schema import GROUP_COLUMN
-from ascent_vit.evaluation.dataset import check_names
 from ascent_vit.utils.files import read_json
-from ascent_vit.utils.yaml import read_yaml
 from modeling_ascent_vit.class_scores_ascent_vit import score_function
 
 
@@ -44,6 +41,8 @@ def check_model(config: Any) -> None:
 
 def training_record(model_name: str) -> dict[str, Any]:
     """What the records beside a model say of its training; empty where there are none."""
+    from ascent_vit.utils.yaml import read_yaml
+
     record: dict[str, Any] = {}
     for name in RECORDS if model_name and Path(model_name).is_dir() else ():
         path = Path(model_name, name)
@@ -105,6 +104,9 @@ def check_calibration(config: Any, calibration: "Dataset", alpha: float) -> list
         ValueError: for other classes or another order of them than the model's, images that are changed as they are
             read, or too few of them.
     """
+    from ascent_vit.data.schema import GROUP_COLUMN
+    from ascent_vit.evaluation.dataset import check_names
+
     features = getattr(calibration, "features", None)
     if features is None or not hasattr(calibration, "__len__"):
         raise ValueError(

@@ -276,7 +276,7 @@ class Doubt:
         each time there are so many `questions` to choose from. Without Python, nothing else can be asked.
         """
         ask = self.ask[:questions] if depth else []
-        branches = {}
+        branches: dict[str, dict[str, Any]] = {}
         for question in ask:
             branches[question.concept] = {}
             for name, answer in (("yes", True), ("no", False)):

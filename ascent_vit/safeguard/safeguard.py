@@ -127,7 +127,9 @@ class Safeguard:
         warnings += check_calibration(model.config, calibration, alpha)
         measured = measure(model, processor, calibration, batch_size, progress)
         facts, arrays, shared = calibrate(measured, bool(model.config.none_concept), alpha, outlier_rate, per_class)
-        facts = {"format": FORMAT, **binding(model, processor), **facts, "dataset": dataset, "split": split}
+        # A path says nothing elsewhere, and may say what nobody should read.
+        name = Path(dataset).name if dataset is not None and Path(dataset).exists() else dataset
+        facts = {"format": FORMAT, **binding(model, processor), **facts, "dataset": name, "split": split}
         facts["shared"] = [facts["classes"][index] for index in shared] if per_class else []
         if facts["shared"]:
             names = ", ".join(facts["shared"][:5]) + (", ..." if len(shared) > 5 else "")
@@ -180,11 +182,15 @@ class Safeguard:
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Writes the guard to `guard/` in a folder, usually the model's, whole or not at all."""
+        with replace_folder(Path(folder, FOLDER)) as partial:
+            self.save_files(partial)
+
+    def save_files(self, folder: Path) -> None:
+        """Writes `guard.json` and `guard.safetensors` into a folder that exists."""
         from safetensors.numpy import save_file
 
-        with replace_folder(Path(folder, FOLDER)) as partial:
-            write_json(partial / FILES[0], self.judge.facts)
-            save_file({k: np.ascontiguousarray(v) for k, v in self.judge.arrays.items()}, partial / FILES[1])
+        write_json(folder / FILES[0], self.judge.facts)
+        save_file({k: np.ascontiguousarray(v) for k, v in self.judge.arrays.items()}, folder / FILES[1])
 
     def outputs(self, images: list[Any]) -> list[dict[str, np.ndarray]]:
         """The model's outputs for images, of each what is judged: logits, and the attention of each head."""
@@ -239,6 +245,16 @@ class Safeguard:
         return doubt.answer(answers)
 
 
+def find_guard(
+    folder_or_id: str | os.PathLike, model: "ConceptClassifier", processor: "ConceptImageProcessor"
+) -> Safeguard | None:
+    """Loads the guard of a model, None if it has none; ValueError for one that is damaged or of another model."""
+    try:
+        return Safeguard.from_pretrained(folder_or_id, model, processor)
+    except FileNotFoundError:
+        return None
+
+
 def download_guard(repo_id: str, revision: str | None) -> Path | None:
     """Fetches a guard of the Hub, and returns its folder; None if the repository has none."""
     from huggingface_hub import hf_hub_download
@@ -270,4 +286,4 @@ def load_judge(folder: Path) -> Judge:
     return judge
 
 
-__all__ = ["Safeguard", "guard_folder"]
+__all__ = ["FILES", "FOLDER", "Safeguard", "find_guard", "guard_folder"]

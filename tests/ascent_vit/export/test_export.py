@@ -99,7 +99,7 @@ def test_onnx_agrees_with_the_model_in_double_precision(model, exported, batch_s
     pixels = torch.randn(batch_size, *SHAPE)
     expected = float64_outputs(model, pixels)
     got = example.load(exported[0])(pixels.numpy())
-    assert list(got) == exported[1]["outputs"] and len(got) == 7
+    assert list(got) == exported[1]["outputs"] and len(got) == 8
     for name, value in got.items():
         assert value.shape == expected[name].shape and value.shape[0] == batch_size
         np.testing.assert_allclose(value, expected[name].numpy(), atol=1e-5 if name != "logits" else 1e-4)
@@ -235,7 +235,7 @@ def test_example_turns_photographs_upright(model, tmp_path, orientation, mode, s
         ),
         (
             {"num_global_concepts": 3, "global_token": "pool"},
-            ["logits", "global_concept_attention", "concept_contributions"],
+            ["logits", "global_concept_attention", "concept_contributions", "global_concept_attention_heads"],
         ),
     ],
 )

@@ -126,7 +126,8 @@ def test_tree_is_the_dialogue(guard, make_images):
             assert node["labels"] == after.labels and node["verdict"] == after.verdict
             assert [ask["concept"] for ask in node["ask"]] == [ask.concept for ask in after.ask[:2]]
             # The last answers have nothing after them.
-            assert all(not last["ask"] and not last["then"] for then in node["then"].values() for last in then.values())
+            leaves = [leaf for then in node["then"].values() for leaf in then.values()]
+            assert all(not leaf["ask"] and not leaf["then"] for leaf in leaves)
 
 
 def test_needs_numpy_alone(guard, tmp_path):
