@@ -193,13 +193,17 @@ def foreign_figures(known: Measured, foreign: Measured, facts: dict, arrays: dic
     return figures | {f"{name} taken for another kind": float((s["both"] > 1).mean()) for name, s in shares.items()}
 
 
-def next_concept(judge: Judge, doubt: Any, order: str, shuffled: list[str]) -> str | None:
+def next_concept(judge: Judge, doubt: Any, order: str, shuffled: list[str], to_the_end: bool) -> str | None:
     """The concept to ask about by the guard, by uncertainty or at random; None where nothing is to be asked."""
     left = [name for name in shuffled if name not in doubt.answers]
-    if len(doubt.labels) == 1 or not left:
+    if (len(doubt.labels) == 1 and not to_the_end) or not left:
         return None
     if order == "guard":
-        return doubt.ask[0].concept if doubt.ask else None
+        if not doubt.ask:
+            # Decided: asked on as if every class were possible, for what makes the classes the surest.
+            open_minded = Judge(judge.facts, judge.arrays | {"thresholds": np.zeros(len(judge.classes))})
+            doubt = open_minded.judge(doubt.outputs, doubt.answers, questions=1)
+        return doubt.ask[0].concept
     if order == "random":
         return left[0]
 
@@ -212,8 +216,11 @@ def next_concept(judge: Judge, doubt: Any, order: str, shuffled: list[str]) -> s
     return min(left, key=lambda name: abs(likely(name) - 0.5))
 
 
-def dialogues(guard: Safeguard, rows: Dataset, most: int) -> dict[str, Any]:
-    """Accuracy, size of the sets and coverage after each question, by order; answers are the dataset's."""
+def dialogues(guard: Safeguard, rows: Dataset, most: int, to_the_end: bool = False) -> dict[str, Any]:
+    """
+    Accuracy, size of the sets and coverage after each question, by order; answers are the dataset's. A dialogue ends
+    when a class is decided on, or goes on to the end.
+    """
     judge = guard.judge
     judge.facts["limits"] = dict.fromkeys(judge.facts["limits"], np.inf)
     outputs = [o for start in range(0, len(rows), 8) for o in guard.outputs(rows[start : start + 8]["image"])]
@@ -229,7 +236,7 @@ def dialogues(guard: Safeguard, rows: Dataset, most: int) -> dict[str, Any]:
             for step in range(most + 1):
                 values = doubt.labels[0] == name, len(doubt.labels), name in doubt.labels, len(doubt.answers)
                 table[:, step, i] = values
-                concept = next_concept(judge, doubt, order, shuffled)
+                concept = next_concept(judge, doubt, order, shuffled, to_the_end)
                 if concept is not None and step < most:
                     answers = doubt.answers | {concept: concept in truth}
                     doubt = judge.judge(output, answers, questions=int(order == "guard"))
@@ -337,9 +344,12 @@ def main() -> None:
         return Safeguard.fit(model, processor, first, options.alpha, dataset=options.name, split="half of test")
 
     results.part("dialogues", lambda: dialogues(fitted(), guard_rows, options.questions))
+    few = guard_rows.select(range(min(60, len(guard_rows))))
+    results.part("dialogues to the end", lambda: dialogues(fitted(), few, options.questions, True))
     if options.name != "birds":
         noisy = guard_rows.map(partial(shift_rows, kind="noise", strength=64), batched=True)
         results.part("dialogues, noise 64", lambda: dialogues(fitted(), noisy, options.questions))
+        results.part("dialogues to the end, noise 64", lambda: dialogues(fitted(), noisy, options.questions, True))
     if options.name != "birds" or options.foreign_model:
         parts, calibration, known, other = foreign_sets(options.name, dataset, options)
 

@@ -231,7 +231,7 @@ def calibrate(
     rate = outlier_rate / (2 if gated else 1)
     limits = {"features": limit_of(leave_one_out(reference, neighbours), rate)}
     if gated:
-        limits["gate"] = limit_of(measured.nowhere, rate)
+        limits["gate"] = max(limit_of(measured.nowhere, rate), LEAST_ATTENTION)
     present: dict[str, dict[str, Any]] = {}
     for name, shares in measured.shares.items():
         attention = shares if len(shares) else measured.attention[name].max(1)

@@ -18,6 +18,8 @@ import numpy as np
 DECIDE, ABSTAIN, FOREIGN = "decide", "abstain", "not this kind of image"
 ANSWERS = {True: True, False: False, "yes": True, "no": False}
 TINY = float(np.finfo(np.float32).tiny)
+# What another runtime may differ in, of images at a limit.
+ROUNDING = 1e-5
 # Attention below this is as good as none where attention is compared in powers of ten.
 LEAST_ATTENTION = 1e-4
 
@@ -378,7 +380,7 @@ class Judge:
         probabilities, labels = self.prediction_set(logits)
         strangeness = self.strangeness(streams)
         verdict = DECIDE if len(labels) == 1 else ABSTAIN
-        if max(strangeness.values()) > 1:
+        if max(strangeness.values()) > 1 + ROUNDING:
             verdict = FOREIGN
         ask = []
         if verdict == ABSTAIN and questions:

@@ -435,3 +435,33 @@ def test_example_needs_onnxruntime_pillow_and_numpy_only(model, exported, tmp_pa
     inputs = make_processor(model)(image, return_tensors="pt")
     with torch.no_grad():
         check_shown(shown, model, model(**inputs, output_contributions=True))
+
+
+def test_the_example_asks_what_would_settle_it(tmp_path):
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from ascent_vit import Safeguard
+
+    model = make_model(none_concept=True, **STREAMS)
+    processor = make_processor(model)
+    images = [random_image(40, 48).rotate(6 * i) for i in range(20)]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=[f"LABEL_{i}" for i in range(5)])})
+    rows = Dataset.from_dict({"image": images, "label": [i % 5 for i in range(20)]}, features=features)
+    guard = Safeguard.fit(model, processor, rows, alpha=0.2)
+    folder = tmp_path / "guarded"
+    export_model(model, processor, folder, guard=guard)
+    assert "doubt.py" in (folder / "README.md").read_text()
+    images[3].save(tmp_path / "image.png")
+    # In a process that has none of the packages of training.
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', 'ascent_vit'))); "
+        "import runpy; sys.argv = ['example.py', sys.argv[1]]; runpy.run_path('example.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "image.png")]
+    # As `python example.py` does, the folder of the script is searched for modules.
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.rstrip().endswith(str(guard(images[3])))
+    with pytest.raises(ValueError, match="promises nothing of int8"):
+        export_model(model, processor, tmp_path / "other", quantize="int8", guard=guard)
