@@ -116,13 +116,16 @@ def set_figures(inside: np.ndarray, probabilities: np.ndarray, labels: np.ndarra
 
 def coverage(pool: Measured, alpha: float, per_class: bool, splits: int = 20) -> dict[str, Any]:
     """Figures over random halves: calibrated on one, measured on the other; mean, least and greatest."""
-    rows = []
+    rows, classes = [], []
     for seed in range(splits):
         order = np.random.default_rng(seed).permutation(len(pool.labels))
         first, second = (part_of(pool, half) for half in np.array_split(order, 2))
         facts, arrays, _ = calibrate(first, True, alpha, 0.05, per_class)
         probabilities = softmax(second.logits / facts["temperature"])
-        figures = set_figures(sets_of(probabilities, arrays["thresholds"], alpha), probabilities, second.labels)
+        inside = sets_of(probabilities, arrays["thresholds"], alpha)
+        figures = set_figures(inside, probabilities, second.labels)
+        covered = inside[np.arange(len(inside)), second.labels]
+        classes.append([covered[second.labels == k].mean() for k in np.unique(pool.labels)])
         signs = strangeness(second, facts, arrays)
         figures |= {"taken for another kind": (signs["both"] > 1).mean()}
         raw, tempered = (
@@ -134,7 +137,10 @@ def coverage(pool: Measured, alpha: float, per_class: bool, splits: int = 20) ->
         figures |= {"coverage by conformal thresholds alone": inside[np.arange(len(inside)), second.labels].mean()}
         rows.append(figures | {"ece": raw, "ece tempered": tempered, "temperature": facts["temperature"]})
     table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    return {name: [float(f(values)) for f in (np.mean, np.min, np.max)] for name, values in table.items()}
+    figures = {name: [float(f(values)) for f in (np.mean, np.min, np.max)] for name, values in table.items()}
+    # Of each class the mean over the halves: a half has few images of it.
+    means = np.nanmean(classes, 0)
+    return figures | {"class coverage": [float(f(means)) for f in (np.mean, np.min, np.max)]}
 
 
 def strangeness(measured: Measured, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
