@@ -164,20 +164,21 @@ class Safeguard:
         Args:
             folder_or_id (`str` or `os.PathLike`): Hub id or folder of a model with a guard, or folder of a guard.
             model, processor (*optional*): The model and its image processor; by default those beside the guard.
-            revision (`str`, *optional*): Revision of the Hub's repository.
+            revision (`str`, *optional*): Revision of the Hub's repository, also of the model beside the guard.
 
         Raises:
             FileNotFoundError: where there is no guard.
             ValueError: for a guard that is damaged, or of another model.
         """
-        folder = guard_folder(folder_or_id)
-        if folder is None and not Path(folder_or_id).exists() and str(folder_or_id).count("/") == 1:
-            folder = download_guard(str(folder_or_id), revision)
+        place = Path(folder_or_id)
+        if not place.exists() and str(folder_or_id).count("/") == 1:
+            place = download(str(folder_or_id), revision, model is None or processor is None)
+        folder = guard_folder(place)
         if folder is None:
             raise FileNotFoundError(f"There is no guard in {folder_or_id}: make one by ascent-vit guard.")
         judge = load_judge(folder)
         if model is None or processor is None:
-            model, processor = load_model(str(folder.parent if folder.name == FOLDER else folder_or_id))
+            model, processor = load_model(str(folder.parent if folder.name == FOLDER else place))
         return cls(judge, model, processor)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -255,16 +256,12 @@ def find_guard(
         return None
 
 
-def download_guard(repo_id: str, revision: str | None) -> Path | None:
-    """Fetches a guard of the Hub, and returns its folder; None if the repository has none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+def download(repo_id: str, revision: str | None, whole: bool) -> Path:
+    """Fetches a guard of the Hub, with `whole` also its model's weights and settings, and returns their folder."""
+    from huggingface_hub import snapshot_download
 
-    try:
-        paths = [hf_hub_download(repo_id, f"{FOLDER}/{name}", revision=revision) for name in FILES]
-    except EntryNotFoundError:
-        return None
-    return Path(paths[0]).parent
+    patterns = [f"{FOLDER}/*", *(["*.json", "*.safetensors"] if whole else [])]
+    return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
 
 
 def load_judge(folder: Path) -> Judge:
