@@ -32,6 +32,7 @@ from ascent_vit.safeguard.calibration import Measured, calibrate, fit_thresholds
 from ascent_vit.safeguard.doubt import Judge, neighbour_distance, softmax
 from ascent_vit.utils.bootstrap import bootstrap_interval
 from ascent_vit.utils.files import read_json, write_json
+from ascent_vit.utils.versions import versions
 
 
 HUB = Path(__file__).parents[1] / "hub"
@@ -258,7 +259,7 @@ class Results:
 
     def __init__(self, path: Path, model: str):
         self.path, self.model = path, model
-        self.values = read_json(path) if path.is_file() else {}
+        self.values = (read_json(path) if path.is_file() else {}) | {"versions": versions()}
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
         own = self.values.setdefault(self.model, {})

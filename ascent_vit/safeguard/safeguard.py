@@ -278,7 +278,15 @@ def load_judge(folder: Path) -> Judge:
         tables = [judge.arrays[f"{name}_table"].shape[1:] for name in judge.streams]
         if tables != [(len(facts["concepts"][name]), number) for name in judge.streams]:
             raise ValueError("its tables do not fit its concepts")
-    except (KeyError, TypeError, ValueError) as error:
+        count, width = judge.arrays["reference"].shape
+        if (
+            width != sum(len(facts["concepts"][name]) for name in judge.streams)
+            or not 0 < facts["neighbours"] <= count
+        ):
+            raise ValueError("its reference does not fit its concepts")
+        if not (0 < facts["alpha"] < 1 and facts["temperature"] > 0):
+            raise ValueError("its alpha or temperature is none")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"The guard in {folder} is damaged: {error}.") from error
     return judge
 

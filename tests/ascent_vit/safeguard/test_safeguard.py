@@ -96,7 +96,14 @@ def test_a_damaged_guard_is_refused(guard, tmp_path):
         weights.write_bytes(damaged)
         with pytest.raises(ValueError, match="damaged"):
             Safeguard.from_pretrained(tmp_path, guard.model, guard.processor)
-    (tmp_path / "guard" / "guard.json").write_text("[]")
+    weights.write_bytes(whole)
+    settings = tmp_path / "guard" / "guard.json"
+    facts = json.loads(settings.read_text())
+    for name, value in (("temperature", 0), ("alpha", "x"), ("neighbours", 99), ("concepts", {}), ("classes", ["a"])):
+        settings.write_text(json.dumps(facts | {name: value}))
+        with pytest.raises(ValueError, match="damaged"):
+            Safeguard.from_pretrained(tmp_path, guard.model, guard.processor)
+    settings.write_text("[]")
     with pytest.raises(ValueError, match="no guard of format"):
         Safeguard.from_pretrained(tmp_path, guard.model, guard.processor)
 
