@@ -25,12 +25,13 @@ from .inference import optimize_for_inference
 if TYPE_CHECKING:
     from .cases import ConceptIndex
     from .explanation.edit import edit
+    from .safeguard import Safeguard
     from .summary import summarize
 
 __version__ = "0.1.0"
 
 # Public names that need more than the model, and the module of each; imported when first used.
-_LAZY = {"ConceptIndex": ".cases", "edit": ".explanation.edit", "summarize": ".summary"}
+_LAZY = {"ConceptIndex": ".cases", "Safeguard": ".safeguard", "edit": ".explanation.edit", "summarize": ".summary"}
 
 
 def __getattr__(name: str) -> Any:
@@ -47,6 +48,7 @@ __all__ = [
     "AscentViTModel",
     "ConceptIndex",
     "Explanation",
+    "Safeguard",
     "edit",
     "explain",
     "intervene",

@@ -18,6 +18,7 @@ from .edit import edit
 from .evaluate import evaluate
 from .explain import explain
 from .export import export
+from .guard import guard
 from .index import index
 from .prepare import prepare
 from .publish import publish
@@ -64,6 +65,7 @@ app.command("edit")(edit)
 app.command("evaluate")(evaluate)
 app.command("explain")(explain)
 app.command("export")(export)
+app.command("guard")(guard)
 app.command("index")(index)
 app.command("prepare")(prepare)
 app.command("publish")(publish)

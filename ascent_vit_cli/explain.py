@@ -90,6 +90,12 @@ def explain(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Read a dataset row by row instead of downloading it first.")
     ] = False,
+    guard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="A guard, for doubt in pages and JSON: its folder or Hub id; auto is the model's own."
+        ),
+    ] = None,
     options: DatasetOptions = None,
 ) -> None:
     """Explain predictions: a picture, a page and JSON per image, or a table for a dataset.
@@ -123,7 +129,15 @@ def explain(
     load = partial(load_model, model) if processes > 1 else lambda: (classifier, processor)
     by_image = isinstance(source, ImageFiles) and launch is None
     chosen = tuple(formats or (("png", "html", "json") if by_image else ("parquet",)))
-    job = BatchJob(load, source, output, chosen, label, top, batch_size, maps)
+    judge = None
+    if guard is not None:
+        from ascent_vit.safeguard import Safeguard
+
+        if not {"html", "json"} & set(chosen):
+            raise ValueError("--guard is for pages and JSON: add --format html or --format json.")
+        judge = partial(Safeguard.from_pretrained, model if guard == "auto" else guard)
+        judge(model=classifier, processor=processor)
+    job = BatchJob(load, source, output, chosen, label, top, batch_size, maps, judge)
     is_complete = True
     if launch is not None:
         skipped, is_complete = explain_shards(job, launch, progress=True)

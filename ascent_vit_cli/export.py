@@ -37,6 +37,7 @@ def export(
     from ascent_vit.export import export_model
     from ascent_vit.export.formats import check_format
     from ascent_vit.inference import load_model
+    from ascent_vit.safeguard.safeguard import find_guard
     from ascent_vit.utils.files import check_new_folder
 
     check_format(to, quantize)
@@ -48,8 +49,12 @@ def export(
     if dataset is not None:
         batches = load_batches(classifier, processor, dataset, split, options or (), batch_size)
     name = Path(model).resolve().name if Path(model).expanduser().is_dir() else model
+    guard = find_guard(model, classifier, processor)
+    if guard is not None and quantize != "none":
+        print(f"The model's guard is left out: it was calibrated in full precision, not in {quantize}.")
+        guard = None
     report = export_model(
-        classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True
+        classifier, processor, output, to, quantize, name=name, batches=batches, seed=seed, progress=True, guard=guard
     )
     for key, value in report["max_differences"].items():
         print(f"{key}: {'' if key == 'additivity_error' else 'differs by '}at most {value:.2g}")

@@ -25,6 +25,7 @@ ROOMS = [
     "ascent_vit/cases",
     "ascent_vit/evaluation",
     "ascent_vit/summary",
+    "ascent_vit/safeguard",
     "ascent_vit/training",
     "ascent_vit/export",
     "ascent_vit/publishing",

@@ -46,6 +46,8 @@ class BatchJob:
         top (`int`, *optional*, defaults to 5): Number of concepts to show first in pictures and pages.
         batch_size (`int`, *optional*, defaults to 8): Number of images to run at a time.
         maps (`bool`, *optional*, defaults to `False`): Whether JSON and parquet hold the patch maps.
+        guard (`Callable`, *optional*):
+            Function of model and image processor that returns a guard, for the doubt in pages and JSON.
     """
 
     load: "Callable[[], tuple[ConceptClassifier, ConceptImageProcessor]]"
@@ -56,14 +58,15 @@ class BatchJob:
     top: int = 5
     batch_size: int = 8
     maps: bool = False
+    guard: Callable[..., Any] | None = None
 
-    def write_files(self, explanation: Explanation, item: Item) -> None:
+    def write_files(self, explanation: Explanation, item: Item, doubt: Any = None) -> None:
         """Writes the files that an image has to itself."""
         truth = {} if item.label is None else {"truth": item.label}
         arguments: dict[str, dict[str, Any]] = {
             "png": {"top": self.top} | truth,
-            "html": {"top": self.top} | truth,
-            "json": {"maps": self.maps},
+            "html": {"top": self.top, "doubt": doubt} | truth,
+            "json": {"maps": self.maps, "doubt": doubt},
         }
         for name, kwargs in arguments.items():
             if name in self.formats:
@@ -129,6 +132,7 @@ def write_share(
     Returns:
         `list[str]`: One sentence for each image that could not be read.
     """
+    guard = job.guard(model=model, processor=processor) if job.guard else None
     skipped: list[str] = []
 
     def skip(sentence: str) -> None:
@@ -140,7 +144,7 @@ def write_share(
         table = stack.enter_context(ExplanationTable(table_path, job.maps)) if table_path else None
         items = job.source.items(start, stop)
         for item, explanation in explain_items(model, processor, items, skip, **options):
-            job.write_files(explanation, item)
+            job.write_files(explanation, item, guard(item.read()) if guard else None)
             if table is not None:
                 table.write(explanation, item.index, item.file, item.label)
             advance()

@@ -315,11 +315,12 @@ class Decomposition:
         chosen = sorted(chosen, key=lambda concept: -abs(concept.contribution))[:number]
         return sorted(chosen, key=lambda concept: -concept.contribution)
 
-    def to_dict(self, maps: bool = False) -> dict[str, Any]:
+    def to_dict(self, maps: bool = False, doubt: Any = None) -> dict[str, Any]:
         """
         The explanation as plain numbers, strings and lists, ready for JSON.
 
         Args:
+            doubt ([`~ascent_vit.safeguard.Doubt`], *optional*): What a guard says of the image, to add as `doubt`.
             maps (`bool`, *optional*, defaults to `False`):
                 Whether to add `patch_attention` and `patch_contributions`, each S lists of h lists of w numbers, and
                 `fusion_maps`, L such lists, if the fusion is known.
@@ -342,6 +343,8 @@ class Decomposition:
         }
         if self.fusion is not None:
             values["level_shares"] = self.level_shares.tolist()
+        if doubt is not None:
+            values["doubt"] = doubt.to_dict()
         if maps:
             values["patch_attention"] = self.patch_attention.tolist()
             values["patch_contributions"] = self.patch_contributions.tolist()

@@ -235,10 +235,10 @@ class Contrast(Explanation):
         """Explains one class alone."""
         return Explanation(**fields_of(self) | {"label_id": class_index(label, self.labels)})
 
-    def to_dict(self, maps: bool = False) -> dict[str, Any]:
+    def to_dict(self, maps: bool = False, doubt: Any = None) -> dict[str, Any]:
         """As that of an explanation, with the class compared with."""
         other = {"other_label": self.other_label, "other_id": self.other_id, "other_score": self.other_score}
-        return super().to_dict(maps) | other
+        return super().to_dict(maps, doubt) | other
 
 
 def fields_of(explanation: Explanation) -> dict[str, Any]:

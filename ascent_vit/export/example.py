@@ -207,10 +207,17 @@ def main() -> None:
     facts = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     with np.load(folder / "tables.npz") as file:
         tables = dict(file)
-    run = load(folder)
+    run, judge = load(folder), None
+    if (folder / "guard.json").exists():
+        import doubt
+
+        judge = doubt.Judge.load(folder)
     for path in sys.argv[1:]:
         pixels = prepare(read_image(path, facts["image"]["window"]), facts["image"])
-        print(path, explain(run(pixels[None]), facts, tables), sep="\n")
+        outputs = run(pixels[None])
+        print(path, explain(outputs, facts, tables), sep="\n")
+        if judge is not None:
+            print(judge.judge({name: value[0] for name, value in outputs.items()}))
 
 
 if __name__ == "__main__":

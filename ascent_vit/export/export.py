@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ascent_vit.safeguard import doubt
 from ascent_vit.utils.files import check_new_folder, new_folder, write_json, write_text
 from ascent_vit.utils.hardware import warn_if_slow
 from modeling_ascent_vit.class_scores_ascent_vit import score_function
@@ -30,6 +31,7 @@ from .readme import make_readme
 
 if TYPE_CHECKING:
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+    from ascent_vit.safeguard import Safeguard
 
 # Width and height of the image that shows what size the image processor makes: neither square nor a whole number of
 # patches, so that a processor whose output follows the image's shape is found out.
@@ -146,6 +148,7 @@ def export_model(
     batches: Iterable[dict[str, Tensor]] | None = None,
     seed: int = 0,
     progress: bool = False,
+    guard: "Safeguard | None" = None,
 ) -> dict[str, Any]:
     r"""
     Writes a model for another runtime, checks it against PyTorch, and adds what is needed to use it there.
@@ -168,6 +171,9 @@ def export_model(
             [`measure_quantization`].
         seed (`int`, *optional*, defaults to 0): Seed of the random pixels of the check.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+        guard ([`~ascent_vit.safeguard.Safeguard`], *optional*):
+            The model's guard, which the example then asks too. It was calibrated in full precision, and goes with no
+            other.
 
     Returns:
         `dict`: The content of `export.json`: `format`, `quantization`, names of `outputs`, `max_differences` of each
@@ -176,7 +182,8 @@ def export_model(
     Raises:
         FileExistsError: for an output that is not empty.
         NotADirectoryError: for an output that is a file.
-        ValueError: for an unknown format or precision, or an image processor without a fixed image size.
+        ValueError: for an unknown format or precision, an image processor without a fixed image size, or a guard with
+            another precision than the calibrated one.
         ModuleNotFoundError: for packages that are missing.
         RuntimeError: for an exported model that does not answer as the original, or without the C++ compiler that
             AOTInductor needs.
@@ -194,6 +201,8 @@ def export_model(
     output = Path(output)
     check_format(to, quantize)
     check_new_folder(output)
+    if guard is not None and quantize != "none":
+        raise ValueError(f"A guard is calibrated in full precision, and promises nothing of {quantize}: leave it out.")
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     image_shape = processed_shape(processor)
     facts = preprocessing(model.config, processor, image_shape)
@@ -225,7 +234,10 @@ def export_model(
         write_json(folder / "preprocessing.json", facts)
         np.savez(folder / "tables.npz", **tables(model))  # type: ignore[arg-type]
         shutil.copyfile(Path(example.__file__), folder / "example.py")
-        readme = make_readme(name, to, quantize, run, image_shape, "spatial" in model.streams())
+        if guard is not None:
+            guard.save_files(folder)
+            shutil.copyfile(Path(doubt.__file__), folder / "doubt.py")
+        readme = make_readme(name, to, quantize, run, image_shape, "spatial" in model.streams(), guard is not None)
         write_text(folder / "README.md", readme)
         # OpenVINO holds its file of weights open, and Windows moves no folder with an open file.
         del run

@@ -44,6 +44,7 @@ OUTPUTS = (
     "spatial_concept_attention",
     "unsupervised_concept_attention",
     "concept_contributions",
+    "global_concept_attention_heads",
     "spatial_concept_attention_heads",
     "patch_grid",
 )

@@ -30,7 +30,7 @@ python example.py image.png
 - `preprocessing.json`: how an image becomes pixels, and the names of classes and concepts.
 - `tables.npz`: `class_bias`, what each score holds beside the concepts' contributions{table}.
 - `example.py`: reads an image, runs the model, prints class, concepts and their sum. It needs no transformers.
-- `export.json`: versions, and how far the exported model is from the original.
+{guard}- `export.json`: versions, and how far the exported model is from the original.
 
 | input | shape |
 |---|---|
@@ -46,6 +46,11 @@ height and width.{maps}
 """
 
 TABLE_LINE = ", and `spatial_contributions` (heads, spatial concepts, classes)"
+
+GUARD_LINE = """\
+- `guard.json`, `guard.safetensors`, `doubt.py`: says "I don't know", and what would settle it, with numpy alone:
+  `Judge.load(".").judge({"logits": ..., ...})` of one image's outputs, then `.answer({"CONCEPT": "yes"})`.
+"""
 
 MAPS_PARAGRAPH = """
 
@@ -76,7 +81,13 @@ def describe_outputs(run: Runner, image_shape: tuple[int, int, int]) -> str:
 
 
 def make_readme(
-    name: str, to: str, quantize: str, run: Runner, image_shape: tuple[int, int, int], has_maps: bool
+    name: str,
+    to: str,
+    quantize: str,
+    run: Runner,
+    image_shape: tuple[int, int, int],
+    has_maps: bool,
+    has_guard: bool = False,
 ) -> str:
     """
     Text of the README.
@@ -88,6 +99,7 @@ def make_readme(
         run: the exported model.
         image_shape: channels, height and width of its images.
         has_maps: whether the model has spatial concepts.
+        has_guard: whether the model's guard lies beside it.
     """
     channels, height, width = image_shape
     return README.format(
@@ -100,6 +112,7 @@ def make_readme(
         height=height,
         width=width,
         outputs=describe_outputs(run, image_shape),
+        guard=GUARD_LINE if has_guard else "",
         table=TABLE_LINE if has_maps else "",
         maps=MAPS_PARAGRAPH if has_maps else "",
     )

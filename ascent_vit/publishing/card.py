@@ -92,6 +92,7 @@ class ModelCardContent:
         new_version (`str`, *optional*): Hub id of a model that supersedes this one.
         concept_edits (`list[dict]`, *optional*): Terms that were removed or scaled after training, as the model's
             configuration has them.
+        guard (`dict`, *optional*): Content of the `guard.json` of the model's guard.
     """
 
     model_name: str
@@ -124,6 +125,7 @@ class ModelCardContent:
     figures_files: Sequence[str] = ()
     new_version: str | None = None
     concept_edits: Sequence[Mapping[str, Any]] = ()
+    guard: Mapping[str, Any] | None = None
 
     @classmethod
     def from_model_dir(cls, model_dir: str | os.PathLike, **kwargs) -> "ModelCardContent":
@@ -314,7 +316,25 @@ def model_card(content: ModelCardContent) -> "ModelCard":
         training_data=content.training_data,
         concept_source=content.concept_source,
         settings={escape_markdown(name): escape_markdown(value) for name, value in content.settings.items()},
+        guard=guard_fields(content.guard),
     )
+
+
+def guard_fields(facts: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a card says of a guard, by the content of its `guard.json`."""
+    if facts is None:
+        return None
+    place = " of ".join(escape_markdown(facts[key]) for key in ("split", "dataset") if facts.get(key))
+    return {
+        "share": f"{1 - facts['alpha']:.4g}",
+        "foreign": f"{facts['outlier_rate']:.4g}",
+        "images": f"{facts['images']:,}",
+        "place": f" ({place})" if place else "",
+        "per_class": facts["per_class"],
+        "number_shared": len(facts["shared"]),
+        "shared": ", ".join(escape_markdown(name) for name in facts["shared"][:10]),
+        "warnings": [escape_markdown(sentence) for sentence in facts["warnings"]],
+    }
 
 
 def check_header(data: Mapping[str, Any]) -> None:

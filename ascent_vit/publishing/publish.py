@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ascent_vit.cases.index import FOLDER as INDEX
+from ascent_vit.safeguard.safeguard import FOLDER as GUARD
 from ascent_vit.utils.files import file_digest
 
 from .source import EXAMPLES, PICTURES, RECORDS, PublishOptions, check_repo_id
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # Files of an earlier publication that are removed if a later one lacks them, as shards, or pictures no longer allowed.
 OWN_FILES = (PICTURES, "model.safetensors.index.json")
-OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/", f"{INDEX}/")
+OWN_FOLDERS = (f"{EVAL_RESULTS}/", f"{RECORDS}/", f"{INDEX}/", f"{GUARD}/")
 OWN_NAMES = rf"{EXAMPLES}/\d\d\.png|[^/]*\.safetensors"
 SPACE_FOLDERS = ("ascent_vit/", "modeling_ascent_vit/", f"{EXAMPLES}/")
 

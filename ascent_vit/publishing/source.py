@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ascent_vit.cases.index import FOLDER as INDEX
+from ascent_vit.safeguard.safeguard import FOLDER as GUARD
 from ascent_vit.utils.files import check_extent, read_json
 
 from .privacy import strip_values
@@ -134,7 +135,8 @@ def find_source(folder: str | os.PathLike) -> Source:
     records = {name: records_dir / name for name in RECORD_NAMES if (records_dir / name).is_file()}
     pictures = folder / PICTURES if (folder / PICTURES).is_file() else None
     card = model_dir / CARD if (model_dir / CARD).is_file() else None
-    inside = [*(model_dir / EXAMPLES).glob("*"), *(model_dir / INDEX).rglob("*")]
+    folders = [model_dir / EXAMPLES, model_dir / GUARD, model_dir / INDEX]
+    inside = [file for part in folders for file in part.rglob("*")]
     files = [*model_dir.iterdir(), *inside, *records.values()]
     check_source(folder, [*files, *([pictures] if pictures else [])])
     config = read_json(model_dir / "config.json")

@@ -13,6 +13,7 @@ import modeling_ascent_vit
 from ascent_vit.cases.index import FOLDER as INDEX
 from ascent_vit.cases.index import ConceptIndex
 from ascent_vit.inference.load import load_processor, load_whole
+from ascent_vit.safeguard.safeguard import FILES, FOLDER, find_guard, guard_folder
 from ascent_vit.utils.files import check_new_folder, new_folder, write_text
 
 from .examples import about_examples, check_examples, example_images, write_examples
@@ -49,7 +50,7 @@ PRELOAD = "preload_from_hub:\n  - {repo_id} {files} {tag}\n"
 MODEL_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 # The rooms of the package that the app needs.
-ROOMS = ("cases", "explanation", "inference", "publishing", "utils")
+ROOMS = ("cases", "explanation", "inference", "publishing", "safeguard", "utils")
 CODE_ENDINGS = (".py", ".md", ".css", ".html", ".js")
 
 APP = """\
@@ -68,7 +69,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ascent_vit.publishing.space_app import build_app, launch_app
-{index_import}
+{index_import}{guard_import}
 
 MODEL, REVISION = {model}, {revision}
 
@@ -76,12 +77,15 @@ if __name__ == "__main__":
     model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
-    index = {index}
+    index, guard = {index}, {guard}
     examples = sorted(Path(__file__).parent.glob("examples/*.png"))
-    launch_app(build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True, index=index), tool=True)
+    app = build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True, index=index, guard=guard)
+    launch_app(app, tool=True)
 """
 INDEX_IMPORT = "from ascent_vit.cases import ConceptIndex\n"
 LOAD_INDEX = "ConceptIndex.load(MODEL, REVISION)"
+GUARD_IMPORT = "from ascent_vit.safeguard import Safeguard\n"
+LOAD_GUARD = "Safeguard.from_pretrained(MODEL, model, processor, REVISION)"
 
 
 def copy_code(target: Path) -> None:
@@ -134,6 +138,8 @@ def stage_space(
     check_examples(source, options, examples)
     images = example_images(source, examples)
     name = model_repo_id.rpartition("/")[2]
+    has_guard = guard_folder(source.model_dir) is not None
+    loaded = [*MODEL_FILES, *(f"{FOLDER}/{file}" for file in FILES if has_guard)]
     origin = about_examples(dataset, len(images), bool(examples), options)
     readme = README.read_text(encoding="utf-8").format(
         title=json.dumps(name),
@@ -141,7 +147,7 @@ def stage_space(
         sdk_version=SDK_VERSION,
         python_version=ZERO_GPU_PYTHON_VERSION if options.space_hardware == ZERO_GPU else PYTHON_VERSION,
         description=json.dumps(options.space_description or DESCRIPTION),
-        preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(MODEL_FILES), tag=options.tag),
+        preload="" if private else PRELOAD.format(repo_id=model_repo_id, files=",".join(loaded), tag=options.tag),
         hardware=options.space_hardware,
         repo_id=model_repo_id,
         revision=options.tag,
@@ -153,6 +159,8 @@ def stage_space(
         revision=json.dumps(options.tag),
         index_import=INDEX_IMPORT if has_index else "",
         index=LOAD_INDEX if has_index else None,
+        guard_import=GUARD_IMPORT if has_guard else "",
+        guard=LOAD_GUARD if has_guard else None,
     )
     requirements = (*REQUIREMENTS, *(INDEX_REQUIREMENTS if has_index else ()))
     with new_folder(target) as partial:
@@ -232,11 +240,11 @@ def run_space(folder: str | os.PathLike, port: int | None = None, examples: Sequ
             raise
         raise ImportError("The app needs Gradio: pip install 'ascent-vit[space]'.") from error
     model, processor = load_whole(source.model_dir), load_processor(source.model_dir)
-    title = Path(folder).resolve().name
+    title, guard = Path(folder).resolve().name, find_guard(source.model_dir, model, processor)
     index = ConceptIndex.load(source.model_dir) if (source.model_dir / INDEX).is_dir() else None
     with tempfile.TemporaryDirectory() as temporary:
         paths = write_examples(images, Path(temporary, EXAMPLES))
-        launch_app(build_app(model, processor, title, paths, index=index), port)
+        launch_app(build_app(model, processor, title, paths, index=index, guard=guard), port)
 
 
 __all__ = ["publish_space", "run_space", "stage_space"]

@@ -30,6 +30,7 @@ from modeling_ascent_vit.concept_pipeline_ascent_vit import (
 from modeling_ascent_vit.image_reading_ascent_vit import read_image
 from modeling_ascent_vit.names_ascent_vit import class_names, concept_names
 
+from .space_doubt import add_doubt
 from .space_similar import add_similar
 
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from ascent_vit.cases import ConceptIndex
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+    from ascent_vit.safeguard import Safeguard
 
 # Largest numbers of concepts with a bar of their own, and of classes with a probability.
 BARS, CLASSES = 10, 5
@@ -448,6 +450,7 @@ def build_app(
     examples: Sequence[str | os.PathLike] = (),
     tool: bool = False,
     index: "ConceptIndex | None" = None,
+    guard: "Safeguard | None" = None,
 ) -> gr.Blocks:
     """
     Builds the app, without starting it.
@@ -460,6 +463,7 @@ def build_app(
         tool (`bool`, *optional*, defaults to `False`): Whether programs can call the app too, see [`add_tool`].
         index ([`~ascent_vit.cases.ConceptIndex`], *optional*):
             Index that was built with the model, to show similar images.
+        guard ([`~ascent_vit.safeguard.Safeguard`], *optional*): The model's guard, for a dialogue about its doubt.
 
     Raises:
         ValueError: for another kind of model.
@@ -488,6 +492,8 @@ def build_app(
         state = gr.State(None)
         gr.HTML(f"<h1>{html.escape(title)}</h1><p>{HELP}</p>", elem_classes="ascent")
         given, predicted = add_prediction(concepts, examples)
+        if guard is not None:
+            add_doubt(given[0], on_gpu(lambda path: guard(read(path, processor))))
         is_regression = score_function(model.config) == "none"
         chosen, shown = add_explanation(class_names(model.config), spatial, is_regression)
         gr.HTML(f'<p class="soft">{COMPETITION}</p>', elem_classes="ascent")

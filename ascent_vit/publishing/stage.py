@@ -13,6 +13,7 @@ from ascent_vit.cases.index import FOLDER as INDEX
 from ascent_vit.cases.index import ConceptIndex
 from ascent_vit.inference.identity import model_digest
 from ascent_vit.inference.load import load_processor, load_whole
+from ascent_vit.safeguard.safeguard import find_guard
 from ascent_vit.utils.files import read_json, write_json, write_text
 from ascent_vit.utils.markdown import escape_markdown
 from ascent_vit.utils.metrics import METRICS
@@ -315,10 +316,10 @@ def stage(
     Writes what is published of a run or a model into an empty folder, and checks it.
 
     These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`
-    with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, the index of
-    similar images in `index/` if the model has one, and `explanations.png` and the index's thumbnails if the licence
-    of the images allows it. A card that exists already is kept; its code loads the repository at the tag. Absolute
-    paths are cut to their last part.
+    with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, the model's guard
+    in `guard/` and its index of similar images in `index/` if it has them, and `explanations.png` and the index's
+    thumbnails if the licence of the images allows it. A card that exists already is kept; its code loads the repository
+    at the tag. Absolute paths are cut to their last part.
 
     Args:
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
@@ -352,13 +353,17 @@ def stage(
     else:
         check_examples(source, options, examples)
     model, processor = stage_model(source, target, options.float16)
+    guard = find_guard(source.model_dir, model, processor)
+    if guard is not None:
+        guard.save_pretrained(target)
     stage_pictures(source, target, options)
     stage_index(source, target, model, options)
     stage_records(records, target)
     if card is None:
         widget = write_card_examples(example_images(source, examples), model, processor, target)
+        facts = None if guard is None else guard.judge.facts
         origin = about_examples(dataset, len(widget), bool(examples), options)
-        card = make_card(target, repo_id, records, dataset, options, widget=widget, widget_source=origin)
+        card = make_card(target, repo_id, records, dataset, options, widget=widget, widget_source=origin, guard=facts)
         check_card(card)
     else:
         stage_card_examples(source, target, shown, options)

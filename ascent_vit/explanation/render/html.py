@@ -40,6 +40,7 @@ def explanation_to_html(
     classes: int = 10,
     top: int = 12,
     truth: str | None = None,
+    doubt: Any = None,
 ) -> str:
     """
     Writes one self-contained HTML page that explains a prediction and loads nothing from elsewhere.
@@ -59,6 +60,8 @@ def explanation_to_html(
             Largest number of concepts with a row of their own at first, those of the largest contribution of either
             sign; a button shows all.
         truth (`str`, *optional*): Name of the true class, for the header.
+        doubt ([`~ascent_vit.safeguard.Doubt`], *optional*):
+            What a guard says of the image: the page then says whether it is decided, and asks what would settle it.
 
     Returns:
         `str`: The page, which holds the image reduced to at most 2**20 pixels.
@@ -98,7 +101,7 @@ def explanation_to_html(
         "style": read("page.css"),
         "script": script,
         "script_hash": f"sha256-{digest}",
-        "data": json_in_html(page_data(explanation, chosen, top)),
+        "data": json_in_html(page_data(explanation, chosen, top) | {"doubt": None if doubt is None else doubt.tree()}),
     }
     # One pass, so that a name that looks like a field is left as it is.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], read("page.html"))

@@ -280,6 +280,76 @@ function showConcepts() {
   element("more").textContent = state.all ? "Show fewer concepts" : `Show all ${data.concepts.length} concepts`;
 }
 
+// Doubt
+
+/** Answers so far: what was known before each, the concept, the answer, and how many questions had been put off. */
+const answered = [];
+let known = data.doubt;
+let putOff = 0;
+
+function alternatives(labels) {
+  return labels.join(" or ");
+}
+
+function choice(text, act) {
+  const made = document.createElement("button");
+  made.type = "button";
+  made.textContent = text;
+  made.addEventListener("click", () => {
+    act();
+    showDoubt();
+  });
+  return made;
+}
+
+function reply(concept, answer) {
+  answered.push({ before: known, concept, answer, putOff });
+  known = known.then[concept][answer];
+  putOff = 0;
+}
+
+function takeBack() {
+  const last = answered.pop();
+  known = last.before;
+  putOff = last.putOff;
+}
+
+function verdict() {
+  if (known.verdict === "decide") return `Decided: ${known.labels[0]}.`;
+  if (known.verdict === "abstain") return `I don't know: ${alternatives(known.labels)}.`;
+  return `This is not the kind of image that the model knows. The nearest class would be ${known.labels[0]}.`;
+}
+
+/** A paragraph of a question, with the answers to choose from. */
+function questionParts(question) {
+  const asked = document.createElement("p");
+  asked.append("Would settle it: is there ", ...breakable(question.concept).childNodes, "? ");
+  asked.append(`If yes, ${alternatives(question.if_yes.labels)}; if no, ${alternatives(question.if_no.labels)}.`);
+  const answers = ["yes", "no"].map((answer) => choice(answer === "yes" ? "Yes" : "No", () => reply(question.concept, answer)));
+  return [asked, ...answers, choice("Not sure", () => putOff++)];
+}
+
+function showDoubt() {
+  element("doubt").hidden = known === null;
+  if (known === null) return;
+  element("verdict").textContent = verdict();
+  element("asked").textContent = answered.map(({ concept, answer }) => `${concept}: ${answer}.`).join(" ");
+  const parts = [];
+  if (putOff < known.ask.length) parts.push(...questionParts(known.ask[putOff]));
+  else if (known.verdict === "abstain") {
+    const none = document.createElement("p");
+    none.textContent = "This page has no further question.";
+    parts.push(none);
+  }
+  if (answered.length) parts.push(choice("Take the last answer back", takeBack));
+  element("ask").replaceChildren(...parts);
+  const share = `${Number((100 * (1 - known.alpha)).toFixed(2))} %`;
+  element("promise").hidden = !["decide", "abstain"].includes(known.verdict);
+  element("promise").textContent = answered.length
+    ? "After answers, the classes follow from the model's exact sum; no share of right ones is promised."
+    : `Of images like the ${known.images.toLocaleString("en")} that this was calibrated with, the right class is among those named for ${share} or more.`;
+}
+
 function update() {
   const value = data.is_regression ? ` = ${data.score_texts[state.shown]}` : "";
   element("question").textContent = `Why ${question(" and not ")}${value}?`;
@@ -344,3 +414,4 @@ state.pinned = chooseRows()[0].reduce((most, column) => {
   return most === null || Math.abs(contribution(column)) > Math.abs(contribution(most)) ? column : most;
 }, null);
 update();
+showDoubt();

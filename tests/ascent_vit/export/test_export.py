@@ -99,7 +99,7 @@ def test_onnx_agrees_with_the_model_in_double_precision(model, exported, batch_s
     pixels = torch.randn(batch_size, *SHAPE)
     expected = float64_outputs(model, pixels)
     got = example.load(exported[0])(pixels.numpy())
-    assert list(got) == exported[1]["outputs"] and len(got) == 7
+    assert list(got) == exported[1]["outputs"] and len(got) == 8
     for name, value in got.items():
         assert value.shape == expected[name].shape and value.shape[0] == batch_size
         np.testing.assert_allclose(value, expected[name].numpy(), atol=1e-5 if name != "logits" else 1e-4)
@@ -235,7 +235,7 @@ def test_example_turns_photographs_upright(model, tmp_path, orientation, mode, s
         ),
         (
             {"num_global_concepts": 3, "global_token": "pool"},
-            ["logits", "global_concept_attention", "concept_contributions"],
+            ["logits", "global_concept_attention", "concept_contributions", "global_concept_attention_heads"],
         ),
     ],
 )
@@ -455,3 +455,33 @@ def test_edits_are_exported(tmp_path, to):
     factor = got["concept_contributions"][:, 0] / plain.concept_contributions[:, 0].numpy()
     np.testing.assert_allclose(factor, 0.3, rtol=1e-3)
     assert not np.any(np.load(tmp_path / "out" / "tables.npz")["spatial_contributions"][:, 2, 1])
+
+
+def test_the_example_asks_what_would_settle_it(tmp_path):
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from ascent_vit import Safeguard
+
+    model = make_model(none_concept=True, **STREAMS)
+    processor = make_processor(model)
+    images = [random_image(40, 48).rotate(6 * i) for i in range(20)]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=[f"LABEL_{i}" for i in range(5)])})
+    rows = Dataset.from_dict({"image": images, "label": [i % 5 for i in range(20)]}, features=features)
+    guard = Safeguard.fit(model, processor, rows, alpha=0.2)
+    folder = tmp_path / "guarded"
+    export_model(model, processor, folder, guard=guard)
+    assert "doubt.py" in (folder / "README.md").read_text()
+    images[3].save(tmp_path / "image.png")
+    # In a process that has none of the packages of training.
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'safetensors', 'ascent_vit'))); "
+        "import runpy; sys.argv = ['example.py', sys.argv[1]]; runpy.run_path('example.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "image.png")]
+    # As `python example.py` does, the folder of the script is searched for modules.
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.rstrip().endswith(str(guard(images[3])))
+    with pytest.raises(ValueError, match="promises nothing of int8"):
+        export_model(model, processor, tmp_path / "other", quantize="int8", guard=guard)

@@ -136,6 +136,35 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
+def test_a_guard_goes_and_comes(hub, client, run_folder, tmp_path):
+    """It is loaded from the Hub with the model of the same tag, and there is none where none was sent."""
+    fit = """
+import numpy as np, sys
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
+from ascent_vit import Safeguard
+from ascent_vit.inference.load import load_model
+pixels = np.random.default_rng(0).integers(0, 256, (30, 48, 48, 3), dtype=np.uint8)
+features = Features({"image": Image(), "label": ClassLabel(names=["wren", "crow", "tern"])})
+rows = Dataset.from_dict({"image": list(map(Picture.fromarray, pixels)), "label": [0, 1, 2] * 10}, features=features)
+Safeguard.fit(*load_model(sys.argv[1]), rows, alpha=0.2).save_pretrained(sys.argv[1])
+"""
+    load = """
+from ascent_vit import Safeguard
+guard = Safeguard.from_pretrained("ann/birds", revision="v1")
+print(guard.judge.facts["images"], guard.model.config.num_labels)
+"""
+    ran = client(COMMAND, "publish", run_folder, "--repo-id", "ann/birds")
+    assert ran.returncode == 0, ran.stderr
+    assert "There is no guard in ann/birds" in client(load).stderr
+    assert client(fit, run_folder / "model").returncode == 0
+    ran = client(COMMAND, "publish", run_folder, "--repo-id", "ann/birds", "--tag", "v2")
+    assert ran.returncode == 0, ran.stderr
+    ran = client(load.replace("v1", "v2"))
+    assert ran.stdout.split() == ["30", "3"], ran.stderr
+
+
 @pytest.mark.nightly
 def test_faults_leave_the_repository_as_it_was(hub, client, run_folder, tmp_path):
     target = staged(run_folder, tmp_path)

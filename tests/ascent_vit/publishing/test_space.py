@@ -486,6 +486,44 @@ def test_a_visitor_sees_similar_images(model_dir, images, tmp_path, page):
     assert faults == [] and "Traceback" not in errors
 
 
+@pytest.mark.slow
+def test_a_visitor_settles_the_doubt(model_dir, images, tmp_path, page):
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from ascent_vit import Safeguard
+    from ascent_vit.inference.load import load_model
+
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 48, 48, 3), dtype=np.uint8)
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=LABELS)})
+    rows = {"image": [Image.fromarray(values) for values in pixels], "label": [i % 5 for i in range(30)]}
+    guard = Safeguard.fit(*load_model(str(model_dir)), Dataset.from_dict(rows, features=features), alpha=0.2)
+    # Every image is of the right kind, and any class may be it.
+    guard.judge.facts["limits"] = dict.fromkeys(guard.judge.facts["limits"], 1e9)
+    guard.judge.arrays["thresholds"] = np.full(5, 0.05)
+    guard.save_pretrained(model_dir)
+    doubt = guard(images[0])
+    assert doubt.verdict == "abstain"
+    arguments = ["space", str(model_dir), "--port", str(free_port())]
+    with Served(["-c", WATCHED + COMMAND, *arguments], tmp_path, {"PYTHONPATH": str(ROOT)}) as served:
+        page.goto(served.address)
+        page.set_input_files("#image input[type=file]", images[0])
+        wait_for_text(page, "#doubt", "I don't know: " + " or ".join(doubt.labels))
+        wait_for_text(page, "#doubt", f"is there {doubt.ask[0].concept}?")
+        page.click("#answer-not")
+        wait_for_text(page, "#doubt", f"is there {doubt.ask[1].concept}?")
+        page.click("#answer-yes")
+        after = doubt.answer({doubt.ask[1].concept: "yes"})
+        wait_for_text(page, "#doubt", f"{doubt.ask[1].concept}: yes.")
+        wait_for_text(page, "#doubt", " or ".join(after.labels))
+        wait_for_text(page, "#doubt", "no share of right ones is promised")
+        page.screenshot(path=tmp_path / "doubt.png", full_page=True)
+        page.click("#answer-take")
+        wait_for_text(page, "#doubt", f"is there {doubt.ask[1].concept}?")
+        assert page.evaluate("window.attacked") is None
+        assert page.faults == [] and "Traceback" not in served.errors.read_text()
+
+
 # On the Hub, a Space's addresses differ from a dataset's in this word alone.
 def serve_spaces(hub_double, monkeypatch):
     """Makes the Hub's double keep Spaces too, beside the datasets."""

@@ -489,3 +489,43 @@ def test_records_that_stand_for_endless_values(run_folder, tmp_path):
     (run_folder / "recipe.yaml").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="more than 1,000,000 values"):
         staged(run_folder, tmp_path)
+
+
+def guard_of(folder, names, number=40):
+    """A guard of a model's folder, fitted on noise."""
+    import numpy as np
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from ascent_vit import Safeguard
+    from ascent_vit.inference.load import load_model
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)) for _ in range(number)]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=names)})
+    labels = [i % len(names) if i else 0 for i in range(number)]
+    rows = Dataset.from_dict({"image": images, "label": labels}, features=features)
+    return Safeguard.fit(*load_model(str(folder)), rows, alpha=0.2, dataset="my_birds", split="validation")
+
+
+def test_the_guard_goes_along(run_folder, tmp_path):
+    from ascent_vit import Safeguard
+
+    guard_of(run_folder / "model", ["wren", "crow", "tern"]).save_pretrained(run_folder / "model")
+    target, files = staged(run_folder, tmp_path)
+    assert files == CODE | MODEL | RECORDS | EXAMPLES | {
+        "explanations.png",
+        "guard/guard.json",
+        "guard/guard.safetensors",
+    }
+    assert Safeguard.from_pretrained(target).judge.facts["images"] == 40
+    card = (target / "README.md").read_text()
+    assert "## Doubt" in card and "Calibrated on 40 images (validation of my\\_birds)" in card
+    assert "for a share of 0.8 at least, of each class by itself" in card
+    with pytest.raises(ValueError, match="guard was calibrated for another model: its weights are others"):
+        staged(run_folder, tmp_path, name="rounded", float16=True)
+    # A Space loads it too, at the model's tag.
+    stage_space(run_folder, tmp_path / "space", "ann/birds")
+    app = (tmp_path / "space" / "app.py").read_text()
+    assert "guard = Safeguard.from_pretrained(MODEL, model, processor, REVISION)" in app
+    assert "guard/guard.json,guard/guard.safetensors v1" in (tmp_path / "space" / "README.md").read_text()
