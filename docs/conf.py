@@ -53,6 +53,7 @@ OUTSIDE = DOCS / "outside"
 OUTSIDE_PAGES = {
     "benchmarks/RESULTS.md": "results",
     "benchmarks/study/README.md": "study",
+    "benchmarks/peers/README.md": "beside-peers",
     "CONTRIBUTING.md": "contributing",
     "CHANGELOG.md": "changelog",
     "SECURITY.md": "security",
