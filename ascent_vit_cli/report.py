@@ -3,12 +3,16 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .inputs import DatasetOptions, read_dataset_options
 
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +46,9 @@ def report(
     import torch
     from accelerate import Accelerator
 
-    from ascent_vit.data import check_once, load_concept_dataset
     from ascent_vit.data.loading import spatial_names
     from ascent_vit.inference import load_model
     from ascent_vit.summary import summarize
-    from ascent_vit.summary.observation import is_unlabelled
     from ascent_vit.utils.versions import versions
 
     # Without an accelerator, Accelerate joins the processes into one group only if it is told to use the CPU.
@@ -57,28 +59,11 @@ def report(
         from ascent_vit import ConceptIndex
 
         cases = ConceptIndex.load(index)
-    with accelerator.main_process_first():
-        # Whole numbers are classes unless the model says that it predicts values.
-        known = {"problem_type": "regression"} if classifier.config.problem_type == "regression" else {}
-        splits = load_concept_dataset(dataset, **known | dataset_options)
-    if split not in splits:
-        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
-    has_labels = not all(is_unlabelled({"label": label}) for label in splits[split]["label"])
-    if not no_check and has_labels:
-        with accelerator.main_process_first():
-            found = check_once(
-                type(splits)({split: splits[split]}),
-                spatial_concepts=spatial_names(dataset_options),
-                window=getattr(processor, "window", None),
-                progress=accelerator.is_main_process,
-            )
-            found.raise_errors()
-        for warning in found.warnings if accelerator.is_main_process else ():
-            logger.warning("%s", warning)
+    images = read_split(dataset, split, dataset_options, classifier.config, processor, accelerator, not no_check)
     summary = summarize(
         classifier.to(accelerator.device),
         processor,
-        splits[split],
+        images,
         by=by or (),
         index=cases,
         batch_size=batch_size,
@@ -95,6 +80,40 @@ def report(
             print(f"Left out: {sentence}")
         print(f"Report: {output / 'index.html'}")
     accelerator.end_training()
+
+
+def read_split(
+    name: str,
+    split: str,
+    options: dict[str, Any],
+    config: Any,
+    processor: Any,
+    accelerator: "Accelerator",
+    check: bool,
+) -> "Dataset":
+    """Loads a split of a dataset; one with labels is checked for errors first, if that is asked for."""
+    from ascent_vit.data import check_once, load_concept_dataset
+    from ascent_vit.data.loading import spatial_names
+    from ascent_vit.summary.observation import is_unlabelled
+
+    with accelerator.main_process_first():
+        # Whole numbers are classes unless the model says that it predicts values.
+        known = {"problem_type": "regression"} if config.problem_type == "regression" else {}
+        splits = load_concept_dataset(name, **known | options)
+    if split not in splits:
+        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
+    if check and not all(is_unlabelled({"label": label}) for label in splits[split]["label"]):
+        with accelerator.main_process_first():
+            found = check_once(
+                type(splits)({split: splits[split]}),
+                spatial_concepts=spatial_names(options),
+                window=getattr(processor, "window", None),
+                progress=accelerator.is_main_process,
+            )
+            found.raise_errors()
+        for warning in found.warnings if accelerator.is_main_process else ():
+            logger.warning("%s", warning)
+    return splits[split]
 
 
 __all__ = ["report"]
