@@ -30,6 +30,7 @@ from .metrics import (
 from .probe import NotApplicableError
 from .robustness import Robustness
 from .sanity import Randomisation
+from .sparsity import accuracy_at_nec
 
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "Settings",
     "ShortTraining",
     "SpatialConceptMetrics",
+    "accuracy_at_nec",
     "compare_dataset",
     "evaluate",
     "evaluate_dataset",
