@@ -318,8 +318,8 @@ def stage(
     These are weights as safetensors, configuration, image processor, the code that they need, the card `README.md`
     with its example images in `examples/`, the recipe, metrics and report of the run in `training/`, the model's guard
     in `guard/` and its index of similar images in `index/` if it has them, and `explanations.png` and the index's
-    thumbnails if the licence of the images allows it. A card that exists already is kept; its code loads the repository
-    at the tag. Absolute paths are cut to their last part.
+    thumbnails if the licence of the images allows it. A card that exists is kept; its code loads the repository at the
+    tag. Absolute paths are cut to their last part.
 
     Args:
         folder: folder of a run (`ascent-vit train`, `ascent-vit demo`), or of a model.
