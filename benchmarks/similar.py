@@ -8,10 +8,10 @@ Similar images: how many of an image's concepts they share, and how long an inde
     python benchmarks/similar.py answers --model hub/birds --data DATA/cub108 --index DATA/index \\
         --output benchmarks/results/similar_answers.json
 
-Queries are the test split, the index is of the train split. Relevance is graded by labels of global concepts: precision
-at 10 is the mean, over queries and their 10 nearest images, of the share of the query's concepts that the image has too,
-which is the cumulated gain of Järvelin and Kekäläinen (ACM Transactions on Information Systems 20(4), 2002) at 10 with
-the number of shared concepts as gain, divided by its largest value. Jaccard is that of both lists. Beside them is the
+Queries are the test split, the index is of the train split. Relevance is graded by labels of global concepts.
+Precision at 10 is the mean, over queries and their 10 nearest images, of the share of the query's concepts that an
+image has too: the cumulated gain of Järvelin and Kekäläinen (ACM Transactions on Information Systems 20(4), 2002) at
+10, with the number of shared concepts as gain, by its largest value. Jaccard is that of both lists. Beside them is the
 share of images of the query's class. The neighbours by the backbone's CLS token are by cosine too.
 """
 

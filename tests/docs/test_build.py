@@ -20,7 +20,7 @@ import ascent_vit
 
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("conversion", "data", "evaluation", "explanation", "export", "inference", "publishing", "training")
+ROOMS = ("cases", "conversion", "data", "evaluation", "explanation", "export", "inference", "publishing", "training")
 MARKDOWN = [path for folder in (".", "docs") for path in sorted((ROOT / folder).glob("*.md"))]
 
 
