@@ -4,10 +4,13 @@ Measures what a guard promises and what its questions are worth, on the publishe
 
     python benchmarks/doubt.py digits --output doubt.json
     python benchmarks/doubt.py concept-mnist --dataset PREPARED_MNIST --output doubt.json
+    python benchmarks/doubt.py birds --dataset PREPARED_CUB --known KNOWN --output doubt.json
+    ascent-vit train --recipe birds --dataset KNOWN --set backbone=deit-tiny --output RUN
     python benchmarks/doubt.py birds --dataset PREPARED_CUB --foreign-model RUN/model --output doubt.json
 
 Parts that the output has already are left out, so that a run that was ended goes on. For birds, the images of another
-kind are those of the classes that the head of --foreign-model, one with the recipe of hub/birds, was trained without.
+kind are those of the classes that the head of --foreign-model, one with the recipe of hub/birds, was trained without;
+--known writes the dataset to train it on, without ten classes that are drawn by a seed, and does nothing else.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, concatenate_datasets
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
@@ -86,6 +89,19 @@ def letters(number: int, canvas: int, classes: list[str], seed: int = 0) -> Data
 
 def drawn(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:number]))
+
+
+def write_known(splits: DatasetDict, folder: str, number: int = 10) -> None:
+    """Writes a dataset without so many of its classes, to train a head that does not know them."""
+    names, used = splits["train"].features["label"].names, sorted(set(splits["train"]["label"]))
+    left_out = np.random.default_rng(0).choice(used, number, replace=False)
+    kept = [label for label in used if label not in left_out]
+    for name, split in splits.items():
+        own = split.select(np.flatnonzero(np.isin(split["label"], kept)))
+        labels = [kept.index(label) for label in own["label"]]
+        own = own.remove_columns("label").add_column("label", labels)
+        splits[name] = own.cast_column("label", ClassLabel(names=[names[label] for label in kept]))
+    splits.save_to_disk(folder)
 
 
 def part_of(measured: Measured, rows: np.ndarray) -> Measured:
@@ -296,6 +312,7 @@ def main() -> None:
     parser.add_argument("name", choices=("digits", "concept-mnist", "birds"))
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--foreign-model")
+    parser.add_argument("--known", metavar="DIR", help="Write the dataset for --foreign-model's training to DIR.")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--alpha", type=float, default=0.1)
     parser.add_argument("--images", type=int, default=200, help="Images of a shift, a dialogue or another kind.")
@@ -303,6 +320,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     splits, results = load_concept_dataset(options.dataset), Results(options.output, options.name)
+    if options.known:
+        return write_known(splits, options.known)
     dataset = splits["test"]
     if options.name == "digits":
         dataset = concatenate_datasets([splits["validation"], splits["test"]])
