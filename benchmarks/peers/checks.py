@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the measures of captum and Quantus say of our maps, and of others beside them."""
+"""What the measures of captum and Quantus say of our maps, and of other maps of the same model."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from explanations import Setup, set_up
-from pointing import patch_centres
+from explainers import EXPLAINERS, Explain
+from PIL import Image
 from rows import PeerRun
 from torch import Tensor
 
+from ascent_vit.cli.inputs import load_model
+from ascent_vit.evaluation.probe import choose_subset
 from ascent_vit.explanation import LogitsModel
 from ascent_vit.training import Recipe
 
 
 # Steps of Quantus' pixel flipping.
-FLIPPING_STEPS = 14
-SAMPLES = 10
+FLIPPING_STEPS = 16
+# Of captum's perturbations: number, and deviation of the noise in normalised pixels.
+SAMPLES, NOISE = 10, 0.1
+BATCH = 64
+SUBSET_SEED = 0
 
 
 def over_pixels(maps: Tensor, patch: int) -> Tensor:
@@ -27,51 +33,66 @@ def over_pixels(maps: Tensor, patch: int) -> Tensor:
     return pixels[:, None].expand(-1, 3, -1, -1) / (3 * patch**2)
 
 
-def box_masks(rows: Any, side: int) -> np.ndarray:
-    """Pixels of the objects' boxes, `(B, 1, side, side)`."""
-    centres = patch_centres((side, side), (side, side))
-    masks = []
-    for row in rows:
-        left, top, width, height = row["bbox"]
-        scale = torch.tensor([side / row["image"].width, side / row["image"].height])
-        corner, extent = torch.tensor([left, top]) * scale, torch.tensor([width, height]) * scale
-        masks.append(((centres >= corner) & (centres <= corner + extent)).all(-1).view(1, side, side))
-    return torch.stack(masks).numpy().astype(float)
+@dataclass(frozen=True)
+class Maps:
+    """
+    A model, images, their predicted classes, and what explains these.
+
+    Args:
+        model: model in evaluation mode.
+        explain: what explains it.
+        patch: side of a patch in pixels.
+        pixels: images, `(B, 3, H, W)`.
+        classes: predicted classes, `(B,)`.
+        ink: pixels of the object, `(B, 1, H, W)`.
+        seed: random seed.
+    """
+
+    model: Any
+    explain: Explain
+    patch: int
+    pixels: Tensor
+    classes: Tensor
+    ink: np.ndarray
+    seed: int
+
+    def attributions(self, pixels: Tensor, classes: Tensor) -> Tensor:
+        return over_pixels(self.explain(pixels, classes).detach(), self.patch).contiguous()
 
 
-def by_captum(setup: Setup, pixels: Tensor, classes: Tensor) -> dict[str, float]:
+def by_captum(maps: Maps) -> dict[str, float]:
     """captum's infidelity against random noise and its greatest sensitivity, means over images."""
     from captum.metrics import infidelity, sensitivity_max
 
-    model = LogitsModel(setup.model)
-    generator = torch.Generator().manual_seed(setup.run.seed)
+    generator = torch.Generator().manual_seed(maps.seed)
 
     def perturb(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        noise = 0.1 * torch.randn(inputs.shape, generator=generator)
+        noise = NOISE * torch.randn(inputs.shape, generator=generator)
         return noise, inputs - noise
 
-    def explain(inputs: tuple[Tensor], target: Tensor) -> tuple[Tensor]:
-        return (over_pixels(setup.explain(inputs[0], target).detach(), setup.patch).contiguous(),)
-
-    (attributions,) = explain((pixels,), classes)
+    attributions = maps.attributions(maps.pixels, maps.classes)
     with torch.no_grad():
         unfaithful = infidelity(
-            model, perturb, pixels, attributions, target=classes, n_perturb_samples=SAMPLES, normalize=True
+            LogitsModel(maps.model), perturb, maps.pixels, attributions, target=maps.classes, n_perturb_samples=SAMPLES
         )
-    torch.manual_seed(setup.run.seed)
-    sensitive = sensitivity_max(explain, pixels, n_perturb_samples=SAMPLES, max_examples_per_batch=10, target=classes)
-    return {
-        "captum infidelity": unfaithful.mean().item(),
-        "captum sensitivity_max": sensitive.mean().item(),
-    }
+    torch.manual_seed(maps.seed)
+    sensitive = sensitivity_max(
+        # It gives a tuple, and wants one.
+        lambda inputs, target: (maps.attributions(inputs[0], target),),
+        maps.pixels,
+        n_perturb_samples=SAMPLES,
+        max_examples_per_batch=BATCH,
+        target=maps.classes,
+    )
+    return {"captum infidelity": unfaithful.mean().item(), "captum sensitivity_max": sensitive.mean().item()}
 
 
-def by_quantus(setup: Setup, pixels: Tensor, classes: Tensor, masks: np.ndarray) -> dict[str, float]:
+def by_quantus(maps: Maps) -> dict[str, float]:
     """Metrics of Quantus with its own parameters, but for the number of steps, means over images."""
     import quantus
 
-    side = pixels.shape[-1]
     options: dict[str, Any] = {"disable_warnings": True, "display_progressbar": False}
+    side = maps.pixels.shape[-1]
     metrics = {
         "FaithfulnessCorrelation": quantus.FaithfulnessCorrelation(**options),
         # Its own area under a curve needs a function that numpy 2.4 has not: the mean of the curve stands for it.
@@ -81,30 +102,36 @@ def by_quantus(setup: Setup, pixels: Tensor, classes: Tensor, masks: np.ndarray)
         "PointingGame": quantus.PointingGame(**options),
         "RelevanceMassAccuracy": quantus.RelevanceMassAccuracy(**options),
     }
-    maps = over_pixels(setup.explain(pixels, classes).detach(), setup.patch).sum(1, keepdim=True).numpy()
+    attributions = maps.attributions(maps.pixels, maps.classes).sum(1, keepdim=True).numpy()
     found = {}
     for name, metric in metrics.items():
-        np.random.seed(setup.run.seed)
+        np.random.seed(maps.seed)
         values = metric(
-            model=LogitsModel(setup.model),
-            x_batch=pixels.numpy(),
-            y_batch=classes.numpy(),
-            a_batch=maps.copy(),
-            s_batch=masks,
+            model=LogitsModel(maps.model),
+            x_batch=maps.pixels.numpy(),
+            y_batch=maps.classes.numpy(),
+            a_batch=attributions.copy(),
+            s_batch=maps.ink,
             device="cpu",
         )
-        found[f"Quantus {name}"] = float(np.mean(values))
+        found[f"Quantus {name}"] = float(np.nanmean(np.array(values, dtype=float)))
     return found
 
 
 def make(run: PeerRun, recipe: Recipe, dataset: Any, work: Path, first: dict[str, Any] | None) -> dict[str, Any]:
-    """Measures one way to explain by the peers' own metrics."""
-    setup = set_up(run, recipe, dataset, work)
-    split, loader = setup.part("maps")
-    pixels = torch.cat([batch["pixel_values"] for batch in loader])
+    """Measures one way to explain our model by the peers' own metrics."""
+    arguments = dict(run.arguments)
+    model, processor = load_model(arguments.pop("model"))
+    size = processor.patch_size
+    patch = size if isinstance(size, int) else size[0]
+    split = dataset["test"].select(choose_subset(len(dataset["test"]), run.images["maps"], SUBSET_SEED))
+    pixels = processor(list(split["image"]), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        classes = setup.model(pixels).logits.argmax(-1)
-    masks = box_masks([split[i] for i in range(len(split))], pixels.shape[-1])
+        classes = model(pixels).logits.argmax(-1)
+    masks = [np.asarray(mask.resize(pixels.shape[-2:][::-1], Image.Resampling.NEAREST)) for mask in split["mask"]]
+    ink = (np.stack(masks)[:, None] > 0).astype(float)
+    explain = EXPLAINERS[run.method](model, patch, **arguments)
+    maps = Maps(model, explain, patch, pixels, classes, ink, run.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {"metrics": by_captum(setup, pixels, classes) | by_quantus(setup, pixels, classes, masks)}
+        return {"metrics": by_captum(maps) | by_quantus(maps)}

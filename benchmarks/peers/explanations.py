@@ -30,7 +30,7 @@ from ascent_vit.training.build import build_model
 
 logger = logging.getLogger(__name__)
 
-BATCH = 10
+BATCH = 5
 CURVE_STEPS = 8
 SUBSET_SEED = 0
 # Pairs of a prediction and an explanation of one image that are timed, after the first, which is not.

@@ -148,6 +148,9 @@ def cost_table(rows: list[Row]) -> str:
     for row in rows:
         for result in row.results.values():
             found, images = result["metrics"], result["settings"]["images"]
+            if result["settings"]["method"] == "random":
+                # What is drawn explains no prediction.
+                continue
             low, high = found["cost_quartiles"]
             counts = ", ".join(
                 f"{key} {images[key]}" for key in ("maps", "parts", "faithfulness", "robustness") if key in images

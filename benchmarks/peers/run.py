@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1] / "study"))
 
 from rows import PeerRun, first_of, read_tables, runs_of  # noqa: E402
 
-from ascent_vit.data import load_concept_dataset  # noqa: E402
+from ascent_vit.data import load_concept_dataset, load_digits_dataset  # noqa: E402
 from ascent_vit.training import Recipe, load_recipe  # noqa: E402
 from ascent_vit.utils.files import write_json  # noqa: E402
 from ascent_vit.utils.versions import versions  # noqa: E402
@@ -48,6 +48,16 @@ def peer_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def load(run: PeerRun, data: Path) -> Any:
+    """The dataset of a run; the digits are made."""
+    if run.dataset == "digits":
+        return load_digits_dataset(copies=1)
+    source = data / run.dataset
+    if not source.is_dir():
+        raise FileNotFoundError(f"There is no {source}: the page says how it is made.")
+    return load_concept_dataset(str(source))
 
 
 def make(run: PeerRun, recipe: Recipe, dataset: Any, work: Path, first: dict[str, Any] | None) -> dict[str, Any]:
@@ -97,11 +107,8 @@ def main(
             recipe = load_recipe(run.recipe)
             if backbone and recipe.backbone is not None:
                 recipe = dataclasses.replace(recipe, backbone=backbone)
-            source = data.resolve() / run.dataset
-            if not source.is_dir():
-                raise ValueError(f"There is no {source}: the page says how it is made.")
             first = first_of(run).result(output) if run.tune else None
-            result = make(run, recipe, load_concept_dataset(str(source)), work.resolve(), first)
+            result = make(run, recipe, load(run, data.resolve()), work.resolve(), first)
             write_json(run.path(output), result)
             logger.info("%s: %.0f s", run.label, result["cpu_seconds"])
     except (ValueError, FileNotFoundError) as error:

@@ -206,3 +206,31 @@ def test_costs_are_ratios_of_pairs(peers, monkeypatch):
         lambda image: next(seconds), lambda image: next(seconds), torch.zeros(2, 3, 4, 4), turns=3
     )
     assert found["cost"] == 2.0 and found["prediction_milliseconds"] == 2000
+
+
+def test_features_are_the_backbones_tokens_and_are_computed_once(peers, tmp_path, monkeypatch):
+    from datasets import DatasetDict
+
+    from ascent_vit.data import ConceptCollator, concepts_from_features, load_digits_dataset
+    from ascent_vit.training import load_recipe
+    from ascent_vit.training.build import build_model
+
+    backbone = "{model_type: vit, image_size: 16, patch_size: 8, hidden_size: 16, num_hidden_layers: 1, "
+    backbone += "num_attention_heads: 2, intermediate_size: 16}"
+    recipe = load_recipe("digits", (f"model.backbone_config={backbone}", "cache_features=true", "seed=0"))
+    whole = load_digits_dataset(copies=1, canvas=16)
+    dataset = DatasetDict({name: split.select(range(6)) for name, split in whole.items()})
+    torch.manual_seed(0)
+    model, processor = build_model(recipe, *concepts_from_features(dataset["train"].features))
+    monkeypatch.setattr(peers["features"], "build_model", lambda *arguments: (model, processor))
+    found = peers["features"].compute_features(recipe, dataset, tmp_path)
+    batch = ConceptCollator(processor)([dataset["test"][i] for i in range(6)])
+    with torch.no_grad():
+        tokens = model.ascent_vit.backbone(batch["pixel_values"]).last_hidden_state
+    torch.testing.assert_close(found["test"].cls, tokens[:, 0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(found["test"].pooled("cls_mean")[:, 16:], tokens[:, 1:].mean(1), rtol=0, atol=2e-3)
+    assert found["test"].labels.tolist() == dataset["test"]["label"][:]
+    assert torch.equal(found["test"].concepts, batch["concept_targets"])
+    monkeypatch.setattr(peers["features"], "build_model", None)
+    again = peers["features"].compute_features(recipe, dataset, tmp_path)
+    assert all(torch.equal(found[name].cls, again[name].cls) for name in found)
