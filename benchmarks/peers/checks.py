@@ -13,9 +13,9 @@ from PIL import Image
 from rows import PeerRun
 from torch import Tensor
 
-from ascent_vit.cli.inputs import load_model
 from ascent_vit.evaluation.probe import choose_subset
 from ascent_vit.explanation import LogitsModel
+from ascent_vit.inference import load_model
 from ascent_vit.training import Recipe
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification
 
-from ascent_vit.cli.inputs import load_model
 from ascent_vit.data import ConceptCollator, concepts_from_features
 from ascent_vit.evaluation import Faithfulness, PointingGame, RelevanceMass, Robustness
 from ascent_vit.evaluation.probe import choose_subset
+from ascent_vit.inference import load_model
 from ascent_vit.training import Recipe
 from ascent_vit.training.build import build_model
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import pipeline
 
-from ascent_vit.cli.inputs import load_model
 from ascent_vit.data import load_digits_dataset
 from ascent_vit.explanation import LogitsModel
+from ascent_vit.inference import load_model
 
 
 HUB = Path(__file__).parents[3] / "hub"
