@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ascent_vit.explanation.intervene import Groups, groups_of
 from modeling_ascent_vit.class_scores_ascent_vit import class_scores, score_function
-from modeling_ascent_vit.modeling_ascent_vit import attention_share, true_attention
+from modeling_ascent_vit.modeling_ascent_vit import true_attention
 
+from .correction import correct_each
 from .evaluate import check_labels, fill_targets
 from .metrics import known_rows
 from .probe import ImageEvaluator, NotApplicableError, check_counts, descending_ranks, random_ranks
@@ -51,29 +52,6 @@ def uncertainty(attention: Tensor, truth: Tensor) -> Tensor:
     entropy = torch.special.entr(attention) + torch.special.entr((1 - attention).clamp_min(0))
     rows = known_rows(truth).unsqueeze(-1)
     return torch.where(rows, entropy, 0.0).sum(1) / rows.sum(1).clamp(min=1)
-
-
-def scores_if_corrected(attention: Tensor, table: Tensor, values: Tensor) -> Tensor:
-    """
-    Class scores of a stream for each concept corrected by itself, by the exact sum, (B, S, K) without bias.
-
-    Args:
-        attention: attention per head, (B, A, N, S).
-        table: what each head adds to the scores where all its attention is to one concept, (A, S, K).
-        values: attention that each concept is set to in each row, (B, N, S), at most 1; NaN to leave the row as it is.
-    """
-    values = values.unsqueeze(1)
-    set_by_hand = ~values.isnan()
-    # What is left of 1 is shared by the others, and "none", in the proportions they had.
-    tiny = torch.finfo(attention.dtype).tiny
-    factors = torch.where(set_by_hand, (1 - values) / (1 - attention).clamp_min(tiny), 1.0)
-    own = torch.where(set_by_hand, values, attention)
-    # By the concept that is corrected, then by the concept whose attention it is.
-    pooled = torch.einsum("bans,banj->bajs", attention, factors)
-    pooled.diagonal(dim1=-2, dim2=-1).copy_(own.sum(2))
-    voices = (own + factors * (attention.sum(-1, keepdim=True) - attention)).mean(1).clamp_max(1.0)
-    shares = 1 / voices.sum(1).clamp_min(1.0)
-    return torch.einsum("bajs,ask->bjk", pooled, table) * shares.unsqueeze(-1)
 
 
 def image_generators(pixel_values: Tensor, seed: int) -> list[np.random.Generator]:
@@ -139,10 +117,9 @@ def expected_gain(
         attention = getattr(outputs, f"{output}_heads").float()
         attention = attention if attention.ndim == 4 else attention.unsqueeze(2)
         table = model.streams()[output.split("_")[0]].contribution_table().float()
-        own = torch.einsum("bas,ask->bk", attention.sum(2) * attention_share(attention), table)
         gain = torch.zeros_like(truth[:, 0])
         for values, probability in draw_corrections(attention.mean(1), truth, generators):
-            after = logits.unsqueeze(1) + scores_if_corrected(attention, table, values) - own.unsqueeze(1)
+            after = logits.unsqueeze(1) + correct_each(attention, values, table, model.config.none_concept)
             change = (class_scores(after, function) - before.unsqueeze(1)).abs()
             if function == "softmax":
                 change = change.gather(-1, predicted.expand(-1, change.shape[1], 1))

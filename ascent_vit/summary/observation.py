@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ascent_vit.data import ConceptCollator
 from ascent_vit.data.schema import label_text
+from ascent_vit.evaluation.correction import correct_each
 from ascent_vit.evaluation.evaluate import check_labels, fill_targets
 from ascent_vit.evaluation.intervention import share_right
 from ascent_vit.inference.mode import input_kind, size_options
@@ -16,7 +17,6 @@ from modeling_ascent_vit.class_scores_ascent_vit import chosen_classes, class_sc
 from modeling_ascent_vit.modeling_ascent_vit import attention_share, true_attention
 from modeling_ascent_vit.names_ascent_vit import STREAMS, class_names
 
-from .correction import correct_each
 from .tally import Batch
 
 

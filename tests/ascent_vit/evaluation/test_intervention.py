@@ -11,7 +11,6 @@ from ascent_vit.evaluation.intervention import (
     draw_corrections,
     expected_gain,
     image_generators,
-    scores_if_corrected,
     true_attention,
     uncertainty,
 )
@@ -152,33 +151,6 @@ def test_without_labels_or_annotation(make_config, missing):
         Intervention()(model, [batch])
     with pytest.raises(ValueError, match="steps must be 1 or more"):
         Intervention(steps=0)
-
-
-@pytest.mark.parametrize("none_concept", [False, True])
-def test_scores_of_each_correction_are_the_models_own(make_config, none_concept):
-    """In double precision, of one concept at a time, in a part of the rows."""
-    model = AscentViTForImageClassification(make_config(none_concept=none_concept)).double().eval()
-    for stream in model.streams().values():
-        torch.nn.init.normal_(stream.concepts, std=2)
-        torch.nn.init.normal_(stream.projection.weight)
-        if stream.gate is not None:
-            torch.nn.init.constant_(stream.gate.bias, 1.0)
-    pixels = torch.randn(2, 3, 48, 48, dtype=torch.float64)
-    with torch.no_grad():
-        outputs = model(pixels, output_concept_heads=True)
-        own = model(pixels, output_contributions=True).concept_contributions
-        for name, columns, rows in (("global", slice(0, 3), 1), ("spatial", slice(3, 7), 36)):
-            attention = outputs[f"{name}_concept_attention_heads"].view(2, 2, rows, -1)
-            values = torch.rand(2, rows, attention.shape[-1], dtype=torch.float64)
-            values[:, rows // 2 + 1 :] = NAN
-            scores = scores_if_corrected(attention, model.streams()[name].contribution_table(), values)
-            others = outputs.logits - own[:, columns].sum(1)
-            for concept in range(attention.shape[-1]):
-                override = torch.full_like(values, NAN)
-                override[..., concept] = values[..., concept]
-                override = override.squeeze(1) if name == "global" else override
-                expected = model(pixels, **{f"{name}_concept_override": override}).logits
-                torch.testing.assert_close(scores[:, concept] + others, expected, rtol=0, atol=1e-12)
 
 
 def test_draws_follow_the_models_attention():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ascent_vit.summary.correction import correct_each
+from ascent_vit.evaluation.correction import correct_each
 from modeling_ascent_vit import AscentViTForImageClassification
 from modeling_ascent_vit.modeling_ascent_vit import attention_share, override_attention, true_attention
 
@@ -14,9 +14,12 @@ from modeling_ascent_vit.modeling_ascent_vit import attention_share, override_at
 @pytest.mark.parametrize("none_concept", [False, True])
 @pytest.mark.parametrize("stream", ["global", "spatial"])
 def test_the_sum_is_what_the_model_says(make_config, none_concept, stream):
-    model = AscentViTForImageClassification(make_config(none_concept=none_concept)).eval()
+    model = AscentViTForImageClassification(make_config(none_concept=none_concept)).double().eval()
+    for part in model.streams().values():
+        torch.nn.init.normal_(part.concepts, std=2)
+        torch.nn.init.normal_(part.projection.weight)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(3, 3, 48, 48, generator=generator)
+    pixels = torch.randn(3, 3, 48, 48, generator=generator, dtype=torch.float64)
     shape = (3, 3) if stream == "global" else (3, 36, 4)
     targets = (torch.rand(shape, generator=generator) < 0.4).float()
     if stream == "spatial":
@@ -26,14 +29,14 @@ def test_the_sum_is_what_the_model_says(make_config, none_concept, stream):
         heads = out[f"{stream}_concept_attention_heads"]
         heads = heads.unsqueeze(2) if stream == "global" else heads
         rows = targets.view(3, -1, shape[-1])
-        truth = true_attention(rows, none_concept)
+        truth = true_attention(rows.double(), none_concept)
         table = model.streams()[stream].contribution_table()
         change = correct_each(heads, truth, table, none_concept)
         for concept in range(shape[-1]):
-            override = torch.full_like(rows, torch.nan)
+            override = torch.full_like(truth, torch.nan)
             override[..., concept] = truth[..., concept]
             after = model(pixels, **{f"{stream}_concept_override": override.view(shape)}).logits
-            torch.testing.assert_close((out.logits + change[:, concept]).float(), after, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(out.logits + change[:, concept], after, rtol=0, atol=1e-12)
     assert change.abs().max() > 1e-4
 
 
