@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ascent-vit evaluate`."""
 
-import logging
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import DatasetOptions, read_dataset_options
+from .inputs import DatasetOptions, check_rows, read_dataset_options, read_split
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from datasets import Dataset
-
-logger = logging.getLogger(__name__)
 
 # At most: images of what takes many passes, and of insertion and deletion, which take most of the time.
 IMAGES, CURVE_IMAGES = 1000, 500
@@ -95,7 +91,10 @@ def evaluate(
     if quick:
         images, curve_images, steps = min(images, QUICK_IMAGES), QUICK_IMAGES, min(steps, QUICK_STEPS)
     settings = Settings(images, steps, seed, batch_size, tuple(skip or ()), sanity, purity, curve_images)
-    rows = read_split(dataset, split, dataset_options, models[0], accelerator, no_check)
+    with accelerator.main_process_first():
+        rows = read_split(dataset, split, dataset_options, models[0][0].config)
+    if not no_check:
+        check_rows(rows, split, dataset_options, models[0][1], accelerator)
     total = len(rows)
     if quick:
         rows = rows.select(choose_subset(total, QUICK_SPLIT, seed))
@@ -131,39 +130,6 @@ def evaluate(
         print_table(values, title) if compare is None else print_comparison(values, title, model, compare)
         print(f"Written: {output}")
     accelerator.end_training()
-
-
-def read_split(
-    dataset: str,
-    split: str,
-    options: dict[str, Any],
-    loaded: tuple[Any, Any],
-    accelerator: "Accelerator",
-    no_check: bool,
-) -> "Dataset":
-    """Reads a split for a model and its processor, and raises its errors unless it is not to be checked."""
-    from ascent_vit.data import check_once, load_concept_dataset
-    from ascent_vit.data.loading import spatial_names
-
-    classifier, processor = loaded
-    with accelerator.main_process_first():
-        # Whole numbers are classes unless the model says that it predicts values.
-        known = {"problem_type": "regression"} if classifier.config.problem_type == "regression" else {}
-        splits = load_concept_dataset(dataset, **known | options)
-    if split not in splits:
-        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
-    if not no_check:
-        with accelerator.main_process_first():
-            report = check_once(
-                type(splits)({split: splits[split]}),
-                spatial_concepts=spatial_names(options),
-                window=getattr(processor, "window", None),
-                progress=accelerator.is_main_process,
-            )
-            report.raise_errors()
-        for warning in report.warnings if accelerator.is_main_process else ():
-            logger.warning("%s", warning)
-    return splits[split]
 
 
 def processes(accelerator: "Accelerator") -> dict[str, Any]:

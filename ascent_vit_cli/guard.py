@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import DatasetOptions, read_dataset_options
+from .inputs import DatasetOptions, read_dataset_options, read_split
 
 
 def guard(
@@ -27,20 +27,17 @@ def guard(
     options: DatasetOptions = None,
 ) -> None:
     """Calibrate doubt: sets of classes with a promise, images of another kind, and what to ask a person."""
-    from ascent_vit.data import load_concept_dataset
     from ascent_vit.inference import load_model
     from ascent_vit.safeguard import Safeguard
 
     if output.is_file():
         raise NotADirectoryError(f"{output} is a file: name a folder.")
     classifier, processor = load_model(model)
-    splits = load_concept_dataset(dataset, **read_dataset_options(options or ()))
-    if split not in splits:
-        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}: choose with --split.")
+    rows = read_split(dataset, split, read_dataset_options(options or ()), classifier.config)
     fitted = Safeguard.fit(
         classifier,
         processor,
-        splits[split],
+        rows,
         alpha,
         outlier_rate,
         per_class,

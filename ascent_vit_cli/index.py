@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import DatasetOptions, read_dataset_options
+from .inputs import DatasetOptions, read_dataset_options, read_split
 
 
 def index(
@@ -28,19 +28,16 @@ def index(
     Images that cannot be read are left out, and one sentence says how many.
     """
     from ascent_vit.cases import ConceptIndex
-    from ascent_vit.data import load_concept_dataset
     from ascent_vit.inference import load_model
     from ascent_vit.utils.files import check_new_folder
 
     check_new_folder(output)
     classifier, processor = load_model(model)
-    splits = load_concept_dataset(dataset, **read_dataset_options(options or ()))
-    if split not in splits:
-        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}: choose with --split.")
+    rows = read_split(dataset, split, read_dataset_options(options or ()), classifier.config)
     built = ConceptIndex.build(
         classifier,
         processor,
-        splits[split],
+        rows,
         thumbnails=thumbnails,
         concepts_per_image=concepts_per_image,
         batch_size=batch_size,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs of several commands: the options of datasets."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,9 +9,13 @@ import typer
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from datasets import Dataset
     from torch.utils.data import DataLoader
 
     from ascent_vit.inference import ConceptClassifier, ConceptImageProcessor
+
+logger = logging.getLogger(__name__)
 
 DatasetOptions = Annotated[
     list[str] | None,
@@ -37,6 +42,48 @@ def read_dataset_options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def read_split(dataset: str, split: str, options: dict[str, Any], config: Any) -> "Dataset":
+    """
+    Loads a split of a dataset, to be read as a model of this configuration needs it.
+
+    Raises:
+        ValueError: for a split that the dataset does not have.
+    """
+    from ascent_vit.data import load_concept_dataset
+
+    # Whole numbers are classes unless the model says that it predicts values.
+    known = {"problem_type": "regression"} if config.problem_type == "regression" else {}
+    splits = load_concept_dataset(dataset, **known | options)
+    if split not in splits:
+        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}: choose with --split.")
+    return splits[split]
+
+
+def check_rows(
+    rows: "Dataset",
+    split: str,
+    options: dict[str, Any],
+    processor: "ConceptImageProcessor",
+    accelerator: "Accelerator",
+) -> None:
+    """Raises the errors of a split as one `ValueError`, and logs its warnings; one process looks first."""
+    from datasets import DatasetDict
+
+    from ascent_vit.data import check_once
+    from ascent_vit.data.loading import spatial_names
+
+    with accelerator.main_process_first():
+        report = check_once(
+            DatasetDict({split: rows}),
+            spatial_concepts=spatial_names(options),
+            window=getattr(processor, "window", None),
+            progress=accelerator.is_main_process,
+        )
+        report.raise_errors()
+    for warning in report.warnings if accelerator.is_main_process else ():
+        logger.warning("%s", warning)
+
+
 def load_batches(
     classifier: "ConceptClassifier",
     processor: "ConceptImageProcessor",
@@ -53,20 +100,16 @@ def load_batches(
     """
     from torch.utils.data import DataLoader
 
-    from ascent_vit.data import ConceptCollator, load_concept_dataset
+    from ascent_vit.data import ConceptCollator
     from ascent_vit.data.loading import spatial_names
     from ascent_vit.data.schema import COLUMNS
     from ascent_vit.evaluation.dataset import check_names
 
     dataset_options = read_dataset_options(options)
-    # Whole numbers are classes unless the model says that it predicts values.
-    known = {"problem_type": "regression"} if classifier.config.problem_type == "regression" else {}
-    splits = load_concept_dataset(dataset, **known | dataset_options)
-    if split not in splits:
-        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
-    check_names(classifier.config, splits[split].features, spatial_names(dataset_options))
-    chosen = splits[split].select_columns([name for name in COLUMNS if name in splits[split].features])
+    rows = read_split(dataset, split, dataset_options, classifier.config)
+    check_names(classifier.config, rows.features, spatial_names(dataset_options))
+    chosen = rows.select_columns([name for name in COLUMNS if name in rows.features])
     return DataLoader(chosen, batch_size, collate_fn=ConceptCollator(processor, classifier.config.num_labels))
 
 
-__all__ = ["DatasetOptions", "load_batches", "read_dataset_options"]
+__all__ = ["DatasetOptions", "check_rows", "load_batches", "read_dataset_options", "read_split"]

@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ascent-vit report`."""
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .inputs import DatasetOptions, read_dataset_options
-
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from datasets import Dataset
-
-logger = logging.getLogger(__name__)
+from .inputs import DatasetOptions, check_rows, read_dataset_options, read_split
 
 
 def report(
@@ -49,6 +41,7 @@ def report(
     from ascent_vit.data.loading import spatial_names
     from ascent_vit.inference import load_model
     from ascent_vit.summary import summarize
+    from ascent_vit.summary.observation import is_unlabelled
     from ascent_vit.utils.versions import versions
 
     # Without an accelerator, Accelerate joins the processes into one group only if it is told to use the CPU.
@@ -59,7 +52,10 @@ def report(
         from ascent_vit import ConceptIndex
 
         cases = ConceptIndex.load(index)
-    images = read_split(dataset, split, dataset_options, classifier.config, processor, accelerator, not no_check)
+    with accelerator.main_process_first():
+        images = read_split(dataset, split, dataset_options, classifier.config)
+    if not no_check and not all(is_unlabelled({"label": label}) for label in images["label"]):
+        check_rows(images, split, dataset_options, processor, accelerator)
     summary = summarize(
         classifier.to(accelerator.device),
         processor,
@@ -80,40 +76,6 @@ def report(
             print(f"Left out: {sentence}")
         print(f"Report: {output / 'index.html'}")
     accelerator.end_training()
-
-
-def read_split(
-    name: str,
-    split: str,
-    options: dict[str, Any],
-    config: Any,
-    processor: Any,
-    accelerator: "Accelerator",
-    check: bool,
-) -> "Dataset":
-    """Loads a split of a dataset; one with labels is checked for errors first, if that is asked for."""
-    from ascent_vit.data import check_once, load_concept_dataset
-    from ascent_vit.data.loading import spatial_names
-    from ascent_vit.summary.observation import is_unlabelled
-
-    with accelerator.main_process_first():
-        # Whole numbers are classes unless the model says that it predicts values.
-        known = {"problem_type": "regression"} if config.problem_type == "regression" else {}
-        splits = load_concept_dataset(name, **known | options)
-    if split not in splits:
-        raise ValueError(f"The dataset has no split {split}; it has {', '.join(splits)}.")
-    if check and not all(is_unlabelled({"label": label}) for label in splits[split]["label"]):
-        with accelerator.main_process_first():
-            found = check_once(
-                type(splits)({split: splits[split]}),
-                spatial_concepts=spatial_names(options),
-                window=getattr(processor, "window", None),
-                progress=accelerator.is_main_process,
-            )
-            found.raise_errors()
-        for warning in found.warnings if accelerator.is_main_process else ():
-            logger.warning("%s", warning)
-    return splits[split]
 
 
 __all__ = ["report"]

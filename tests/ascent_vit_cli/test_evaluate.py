@@ -115,7 +115,7 @@ def test_help_names_every_option(capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--split": "validation"}, "The dataset has no split validation; it has train, test."),
+        ({"--split": "validation"}, "The dataset has no split validation; it has train, test: choose with --split."),
         ({"--skip": "speed"}, "skip may name faithfulness, intervention, robustness, causal, concepts; got 'speed'."),
         ({"--output": "."}, "--output . is a folder: name a JSON file."),
         ({"--option": "label"}, "--option takes KEY=VALUE, for example seed=1; got 'label'."),
