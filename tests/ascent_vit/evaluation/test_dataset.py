@@ -19,7 +19,7 @@ from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageP
 DIGITS = [f"digit {digit}" for digit in range(10)]
 # Metrics of models for several classes of an image, and for values.
 OTHERS = {*LABEL_METRICS["multi_label_classification"], *LABEL_METRICS["regression"]} - {"ece"}
-CURVES = {"intervention_curve", "intervention_curve_random"}
+CURVES = {"intervention_curve", "intervention_curve_gain", "intervention_curve_random"}
 COUNTS = {
     f"{name}_images"
     for name in (
