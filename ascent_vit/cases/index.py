@@ -135,10 +135,9 @@ class ConceptIndex:
         return len(self.cases)
 
     def __repr__(self) -> str:
-        dataset = self.facts["dataset"]
-        return (
-            f"ConceptIndex({len(self)} images of {dataset['name']}, {dataset['split']}; {len(self.patches)} patches)"
-        )
+        names = [self.facts["dataset"][name] for name in ("name", "split")]
+        origin = ", ".join(name for name in names if name) or "a dataset without a name"
+        return f"ConceptIndex({len(self)} images of {origin}; {len(self.patches)} patches)"
 
     @classmethod
     def build(
