@@ -32,7 +32,6 @@ class PeerRun:
         arguments: its arguments, where they are not its defaults.
         tune: arguments by name, each with values of which the ones best on validation are taken.
         recipe, dataset: names of the recipe and of the folder of the dataset.
-        plain_backbone: whether the backbone is first trained with a linear head, as there is no pretrained one.
         images: numbers of images by measure.
     """
 
@@ -46,7 +45,6 @@ class PeerRun:
     dataset: str
     arguments: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, list] = field(default_factory=dict)
-    plain_backbone: bool = False
     images: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self):

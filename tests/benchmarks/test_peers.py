@@ -136,6 +136,7 @@ def test_peers_are_judged_as_our_model_is(peers, splits):
     assert found["intervention_curve"][-1] == 1.0
 
 
+@pytest.mark.slow
 def test_models_of_pyc(peers, splits):
     pytest.importorskip("torch_concepts")
     pyc = importlib.import_module("pyc")
