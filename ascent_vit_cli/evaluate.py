@@ -61,6 +61,10 @@ def evaluate(
     purity: Annotated[
         bool, typer.Option("--purity", help="Also measure what concepts tell of each other: two networks a concept.")
     ] = False,
+    concept_groups: Annotated[
+        str | None,
+        typer.Option(metavar="prefix", help="Correct concepts whose names begin alike before '::' at once."),
+    ] = None,
     intervals: Annotated[
         bool, typer.Option(help="Also give the interval of 95 % of each metric, by bootstrap over the images.")
     ] = True,
@@ -70,6 +74,8 @@ def evaluate(
     """Measure a model on a split: class, concepts, faithfulness, intervention, robustness; writes flat JSON."""
     if output.is_dir():
         raise ValueError(f"--output {output} is a folder: name a JSON file.")
+    if concept_groups not in (None, "prefix"):
+        raise ValueError(f"--concept-groups is prefix; got {concept_groups}. Other groups are given in Python.")
     dataset_options = read_dataset_options(options or ())
 
     import torch
@@ -90,7 +96,9 @@ def evaluate(
     curve_images, images = (images, images) if images else (CURVE_IMAGES, IMAGES)
     if quick:
         images, curve_images, steps = min(images, QUICK_IMAGES), QUICK_IMAGES, min(steps, QUICK_STEPS)
-    settings = Settings(images, steps, seed, batch_size, tuple(skip or ()), sanity, purity, curve_images)
+    settings = Settings(
+        images, steps, seed, batch_size, tuple(skip or ()), sanity, purity, curve_images, concept_groups
+    )
     with accelerator.main_process_first():
         rows = read_split(dataset, split, dataset_options, models[0][0].config)
     if not no_check:
@@ -120,6 +128,7 @@ def evaluate(
             "steps": steps,
             "images": images,
             "batch_size": batch_size,
+            **({} if concept_groups is None else {"concept_groups": concept_groups}),
             "dtype": str(models[0][0].dtype).removeprefix("torch."),
             **processes(accelerator),
             "evaluation_seconds": round(time.perf_counter() - start, 1),

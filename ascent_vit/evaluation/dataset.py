@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ascent_vit.data import ConceptCollator, check_concepts, concepts_from_features
 from ascent_vit.data.schema import COLUMNS, problem_type
+from ascent_vit.explanation.intervene import Groups
 
 from .causal import CausalEffect
 from .concept_scores import ConceptScores
@@ -122,6 +123,8 @@ class Settings:
             `"robustness"`, `"causal"` and `"concepts"`.
         sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
         purity (`bool`, *optional*, defaults to `False`): Whether to measure the impurity of the concepts' scores too.
+        concept_groups (`dict[str, list[str]]` or `"prefix"`, *optional*): Concepts that are corrected at once, see
+            [`Intervention`].
 
     Raises:
         ValueError: for numbers below 1, or an unknown evaluator.
@@ -135,6 +138,7 @@ class Settings:
     sanity: bool = False
     purity: bool = False
     curve_images: int | None = None
+    concept_groups: Groups = None
 
     def __post_init__(self):
         curve_images = self.images if self.curve_images is None else self.curve_images
@@ -147,7 +151,7 @@ class Settings:
         """The evaluators by name, those to leave out among them."""
         evaluators: dict[str, Any] = {
             "faithfulness": Faithfulness(self.steps, self.seed, self.batch_size),
-            "intervention": Intervention(self.steps, self.seed),
+            "intervention": Intervention(self.steps, self.seed, self.concept_groups),
             "robustness": Robustness(),
             "causal": CausalEffect(self.seed, self.batch_size),
             "concepts": ConceptScores(self.seed, self.purity),
@@ -233,6 +237,7 @@ def evaluate_dataset(
     with_intervals: bool = False,
     purity: bool = False,
     curve_images: int | None = None,
+    concept_groups: Groups = None,
 ) -> dict[str, Any]:
     """
     Evaluates a concept classifier on a split, in full.
@@ -244,7 +249,8 @@ def evaluate_dataset(
         model (`torch.nn.Module`): An `AscentViTForImageClassification`, also one loaded as remote code.
         processor (`AscentViTImageProcessor`): The model's image processor.
         split (`datasets.Dataset`): Split of a concept dataset.
-        images, steps, seed, batch_size, skip, sanity, purity, curve_images: What to measure; see [`Settings`].
+        images, steps, seed, batch_size, skip, sanity, purity, curve_images, concept_groups: What to measure; see
+            [`Settings`].
         spatial_concepts (`list[str]`, *optional*): Names of a mask's values, as in [`concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
@@ -258,7 +264,7 @@ def evaluate_dataset(
     Raises:
         ValueError: for classes or concepts that are not the model's, an empty split, or numbers below 1.
     """
-    settings = Settings(images, steps, seed, batch_size, skip, sanity, purity, curve_images)
+    settings = Settings(images, steps, seed, batch_size, skip, sanity, purity, curve_images, concept_groups)
     values, samples = measure_dataset(model, processor, split, settings, spatial_concepts, accelerator, progress)
     return values | interval_ends(samples, seed) if with_intervals else values
 

@@ -163,6 +163,8 @@ class Intervention(ImageEvaluator):
         groups (`dict[str, list[str]]` or `"prefix"`, *optional*):
             Concepts that are corrected at once, by the group's name; others are by themselves. `"prefix"` groups those
             whose names begin alike before "::", as in "has_bill_shape::dagger".
+        gain (`bool`, *optional*, defaults to `True`):
+            Whether the order by expected gain is measured too. It takes a model whose class scores are an exact sum.
 
     Returns:
         When called, `dict`: `intervention_auc`, `intervention_auc_gain` and `intervention_auc_random`;
@@ -177,20 +179,26 @@ class Intervention(ImageEvaluator):
     steps: int = 16
     seed: int = 0
     groups: Groups = None
+    gain: bool = True
     description: ClassVar[str] = "Intervention"
     count_name: ClassVar[str] = "intervention_images"
     needs_maps: ClassVar[bool] = False
     primary_metric: ClassVar[str] = "intervention_auc"
-    # Endings of the results' names, and orders of correction.
-    orders: ClassVar[dict[str, str]] = {"": "by uncertainty", "_random": "at random", "_gain": "by expected gain"}
 
     def __post_init__(self):
         check_counts(steps=self.steps)
 
+    @property
+    def orders(self) -> dict[str, str]:
+        """Orders of correction, by the endings of the results' names."""
+        orders = {"": "by uncertainty", "_random": "at random", "_gain": "by expected gain"}
+        return {ending: order for ending, order in orders.items() if self.gain or ending != "_gain"}
+
     def measurement(self, model: "ConceptClassifier") -> "tuple[Sequence[str], Measure]":
         if score_function(model.config) == "none":
             raise NotApplicableError("Intervention measures accuracy, and the model predicts values")
-        concept_units(model.config, self.groups)
+        if self.groups is not None:
+            concept_units(model.config, self.groups)
         points = range(self.steps + 1)
         return [f"{order} {point}" for order in self.orders.values() for point in points], self.correct
 
@@ -208,10 +216,10 @@ class Intervention(ImageEvaluator):
         }
 
     def correct(self, model: "ConceptClassifier", pixels: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Whether each image is classified right at each point of each curve, (B, 3 * points)."""
+        """Whether each image is classified right at each point of each curve, (B, curves * points)."""
         config = model.config
         pixel_values = pixels.to(next(model.parameters()).dtype)
-        out = model(pixel_values, output_concept_heads=True)
+        out = model(pixel_values, **({"output_concept_heads": True} if self.gain else {}))
         points = self.steps + 1
         truths, scores, correctable = {}, [], []
         for output, name, override in STREAMS:
@@ -227,17 +235,20 @@ class Intervention(ImageEvaluator):
         labels = check_labels(batch.get("labels"), config)
         if labels is None or not truths:
             return torch.full((len(pixels), len(self.orders) * points), torch.nan)
-        labels, units = labels.to(pixels.device), concept_units(config, self.groups).to(pixels.device)
-        can_correct, score = torch.cat(correctable, -1), torch.cat(scores, -1)
-        gain = expected_gain(model, out, truths, image_generators(pixels, self.seed))
+        labels, can_correct, score = labels.to(pixels.device), torch.cat(correctable, -1), torch.cat(scores, -1)
+        units = torch.arange(score.shape[1]) if self.groups is None else concept_units(config, self.groups)
+        units = units.to(pixels.device)
 
         def by_unit(values: Tensor) -> Tensor:
             return values.new_zeros(len(values), int(units.max()) + 1).index_add_(1, units, values)
 
         has_units = by_unit(can_correct.float()) > 0
         numbers, at_random = has_units.sum(-1), random_ranks(pixels, has_units.shape[1], self.seed)
-        right = []
-        for order in (by_unit(score), -at_random.float(), by_unit(torch.where(can_correct, gain, 0.0))):
+        right, orders = [], [by_unit(score), -at_random.float()]
+        if self.gain:
+            gain = expected_gain(model, out, truths, image_generators(pixels, self.seed))
+            orders.append(by_unit(torch.where(can_correct, gain, 0.0)))
+        for order in orders:
             # What cannot be corrected comes last.
             ranks = descending_ranks(torch.where(has_units, order, -torch.inf), at_random)
             for step in range(points):

@@ -77,7 +77,8 @@ if __name__ == "__main__":
     model = AutoModelForImageClassification.from_pretrained(MODEL, revision=REVISION)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     processor = AutoImageProcessor.from_pretrained(MODEL, revision=REVISION)
-    index, guard = {index}, {guard}
+    index = {index}
+    guard = {guard}
     examples = sorted(Path(__file__).parent.glob("examples/*.png"))
     app = build_app(model, processor, MODEL.rpartition("/")[2], examples, tool=True, index=index, guard=guard)
     launch_app(app, tool=True)

@@ -78,4 +78,4 @@ def judge(peer: Any, test: Split, num_labels: int, steps: int) -> dict[str, Any]
     found |= {name: value.item() for name, value in concepts.compute().items() if not value.isnan()}
     right = ((probabilities > 0.5) == (test.concepts > 0)).float().mean()
     found["concept_accuracy"] = right.item()
-    return found | Intervention(steps)(PeerClassifier(peer, num_labels), batches(test, peer.features))
+    return found | Intervention(steps, gain=False)(PeerClassifier(peer, num_labels), batches(test, peer.features))

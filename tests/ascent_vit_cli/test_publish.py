@@ -30,7 +30,7 @@ def test_dry_run_writes_and_lists_every_file(model_dir, tmp_path, capsys):
     assert command(model_dir.parent, "--dry-run", "--output", output) == 0
     shown = capsys.readouterr().out
     files = {path.relative_to(output).as_posix(): path.stat().st_size for path in output.rglob("*") if path.is_file()}
-    assert len(files) == 23 and "training/metrics.json" in files and "explanations.png" not in files
+    assert len(files) == 24 and "training/metrics.json" in files and "explanations.png" not in files
     for name, size in files.items():
         assert any(line.split() == [name, f"{size:,}", "bytes"] for line in shown.splitlines()), name
     assert f"{sum(files.values()):,} bytes" in shown and "Nothing was sent" in shown
