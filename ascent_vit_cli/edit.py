@@ -111,7 +111,14 @@ def read_term(config: Any, text: str, option: str) -> "tuple[str | None, Concept
 
     def concept(name: str) -> "Concept":
         stream, _, rest = name.partition(":")
-        return (stream, rest) if rest in names.get(stream, ()) else name
+        if rest in names.get(stream, ()):
+            return stream, rest
+        streams = [stream for stream, known in names.items() if name in known]
+        if len(streams) > 1:
+            raise ValueError(
+                f"{option} {text!r}: {' and '.join(streams)} concepts have the name; write {streams[0]}:{name}, or both."
+            )
+        return name
 
     def is_concept(name: str) -> bool:
         return isinstance(concept(name), tuple) or any(name in known for known in names.values())
