@@ -113,7 +113,7 @@ def test_push_pull_update_push_again(hub, client, run_folder, tmp_path):
     # A model that was loaded as remote code pushes the code, all of it, and the card keeps standing.
     copy = hub.files("ann/copy")
     code = {name for name in update.iterdir() if name.suffix == ".py"}
-    assert all(copy[path.name] == path.read_bytes() for path in code) and len(code) == 18
+    assert all(copy[path.name] == path.read_bytes() for path in code) and len(code) == 19
     assert json.loads(copy["config.json"])["auto_map"] == json.loads((update / "config.json").read_text())["auto_map"]
     assert "torchvision" in copy["preprocessor_config.json"].decode()
     copied, _ = answer(client(REMOTE, "ann/copy", "main"))
