@@ -116,7 +116,7 @@ def read_term(config: Any, text: str, option: str) -> "tuple[str | None, Concept
         streams = [stream for stream, known in names.items() if name in known]
         if len(streams) > 1:
             raise ValueError(
-                f"{option} {text!r}: {' and '.join(streams)} concepts have the name; write {streams[0]}:{name}, or both."
+                f"{option} {text!r}: {' and '.join(streams)} concepts have it; write {streams[0]}:{name} or both."
             )
         return name
 
