@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ascent-vit report`."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,9 @@ def report(
     """Show the whole model on one page: its classes, concepts, errors and slices of a split.
 
     The page holds small copies of images of the split: share it only where these may be shared.
+
+    Under torchrun or accelerate launch, also on several machines, the processes share the images and the folder in
+    which the output lies. What was cut off is completed by the same command, with as many processes or others.
     """
     from ascent_vit.utils.files import check_new_folder
 
@@ -56,6 +60,8 @@ def report(
         images = read_split(dataset, split, dataset_options, classifier.config)
     if not no_check and not all(is_unlabelled({"label": label}) for label in images["label"]):
         check_rows(images, split, dataset_options, processor, accelerator)
+    # Beside the output, which is written whole at the end.
+    work = output.with_name(f".{output.name}.unfinished")
     summary = summarize(
         classifier.to(accelerator.device),
         processor,
@@ -67,11 +73,14 @@ def report(
         spatial_concepts=spatial_names(dataset_options),
         accelerator=accelerator,
         progress=True,
+        work=work,
     )
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         facts = {"model": model, "dataset": dataset, "split": split, **versions()}
         facts |= {f"dataset_{name}": value for name, value in dataset_options.items()}
         summary.save(output, title=f"{model} on {dataset}, split {split}", **facts)
+        shutil.rmtree(work)
         for sentence in summary.left_out:
             print(f"Left out: {sentence}")
         print(f"Report: {output / 'index.html'}")

@@ -77,34 +77,33 @@ def record_path(folder: Path, index: int) -> Path:
     return folder / RECORDS / f"{index:05d}.json"
 
 
-def begin(job: BatchJob, model: Any, processor: Any) -> None:
+def begin_job(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     Begins a job in its folder, or goes on with it.
+
+    Args:
+        folder: folder of the job, which need not exist.
+        facts: what its results depend on.
 
     Raises:
         NotADirectoryError: for a file.
         FileExistsError: for a folder that is not empty and holds no such job, or another one.
     """
-    facts = {
-        "model": model_digest(model),
-        "processor": processor_settings(processor),
-        "data": job.source.digest(),
-        "shards": cut_into_shards(len(job.source)),
-        "class": job.class_id,
-        "maps": job.maps,
-    }
-    path = job.folder / RECORDS / "job.json"
-    # Another process may have begun the job already.
-    if not (job.folder / RECORDS).is_dir():
-        check_new_folder(job.folder)
+    path = folder / RECORDS / "job.json"
+    try:
+        check_new_folder(folder)
+    except FileExistsError:
+        # Another process may have begun the job, also just now.
+        if not (folder / RECORDS).is_dir():
+            raise
     if not path.is_file():
         write_json(path, facts)
     there = read_json(path)
     differing = [name for name, value in facts.items() if there.get(name) != read_back(value)]
     if differing:
         raise FileExistsError(
-            f"The folder {job.folder} holds explanations of another job, which differs in {', '.join(differing)}: "
-            "name another folder, or give what it was begun with."
+            f"The folder {folder} holds the work of another job, which differs in {', '.join(differing)}: name "
+            "another folder, give what it was begun with, or remove it."
         )
 
 
@@ -138,9 +137,17 @@ def explain_shards(job: BatchJob, launch: Launch, progress: bool = False) -> tup
     if job.formats != ("parquet",):
         raise ValueError("Under a launcher, explain writes parquet alone: choose --format parquet and no other.")
     model, processor = job.load()
-    begin(job, model, processor)
-    model = on_accelerator(model, launch.local_rank)
     shards = cut_into_shards(len(job.source))
+    facts = {
+        "model": model_digest(model),
+        "processor": processor_settings(processor),
+        "data": job.source.digest(),
+        "shards": shards,
+        "class": job.class_id,
+        "maps": job.maps,
+    }
+    begin_job(job.folder, facts)
+    model = on_accelerator(model, launch.local_rank)
     turns = range(launch.rank, len(shards), launch.world_size)
     waiting = [index for index in turns if not record_path(job.folder, index).is_file()]
     total = sum(shards[index][1] - shards[index][0] for index in waiting)
@@ -160,4 +167,4 @@ def explain_shards(job: BatchJob, launch: Launch, progress: bool = False) -> tup
     return left_out, is_complete
 
 
-__all__ = ["Launch", "explain_shards"]
+__all__ = ["Launch", "begin_job", "explain_shards"]

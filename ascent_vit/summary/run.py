@@ -2,9 +2,9 @@
 """`summarize`: one pass over a split, and what the whole model does in it."""
 
 import dataclasses
-import io
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from ascent_vit.data.schema import COLUMNS, label_text
 from ascent_vit.evaluation.dataset import check_names
 from ascent_vit.evaluation.probe import check_counts
 from ascent_vit.explanation import explain
+from ascent_vit.explanation.shards import begin_job
+from ascent_vit.inference.identity import model_digest, processor_settings
 from ascent_vit.inference.mode import evaluation_mode
 from modeling_ascent_vit.class_scores_ascent_vit import score_function
 from modeling_ascent_vit.concept_pipeline_ascent_vit import check_model_and_processor
@@ -26,6 +28,7 @@ from .findings import concept_findings, confusion_findings, typical_cases
 from .observation import Collator, Observer, is_unlabelled
 from .pictures import Pictures, read_pictures
 from .rows import Rows
+from .shards import cut_into_shards, join_shards, save_shard, split_digest, sums_path
 from .slices import slice_findings
 from .summary import Summary
 from .tally import Tally
@@ -82,20 +85,19 @@ def look_at(
     rows: Rows,
     batch_size: int,
     share: range,
-    progress: bool,
+    advance: Callable[[int], Any],
 ) -> Tally:
     """Runs the model over a share of a split, writes the table of its images and returns the sums."""
-    from tqdm.auto import tqdm
-
     tally, first = Tally(), share.start
     collate = Collator(processor, observer.config, feature)
     batches: Any = DataLoader(split.select(share), batch_size, collate_fn=collate)
     with evaluation_mode(observer.model):
-        for batch in tqdm(batches, desc="Looking at images", unit="batch", disable=not progress):
+        for batch in batches:
             seen, columns = observer.observe(batch, first)
             tally.update(seen)
             rows.write(columns)
             first += len(seen.rows)
+            advance(len(seen.rows))
     rows.close()
     return tally
 
@@ -187,28 +189,47 @@ def shown_rows(
         yield from (rows[place] for rows in lists if place < len(rows))
 
 
-def share_of(number: int, batch_size: int, accelerator: Any) -> range:
-    """The images of a process: all, or a share cut between batches, so that the batches are those of one process."""
-    if accelerator is None:
-        return range(number)
-    batches, processes, rank = -(-number // batch_size), accelerator.num_processes, accelerator.process_index
-    start, stop = (min(batches * i // processes * batch_size, number) for i in (rank, rank + 1))
-    return range(start, stop)
+def look_at_all(
+    observer: Observer,
+    processor: "ConceptImageProcessor",
+    split: Any,
+    feature: Any,
+    whole: Rows,
+    batch_size: int,
+    work: Path,
+    spatial_concepts: list[str] | None,
+    accelerator: Any,
+    progress: bool,
+) -> Tally:
+    """
+    Runs the model over the shards of a split that are this process' turn and not in the folder `work` yet, and joins
+    those of all processes.
 
+    Raises:
+        FileExistsError: for a folder of another pass.
+    """
+    from tqdm.auto import tqdm
 
-def join_processes(tally: Tally, rows: Rows, accelerator: Any) -> tuple[Tally, Rows]:
-    """Joins what several processes have found, in the order of the images; each of them gets it."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return tally, rows
-    from accelerate.utils import gather_object
-
-    joined, whole = Tally(), Rows(rows.path.with_name("joined.parquet"), rows.names)
-    for other, content in gather_object([(tally, rows.path.read_bytes() if rows.path.exists() else b"")]):
-        if content:
-            joined.merge(other)
-            whole.append(io.BytesIO(content))
-    whole.close()
-    return joined, whole
+    shards = cut_into_shards(len(split), batch_size)
+    facts = {
+        "model": model_digest(observer.model),
+        "processor": processor_settings(processor),
+        "data": split_digest(split),
+        "names": spatial_concepts,
+        "shards": [[shard.start, shard.stop] for shard in shards],
+    }
+    begin_job(work, facts)
+    rank, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    waiting = [i for i in range(rank, len(shards), processes) if not sums_path(work, i).is_file()]
+    total = sum(len(shards[index]) for index in waiting)
+    with tqdm(total=total, desc="Looking at images", unit="image", disable=not progress) as bar:
+        for index in waiting:
+            rows = Rows(whole.path.with_name("shard.parquet"), whole.names)
+            tally = look_at(observer, processor, split, feature, rows, batch_size, shards[index], bar.update)
+            save_shard(work, index, tally, rows)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    return join_shards(work, len(shards), whole)
 
 
 def conclude(
@@ -284,6 +305,7 @@ def summarize(
     spatial_concepts: list[str] | None = None,
     accelerator: Any = None,
     progress: bool = False,
+    work: str | os.PathLike | None = None,
 ) -> Summary:
     """
     Summarizes what a model does with all images of a split.
@@ -305,13 +327,18 @@ def summarize(
             [`~ascent_vit.data.concepts_from_features`].
         accelerator (`Accelerator`, *optional*): Shares the images out among its processes.
         progress (`bool`, *optional*, defaults to `False`): Whether to show progress bars.
+        work (`str` or `os.PathLike`, *optional*):
+            Folder, new or of an earlier attempt, in which what has been seen is kept, so that a pass that was cut off
+            goes on there, with as many processes or others. Several processes need one that all of them share. It is
+            left to be removed.
 
     Returns:
         [`Summary`]
 
     Raises:
-        ValueError: for classes or concepts that are not the model's, a stream, an empty split, or a column of `by`
-            that there is not.
+        ValueError: for classes or concepts that are not the model's, a stream, an empty split, a column of `by`
+            that there is not, or several processes without a folder in common.
+        FileExistsError: for a folder `work` of another pass, or of something else.
 
     Example:
 
@@ -333,9 +360,11 @@ def summarize(
     rows = Rows(Path(folder.name) / "images.parquet", names)
     has_labels = "label" in split.features and not all(is_unlabelled({"label": label}) for label in split["label"])
     observer = Observer(model, has_labels, any(column in split.features for column in ("objects", "mask")))
-    share = share_of(len(split), batch_size, accelerator)
-    tally = look_at(observer, processor, split, feature, rows, batch_size, share, progress and main)
-    tally, rows = join_processes(tally, rows, accelerator)
+    if work is None and accelerator is not None and accelerator.num_processes > 1:
+        raise ValueError("Several processes join what they have seen in a folder: give one that all share as work.")
+    kept = Path(folder.name, "work") if work is None else Path(work)
+    options = (batch_size, kept, spatial_concepts, accelerator, progress and main)
+    tally = look_at_all(observer, processor, split, feature, rows, *options)
     summary = conclude(observer, processor, dataset, tally, rows, by, index, batch_size, seed, progress and main)
     return dataclasses.replace(summary, folder=folder)
 

@@ -80,7 +80,7 @@ def test_before_and_after(model_folder, tmp_path, capsys):
         ([], "Give --remove, --only or --scale, or --undo alone"),
         (["--undo", "--remove", "global:digit 3"], "Give --remove, --only or --scale, or --undo alone"),
         (["--undo"], "has no edits to undo"),
-        (["--remove", "digit 3"], "There is a global and spatial concept 'digit 3'"),
+        (["--remove", "digit 3"], "global and spatial concepts have it; write global:digit 3"),
         (["--remove", "evn=global:digit 3"], "did you mean 'even'"),
         (["--remove", "even=global:digit 33"], "no concept 'global:digit 33'"),
         (["--remove", "even"], "no concept 'even'"),

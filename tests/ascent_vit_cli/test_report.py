@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -109,3 +110,37 @@ def test_two_processes_find_what_one_finds(model, save, tmp_path):
     assert two == rounded(one)
     assert rows["row"] == other_rows["row"] == list(range(9)) and rows["label"] == other_rows["label"]
     assert other_rows["contributions"] == rounded(rows["contributions"])
+
+
+@pytest.mark.slow
+def test_what_was_cut_off_goes_on(model, save, tmp_path):
+    """SIGKILL in the middle; the same command, by two processes then, finds what one finds in one go."""
+    dataset, output, whole = save(), tmp_path / "report", tmp_path / "whole"
+    words = ["report", model, "--dataset", dataset, "--batch-size", "2", "--output"]
+    assert run([*words, str(whole)]) == 0
+    stopping = (
+        "import os, signal, sys; from ascent_vit.summary import run as pass_; from ascent_vit_cli.app import run\n"
+        "save = pass_.save_shard\n"
+        "def save_two(folder, index, *found):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if index == 2 else save(folder, index, *found)\n"
+        "pass_.save_shard = save_two; run(sys.argv[1:])"
+    )
+    process = subprocess.run([sys.executable, "-c", stopping, *words, str(output)], capture_output=True, check=False)
+    work = tmp_path / ".report.unfinished"
+    assert process.returncode == -signal.SIGKILL and not output.exists()
+    assert sorted(path.name for path in work.glob("*.pt")) == ["00000.pt", "00001.pt"]
+    first = (work / "00000.pt").stat().st_mtime_ns
+    other = [*words[:4], "--batch-size", "3", "--output", str(output)]
+    assert run(other) == 2 and (work / "00000.pt").stat().st_mtime_ns == first
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    process = subprocess.run(
+        [*command, "ascent_vit_cli", *words, str(output)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert not work.exists()
+    assert json.loads((output / "summary.json").read_text()) == rounded(
+        json.loads((whole / "summary.json").read_text())
+    )
+    one, two = (pq.read_table(folder / "images.parquet").to_pydict() for folder in (whole, output))
+    assert two["row"] == one["row"] == list(range(9)) and two["logits"] == rounded(one["logits"])
