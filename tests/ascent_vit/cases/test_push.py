@@ -35,7 +35,7 @@ except (FileNotFoundError, ValueError) as error:
 
 @pytest.fixture
 def hub():
-    spec = importlib.util.spec_from_file_location("hub_double", ROOT / "tests" / "hub_double.py")
+    spec = importlib.util.spec_from_file_location("hub_double_of_cases", ROOT / "tests" / "hub_double.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
