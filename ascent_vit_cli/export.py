@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .inputs import load_batches
+from .inputs import DatasetOptions, load_batches
 
 
 def export(
@@ -23,15 +23,7 @@ def export(
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass on the dataset.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random pixels of the check.")] = 0,
-    options: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--option",
-            metavar="KEY=VALUE",
-            help="An option of the dataset's loading, as in columns='{label: species}' or, of digits, seed=1; "
-            "repeatable.",
-        ),
-    ] = None,
+    options: DatasetOptions = None,
 ) -> None:
     """Write a model for another runtime, with preprocessing and an example; checked against PyTorch."""
     from ascent_vit.export import export_model
