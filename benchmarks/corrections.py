@@ -35,7 +35,7 @@ def print_table(results: dict[str, dict[str, Any]]) -> None:
     shares = [f"{100 * step / STEPS:g} %" for step in SHOWN]
     print(f"| corrected | order | area | {' | '.join(shares)} |\n|{'---|' * (3 + len(SHOWN))}")
     for name, values in results.items():
-        for ending, order in Intervention.orders.items():
+        for ending, order in Intervention().orders.items():
             curve = values[f"intervention_curve{ending}"]
             cells = [values[f"intervention_auc{ending}"], *(curve[step] for step in SHOWN)]
             print(f"| {name} | {order} | {' | '.join(f'{100 * cell:.1f}' for cell in cells)} |")
