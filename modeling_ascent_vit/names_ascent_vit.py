@@ -30,7 +30,9 @@ def class_names(config: Any) -> list[str]:
     Names of a model's classes, in the order of its logits; `config` is its `AscentViTConfig`. Classes that have one
     name are told apart by their indices, as in "crane (3)", so that no two here are the same.
     """
-    names = [config.id2label[i] for i in range(config.num_labels)]
+    # `from_pretrained(..., id2label=)` sets it as it is, and transformers' example scripts write indices as texts.
+    labels = {int(i): name for i, name in config.id2label.items()}
+    names = [labels[i] for i in range(config.num_labels)]
     while repeated := {name for name, number in Counter(names).items() if number > 1}:
         names = [f"{name} ({i})" if name in repeated else name for i, name in enumerate(names)]
     return names

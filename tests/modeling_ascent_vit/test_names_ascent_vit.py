@@ -4,10 +4,22 @@
 import numpy as np
 import pytest
 
-from modeling_ascent_vit.names_ascent_vit import class_index, find_concept
+from modeling_ascent_vit import AscentViTConfig
+from modeling_ascent_vit.names_ascent_vit import class_index, class_names, find_concept
 
 
 LABELS = ["Black Tern", "Painted Bunting", "Indigo Bunting"]
+
+
+def test_classes_whose_indices_are_texts(tmp_path):
+    """As `run_image_classification.py` of transformers gives them to `AutoConfig.from_pretrained`."""
+    AscentViTConfig(global_concepts=["red", "blue"]).save_pretrained(tmp_path)
+    names = dict(enumerate(LABELS))
+    texts = {str(i): name for i, name in names.items()}
+    config = AscentViTConfig.from_pretrained(tmp_path, num_labels=3, id2label=texts)
+    assert class_names(config) == LABELS
+    config.save_pretrained(tmp_path)
+    assert AscentViTConfig.from_pretrained(tmp_path).id2label == names
 
 
 @pytest.mark.parametrize("class_id", ["Painted Bunting", 1, np.int64(1)])
