@@ -2,10 +2,14 @@
 """
 Cost of concepts: ASCENT-ViT against its plain backbone, and its deformable sampling against that of transformers.
 
-    python benchmarks/speed.py --output benchmarks/results/speed.json --page benchmarks/RESULTS.md
+    python benchmarks/speed.py --output benchmarks/results/speed.json --page benchmarks/RESULTS.md \
+        --summary docs/speed.md
 
 Every figure is a ratio of two functions that take turns in one process, so that a noisy machine slows both: the median
-over the turns, with the quartiles as spread. Below 1 means faster than the peer. With a GPU, the same on it.
+over the turns, with the quartiles as spread. Below 1 means faster than the peer. `gpu.py` is for GPUs.
+
+ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 before the command make a CPU one with
+AVX2 alone, which the results tell. The page has a section for each `speed_*.json` beside the results.
 
 With glibc the suite starts itself anew, told to keep the memory that is freed: else the system takes pages away and
 gives them back in the middle of a call, now of one peer and now of the other. One group is measured without that.
@@ -14,12 +18,14 @@ gives them back in the middle of a call, now of one peer and now of the other. O
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +33,7 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
+from speed_page import table, write_page, write_summary
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -34,6 +41,8 @@ from transformers import AutoModelForImageClassification, ViTConfig
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from ascent_vit import optimize_for_inference
+from ascent_vit.data.batches import FEATURE_ROWS
+from ascent_vit.training.features import CachedTokens
 from ascent_vit.utils.files import write_json
 from ascent_vit.utils.hardware import is_slow
 from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
@@ -57,6 +66,10 @@ SECTIONS = {
     "fusion: the rest": "ascent_vit.fusion",
     "concept head": "global_stream spatial_stream",
 }
+
+# The instruction sets that decide what torch and oneDNN run, and what keeps them from one that the CPU has.
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 # glibc keeps what is freed. https://www.gnu.org/software/libc/manual/html_node/Malloc-Tunable-Parameters.html
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
@@ -87,15 +100,6 @@ with torch.no_grad():
     model(pixels)
 print(mebibytes("VmHWM") - before)
 """
-
-
-BFLOAT16_LEFT_OUT = """
-
-The rows in bfloat16 are left out: this CPU has no units for it and would take hours."""
-
-MEMORY_NOTE = """
-
-If nothing else is said glibc was told to keep freed memory, for both peers; docs/speed.md says how and why."""
 
 
 def keeps_memory() -> bool:
@@ -174,19 +178,23 @@ def predict(
 @cache
 def peak_products(dtype: torch.dtype, seconds: float = 2.0) -> float:
     """
-    Multiply-adds per second of one large matrix product, in 10^9: what the device can do at best. The matrices grow up
-    to 4,096 a side while those of twice the side, eight times the work, would take less than `seconds`.
+    Multiply-adds per second of one large product, in 10^9: what the device can do at best. On a CPU matrices and
+    convolutions are computed by different libraries, so it is that of the faster one. The matrices grow up to 4,096 a
+    side while those of twice the side, eight times the work, would take less than `seconds`.
     """
     best, side = 0.0, 256
     while True:
         matrix = torch.randn(side, side, device=device(), dtype=dtype)
+        image = matrix.view(16, side // 16, 1, side).permute(0, 3, 1, 2)
+        convolve = partial(torch.nn.functional.conv2d, image, matrix.view(side, side, 1, 1))
         times = []
         for _ in range(4):
-            synchronize()
-            start = time.perf_counter()
-            matrix @ matrix
-            synchronize()
-            times.append(time.perf_counter() - start)
+            for product in (partial(torch.matmul, matrix, matrix), convolve):
+                synchronize()
+                start = time.perf_counter()
+                product()
+                synchronize()
+                times.append(time.perf_counter() - start)
         best = max(best, side**3 / min(times) / 1e9)
         side *= 2
         if side > 4096 or 8 * sum(times) > seconds:
@@ -258,28 +266,49 @@ def measure_explanation(backbone: str, batch_size: int, turns: int) -> dict[str,
     return paired(explain, predict(ascent_vit, pixels), turns)
 
 
-def measure_training(backbone: str, batch_size: int, turns: int, **kwargs: Any) -> dict[str, float]:
-    """Forward, backward and AdamW step; ASCENT-ViT with full supervision."""
-    ascent_vit, plain = (model.train() for model in build_models(backbone, **kwargs))
-    pixels = torch.randn(batch_size, 3, 224, 224, device=device())
-    labels = torch.arange(batch_size, device=device())
-    targets = {
+def training_batch(batch_size: int) -> dict[str, torch.Tensor]:
+    """Images with all that can be annotated of them."""
+    return {
+        "pixel_values": torch.randn(batch_size, 3, 224, 224, device=device()),
+        "labels": torch.arange(batch_size, device=device()),
         "concept_targets": torch.randint(0, 2, (batch_size, 13), device=device()).float(),
         "spatial_concept_targets": torch.randint(0, 2, (batch_size, 196, 95), device=device()).float(),
     }
 
-    def call(model: torch.nn.Module, **extra: torch.Tensor) -> Callable[[], Any]:
-        optimizer = torch.optim.AdamW(model.parameters())
 
-        def step():
-            optimizer.zero_grad()
-            model(pixels, labels=labels, **extra).loss.backward()
-            optimizer.step()
+def training_step(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """Forward, backward and AdamW step."""
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
 
-        return step
+    def step() -> None:
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
 
-    ours, peer = call(ascent_vit, **targets), call(plain)
+    return step
+
+
+def measure_training(backbone: str, batch_size: int, turns: int, **kwargs: Any) -> dict[str, float]:
+    """A training step with full supervision against one of the plain classifier."""
+    ascent_vit, plain = (model.train() for model in build_models(backbone, **kwargs))
+    batch = training_batch(batch_size)
+    ours = training_step(ascent_vit, batch)
+    peer = training_step(plain, {name: batch[name] for name in ("pixel_values", "labels")})
     return with_floor(paired(ours, peer, turns), products_ms(ours) - products_ms(peer))
+
+
+def measure_cached_step(backbone: str, batch_size: int, turns: int, **kwargs: Any) -> dict[str, float]:
+    """
+    A training step of what is behind a frozen backbone, whose tokens are looked up as `cache_features` has it, against
+    one of the whole model.
+    """
+    whole = build_models(backbone, **kwargs)[0].train()
+    behind = deepcopy(whole)
+    batch = training_batch(batch_size)
+    cached = CachedTokens(behind)
+    cached.tokens = cached.compute_tokens(batch["pixel_values"])
+    rows = {FEATURE_ROWS: torch.arange(batch_size)}
+    return paired(training_step(behind, batch | rows), training_step(whole, batch), turns)
 
 
 def measure_sampling(hidden_size: int, batch_size: int, turns: int, backward: bool) -> dict[str, float]:
@@ -372,7 +401,7 @@ Plan = list[tuple[str, str, Callable[[], dict[str, float]]]]
 
 def plan_of_figures(turns: int) -> Plan:
     """Group, name and measurement of every figure; fewer turns for the slowest."""
-    few = max(5, turns // 3)
+    few = max(3, turns // 3)
     batches = GPU_BATCHES if torch.cuda.is_available() else BATCHES
     plan: Plan = []
 
@@ -384,21 +413,26 @@ def plan_of_figures(turns: int) -> Plan:
             )
 
     some = [("ViT-B", 1), ("ViT-B", 8), ("ViT-Ti", 8)]
-    served = [batch for batch in batches if batch != ("ViT-Ti", 1)]
+    light = [batch for batch in batches if batch != ("ViT-B", 32)]
     add("inference, float32", measure_inference, batches)
     if has_bfloat16():
         add("inference, bfloat16 autocast", measure_inference, batches, autocast=True)
-    add("inference, float32, narrow pyramid", measure_inference, batches, **NARROW)
-    add("inference, float32, light pyramid", measure_inference, batches, **LIGHT)
+    add("inference, float32, narrow pyramid", measure_inference, light, **NARROW)
+    add("inference, float32, light pyramid", measure_inference, light, **LIGHT)
     add("inference, float32, in the layout of the authors' weights", measure_inference, some, shifted_fusion=True)
     if keeps_memory():
         add("inference, float32, memory given back as by default", measure_as_it_is, some)
-    add("optimised, float32, against the plain ViT as it is", measure_optimized, served)
+    add("optimised, float32, against the plain ViT as it is", measure_optimized, some)
     if has_bfloat16():
-        add("optimised, bfloat16, against the plain ViT as it is", measure_optimized, served, dtype=torch.bfloat16)
+        add("optimised, bfloat16, against the plain ViT as it is", measure_optimized, some, dtype=torch.bfloat16)
     add("training step", measure_training, [("ViT-Ti", 8)])
     add("training step, narrow pyramid", measure_training, [("ViT-Ti", 8)], **NARROW)
     add("training step, light pyramid", measure_training, [("ViT-Ti", 8)], **LIGHT)
+    both = [("ViT-Ti", 8), ("ViT-B", 8)]
+    cached = "training step on cached tokens, against one of the whole model"
+    add(cached, measure_cached_step, both)
+    add(f"{cached}, narrow pyramid", measure_cached_step, both, **NARROW)
+    add(f"{cached}, no pyramid", measure_cached_step, both, fusion_levels=0)
     add("explanation, against prediction", measure_explanation, some)
     for hidden_size in (768, 192):
         for backward in (False, True):
@@ -419,79 +453,45 @@ def plan_of_figures(turns: int) -> Plan:
     return plan
 
 
+def cpu_facts(name: str) -> str:
+    """What Linux says of the first CPU under a name; empty where it does not."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
 def processor_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return cpu_facts("model name") or platform.machine()
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown table of the ratios, in groups."""
-    lines = ["| what | ratio | quartiles | floor | ours, ms | peer, ms |", "|---|---|---|---|---|---|"]
-    group = None
-    for row in results:
-        if row["group"] != group:
-            group = row["group"]
-            lines.append(f"| **{group}** | | | | | |")
-        spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}" if "ratio_low" in row else ""
-        ours, peer = (row.get(f"{name}_ms", row.get(f"{name}_mib")) for name in ("ours", "peer"))
-        floor = f"{row['floor']:.2f}" if "floor" in row else ""
-        error = f", relative error {row['relative_error']:.0e}" if "relative_error" in row else ""
-        lines.append(f"| {row['what']}{error} | {row['ratio']:.2f} | {spread} | {floor} | {ours:.1f} | {peer:.1f} |")
-    return "\n".join(lines)
-
-
-def profile_table(profiles: dict[str, dict[str, float]]) -> str:
-    """Markdown table of the shares of the backbone's time, one column per profile."""
-    lines = [f"| | {' | '.join(profiles)} |", "|---" * (len(profiles) + 1) + "|"]
-    for part in next(iter(profiles.values())):
-        lines.append(f"| {part} | {' | '.join(f'{shares[part]:.3f}' for shares in profiles.values())} |")
-    return "\n".join(lines)
-
-
-def write_page(path: Path, report: dict[str, Any], results: Path):
-    """The report as a page; beside its profile the one of an earlier form of the code, where it is kept."""
-    profiles, source = dict(report["profiles"]), ""
-    before = results.parent / "profile_before.json"
-    if before.is_file():
-        earlier = json.loads(before.read_text(encoding="utf-8"))
-        profiles |= {f"{name}, before": shares for name, shares in earlier["profiles"].items()}
-        source = f"\n\nBefore is commit {earlier['commit']}, printed in a checkout by `{earlier['command']}`."
-    machine = ", ".join(
-        f"{name} {report[name]}" for name in ("processor", "threads", "python", "torch", "transformers")
+def instruction_sets() -> str:
+    """The instruction sets of the CPU, and what torch was told to take of them."""
+    have = [name for name in INSTRUCTION_SETS if name in cpu_facts("flags").split()]
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    return f"{' '.join(have) or 'unknown'}, of which torch takes {torch.backends.cpu.get_cpu_capability()}" + (
+        f", as told by {' '.join(limits)}" if limits else ""
     )
-    text = f"""# Speed
 
-Printed by `{report["command"]}` on {report["date"]}; {machine}.
 
-Every ratio is the median over turns of two calls in one process, ours and the peer's; below 1 is faster than the peer.
-If nothing else is said the peer is transformers' ViT of the same backbone with a linear head, the image has 224 x 224
-pixels, and there are 13 + 95 concepts and 200 classes.
-
-The floor is what the ratio would be if nothing but the matrix products and convolutions beyond the peer's took time,
-as fast as one large matrix product: {report["peak"]:.0f} * 10^9 multiply-adds a second in float32, and
-{report["peak_bfloat16"]:.0f} * 10^9 in bfloat16. That of an optimised copy counts all its own.{report["notes"]}
-
-{table(report["results"])}
-
-Where a forward pass spends its time, in shares of the backbone's:
-
-{profile_table(profiles)}{source}
-"""
-    path.write_text(text, encoding="utf-8")
+def command_line() -> str:
+    """This command, with the variables that change what it measures."""
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    return shlex.join([*limits, "python", "benchmarks/speed.py", *sys.argv[1:]])
 
 
 def main(
     output: Annotated[Path, typer.Option(help="JSON file for the results.")],
     page: Annotated[Path | None, typer.Option(help="Markdown file for the tables.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="Markdown file with a place for the summary.")] = None,
     turns: Annotated[int, typer.Option(min=3, help="Turns per figure; a third of it for the slowest ones.")] = 15,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 2,
     only: Annotated[
         str,
         typer.Option(
-            help="Measure only groups whose name holds this or, after |, that; the file keeps what it has of others."
+            help="Measure only groups whose name holds this or, after |, that; the file keeps what this machine made "
+            "of others."
         ),
     ] = "",
 ):
@@ -501,22 +501,23 @@ def main(
     names = [(group, what) for group, what, _ in plan_of_figures(turns)]
     wanted = only.split("|")
     plan = [figure for figure in plan_of_figures(turns) if any(part in figure[0] for part in wanted)]
+    machine = {"processor": processor_name(), "instructions": instruction_sets(), "threads": threads}
     done = {}
     if only and output.is_file():
-        kept = json.loads(output.read_text(encoding="utf-8"))["results"]
-        done = {(row["group"], row["what"]): row for row in kept}
+        kept = json.loads(output.read_text(encoding="utf-8"))
+        if machine.items() <= kept.items():
+            done = {(row["group"], row["what"]): row for row in kept["results"]}
     report = {
-        "command": f"python benchmarks/speed.py --output {output}{f' --page {page}' if page else ''} --turns {turns}"
-        + (f" --only '{only}'" if only else ""),
+        "command": command_line(),
         "date": time.strftime("%Y-%m-%d"),
-        "processor": processor_name(),
-        "threads": threads,
+        **machine,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peak": peak_products(torch.float32),
         "peak_bfloat16": peak_products(torch.bfloat16),
-        "notes": (MEMORY_NOTE if keeps_memory() else "") + ("" if has_bfloat16() else BFLOAT16_LEFT_OUT),
+        "keeps_memory": keeps_memory(),
+        "has_bfloat16": has_bfloat16(),
         "profiles": {
             f"{backbone}, batch 8, {'bfloat16' if autocast else 'float32'}": profile(backbone, 8, 5, autocast)
             for backbone in (BACKBONES if device().type == "cpu" else ())
@@ -529,7 +530,9 @@ def main(
         # After each figure, since a run is long.
         write_json(output, report)
     if page is not None:
-        write_page(page, report, output)
+        write_page(page, output)
+    if summary is not None:
+        write_summary(summary, output)
     print(table(report["results"]))
 
 

@@ -87,9 +87,10 @@ def sampling_taps(
         level_shapes, locations, weights: as in [`multi_scale_deformable_sampling`].
 
     Returns:
-        Rows (int32) and their weights, both `(batch_size, num_queries, heads * levels * points, 4)`, the distances
-        behind the first cell `(2, batch_size, num_queries, heads * levels * points)` with x before y, and their weights
-        for the first and the second cell, of the same shape.
+        Rows (int32) and their weights, both `(batch_size, num_queries, heads, 4 * levels * points)`, all samples' top left
+        cells first, then top right, bottom left and bottom right; the distances behind the first cell
+        `(2, batch_size, num_queries, heads, levels * points)` with x before y, and their weights for the first and the
+        second cell, of the same shape.
     """
     batch_size, _, num_heads, _, num_points = weights.shape
     device, dtype = locations.device, locations.dtype
@@ -120,13 +121,17 @@ def sampling_taps(
         steps.append(tuple(num_heads * (start + step) for step in (0, right, below, below + right)))
         start += height * width
     heads = torch.arange(num_heads, device=device, dtype=torch.int32).repeat_interleave(weights.shape[-1] // num_heads)
-    taps = (per_sample(steps, torch.int32) + heads).t().contiguous()
+    taps = per_sample(steps, torch.int32) + heads
     images = torch.arange(batch_size, device=device, dtype=torch.int32).view(-1, 1, 1) * (num_cells * num_heads)
     rows = torch.addcmul(cells[0], cells[1], widths).nan_to_num_().int()
-    rows = torch.add(images, rows, alpha=num_heads).unsqueeze(-1) + taps
+    rows = torch.add(images, rows, alpha=num_heads)
+    by_head = (num_heads, weights.shape[-1] // num_heads)
+    rows = torch.cat([(rows + tap).unflatten(-1, by_head) for tap in taps], dim=-1)
 
+    distances, near, far = (x.unflatten(-1, by_head) for x in (distances, near, far))
+    weights = weights.unflatten(-1, by_head)
     top, bottom = weights * near[1], weights * far[1]
-    shares = torch.stack([top * near[0], top * far[0], bottom * near[0], bottom * far[0]], dim=-1)
+    shares = torch.cat([top * near[0], top * far[0], bottom * near[0], bottom * far[0]], dim=-1)
     return rows, shares, distances, near, far
 
 
@@ -216,7 +221,8 @@ def fast_gradients(gradient, values, level_shapes, locations, weights, rows, sha
             size=(num_bags, columns.shape[1]),
         )
     products = torch.sparse.sampled_addmm(pattern, gradient, columns, beta=0.0).values()
-    top_left, top_right, bottom_left, bottom_right = products.view(shares.shape).unbind(-1)
+    products = products.view(*distances.shape[1:-1], 4, -1).movedim(-2, 0).contiguous()
+    top_left, top_right, bottom_left, bottom_right = products
 
     top, bottom = (
         left * near[0] + right * far[0] for left, right in ((top_left, top_right), (bottom_left, bottom_right))
@@ -225,11 +231,12 @@ def fast_gradients(gradient, values, level_shapes, locations, weights, rows, sha
     near_slope = torch.where(distances < 0, 1.0, -1.0) * (near > 0)
     far_slope = torch.where(distances < 1, 1.0, -1.0) * ((distances >= 0) & (distances <= 2))
     if min(map(min, level_shapes)) == 1:
-        far_slope *= has_second_cell(level_shapes, num_heads, weights.shape[-1], weights.device)
+        second = has_second_cell(level_shapes, num_heads, weights.shape[-1], weights.device)
+        far_slope *= second.unflatten(-1, (num_heads, -1))
     x_gradient = near[1] * (top_left * near_slope[0] + top_right * far_slope[0])
     x_gradient += far[1] * (bottom_left * near_slope[0] + bottom_right * far_slope[0])
     y_gradient = top * near_slope[1] + bottom * far_slope[1]
-    locations_gradient = torch.stack([x_gradient, y_gradient], dim=-1) * weights.flatten(2).unsqueeze(-1)
+    locations_gradient = torch.stack([x_gradient, y_gradient], dim=-1) * weights.flatten(3).unsqueeze(-1)
     return (
         values_gradient.view(values.shape).to(table.dtype),
         locations_gradient.view(locations.shape),

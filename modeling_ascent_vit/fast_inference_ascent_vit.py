@@ -56,7 +56,10 @@ def as_convolved(images: torch.Tensor) -> torch.Tensor:
     kind = images.device.type
     casts = torch.is_autocast_enabled(kind) and images.dtype != torch.float64
     dtype = torch.get_autocast_dtype(kind) if casts else images.dtype
-    return images.to(dtype) if is_transformed() else images.to(dtype=dtype, memory_format=torch.channels_last)
+    if not is_transformed():
+        # Before the cast: both at once is more than twice as slow.
+        images = images.to(memory_format=torch.channels_last)
+    return images.to(dtype)
 
 
 def is_watched(module: nn.Module) -> bool:
