@@ -10,6 +10,7 @@ alone and beside lists, and with all places. The patch at which a concept's map 
 from the concept's points. Weights, temperatures and settings were chosen on the validation split.
 """
 
+import json
 import math
 import statistics
 import time
@@ -176,8 +177,10 @@ def main(
     }
     names = [name for name in RUNS if not only or name in only.split(";")]
     tokens: dict[str, dict[str, torch.Tensor]] = {}
-    found: dict[str, Any] = {}
+    # Runs that are not made again stay as they are.
+    found: dict[str, Any] = json.loads(output.read_text())["runs"] if only and output.exists() else {}
     for name in names:
+        found[name] = []
         for seed in SEEDS:
             torch.manual_seed(seed)
             table = None if name.endswith("no table of parts") else parts_of(concepts)
@@ -191,7 +194,7 @@ def main(
             started = time.perf_counter()
             fit(model, tokens["train"], *RUNS[name], seed)
             figures = judge(model, tokens[split]) | {"seconds": time.perf_counter() - started}
-            found.setdefault(name, []).append(figures)
+            found[name].append(figures)
             typer.echo(f"{name}, seed {seed}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures.items()))
         means = {key: statistics.mean(run[key] for run in found[name]) for key in found[name][0]}
         typer.echo(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in means.items()))

@@ -106,6 +106,25 @@ class PresenceMemory:
         return features
 
 
+def similar_lists(presence: torch.Tensor) -> torch.Tensor:
+    """
+    For each list, which of them stands for it: the one that knows most, of those that contradict it nowhere and share at
+    least half of the concepts with it. Without this, images of one list would be told apart by what is unknown of them.
+
+    Args:
+        presence (`torch.Tensor` of shape `(V, S)`): see [`group_lists`].
+
+    Returns:
+        `torch.Tensor` of shape `(V,)`, long.
+    """
+    known = (~presence.isnan()).to(presence.dtype)
+    present = presence.nan_to_num(0.0)
+    clashes = present @ (known - present).T
+    is_similar = (clashes + clashes.T == 0) & (2 * known @ known.T >= known.shape[1])
+    is_similar |= torch.eye(len(known), dtype=torch.bool, device=known.device)
+    return torch.where(is_similar, known.sum(1), -1.0).argmax(1)
+
+
 def group_lists(presence: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
     """
     Gathers images of the same list, which are left out together: in them a concept is known by the rest of the list. Where
@@ -121,14 +140,16 @@ def group_lists(presence: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.
         averages over the images of a group; whether a concept is in two groups and missing in two, so that it can be
         predicted of one by the others, `(S,)`; and whether images are grouped by lists.
     """
-    known = ~presence.isnan()
-    values = presence.nan_to_num(0.0)
-    values = torch.where(known, values, values.sum(0) / known.sum(0).clamp_min(1))
+
+    def filled(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(values.isnan(), values.nanmean(0).nan_to_num(0.0), values)
 
     def is_told(lists: torch.Tensor) -> torch.Tensor:
         return ((lists > 0.5).sum(0) >= 2) & ((lists < 0.5).sum(0) >= 2)
 
-    lists, group = torch.unique(values, dim=0, return_inverse=True)
+    values = filled(presence)
+    like = presence[similar_lists(presence)]
+    lists, group = torch.unique(filled(torch.where(presence.isnan(), like, presence)), dim=0, return_inverse=True)
     if len(lists) < FEWEST_LISTS or not is_told(lists).any():
         return values, torch.eye(len(values)).to(values), is_told(values), False
     members = nn.functional.one_hot(group).to(values.dtype)

@@ -22,6 +22,7 @@ from modeling_ascent_vit.presence_ascent_vit import (
     local_tokens,
     own_maps,
     presence_loss,
+    similar_lists,
     unplaced_images,
 )
 
@@ -46,6 +47,31 @@ def test_images_of_one_list_are_one_group():
     assert sorted(lists.tolist()) == sorted(LISTS) and told.all() and is_by_list
     torch.testing.assert_close(averaging @ PRESENCE[order], lists)
     assert ((averaging > 0).sum(1) == 2).all()
+
+
+def test_what_is_unknown_does_not_part_images_of_one_list():
+    """Of lists of three concepts one that is unknown leaves no doubt which it is."""
+    whole = torch.tensor([list_ for list_ in LISTS if sum(list_) == 3])
+    presence = whole.repeat(2, 1)
+    presence[len(whole) :].scatter_(1, torch.arange(len(whole)).unsqueeze(1) % 6, NAN)
+    lists, averaging, told, is_by_list = group_lists(presence, len(presence))
+    assert sorted(lists.tolist()) == sorted(whole.tolist()) and told.all() and is_by_list
+    torch.testing.assert_close(averaging[:, : len(whole)], averaging[:, len(whole) :])
+
+
+def test_list_stands_for_those_that_it_does_not_contradict():
+    presence = torch.tensor(
+        [
+            [1.0, 0.0, 1.0, 0.0],
+            [1.0, NAN, 1.0, 0.0],
+            [1.0, 0.0, NAN, NAN],
+            [1.0, 0.0, 0.0, NAN],
+            [1.0, NAN, NAN, NAN],
+            [NAN, NAN, NAN, NAN],
+        ]
+    )
+    # Of the last two less than half is known.
+    assert similar_lists(presence).tolist() == [0, 0, 0, 3, 4, 5]
 
 
 def test_of_few_lists_every_image_is_a_group():
