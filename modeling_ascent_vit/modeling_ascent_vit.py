@@ -226,6 +226,29 @@ def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
     return -(attention * attention.clamp_min(torch.finfo(attention.dtype).tiny).log()).mean()
 
 
+def override_terms(
+    attention: torch.Tensor, override: torch.Tensor, none: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    The terms of which overridden attention is the sum, see [`override_attention`]: `values + factor * others`.
+
+    Returns:
+        Values that are given `(B, 1, T, S)`, the attention to others `(B, A, T, S)`, and what this is rescaled by
+        `(B, A, T, 1)`.
+    """
+    override = override.to(attention.dtype).unsqueeze(1)
+    given = ~override.isnan()
+    values = override.nan_to_num(0.0)
+    complete = given.all(-1, keepdim=True)
+    values = torch.where(complete, values, values / values.sum(-1, keepdim=True).clamp_min(1.0))
+    remainder = (1 - values.sum(-1, keepdim=True)).clamp_min(0.0).masked_fill(complete, 0.0)
+    others = attention * (~given).to(attention.dtype)
+    rest = others.sum(-1, keepdim=True) if none is None else others.sum(-1, keepdim=True) + none
+    factor = remainder / rest.clamp_min(torch.finfo(attention.dtype).tiny)
+    # A row of which nothing is given stays as it is, to the bit.
+    return values, others, torch.where(given.any(-1, keepdim=True), factor, 1.0)
+
+
 def override_attention(
     attention: torch.Tensor, override: torch.Tensor | None, none: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -249,16 +272,29 @@ def override_attention(
     """
     if override is None:
         return attention
-    override = override.to(attention.dtype).unsqueeze(1)
-    given = ~override.isnan()
-    values = override.nan_to_num(0.0)
-    complete = given.all(-1, keepdim=True)
-    values = torch.where(complete, values, values / values.sum(-1, keepdim=True).clamp_min(1.0))
-    remainder = (1 - values.sum(-1, keepdim=True)).clamp_min(0.0)
-    others = attention.masked_fill(given, 0.0)
-    rest = others.sum(-1, keepdim=True) if none is None else others.sum(-1, keepdim=True) + none
-    others = others * (remainder / rest.clamp_min(torch.finfo(attention.dtype).tiny))
-    return torch.where(given.any(-1, keepdim=True), values + others, attention)
+    values, others, factor = override_terms(attention, override, none)
+    return values + factor * others
+
+
+def pooled_attention(
+    attention: torch.Tensor, override: torch.Tensor | None = None, none: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Attention summed over tokens, by how much it counts there: what class scores are made of.
+
+    Args:
+        attention, override, none: as of [`override_attention`], whose result is pooled without being made.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, heads, num_concepts)`.
+    """
+    if override is None:
+        return attention.sum(2) * attention_share(attention)
+    values, others, factor = override_terms(attention, override, none)
+    # Autocast would round the factors, which may be larger than float16 knows.
+    with torch.autocast(attention.device.type, enabled=False):
+        pooled = values.sum(2) + (factor.transpose(-2, -1) @ others).squeeze(-2)
+    return pooled * share_of_voices(values.sum(-1) + factor.squeeze(-1) * others.sum(-1))
 
 
 def true_attention(targets: torch.Tensor, none_concept: bool) -> torch.Tensor:
@@ -314,8 +350,13 @@ def attention_share(attention: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, 1, 1)`.
     """
+    return share_of_voices(attention.sum(-1))
+
+
+def share_of_voices(sums: torch.Tensor) -> torch.Tensor:
+    """[`attention_share`] by what each head's attention sums to at each token, `(B, A, T) -> (B, 1, 1)`."""
     # More than 1 is set by hand, and then meant to count more.
-    voices = attention.sum(-1).mean(1).clamp_max(1.0)
+    voices = sums.mean(1).clamp_max(1.0)
     return 1 / voices.sum(-1).clamp_min(1.0).view(-1, 1, 1)
 
 
@@ -671,8 +712,7 @@ class AscentViTConceptStream(nn.Module):
         attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
         # Summed over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
-        counted = override_attention(attention, correction, none)
-        pooled = counted.sum(2) * attention_share(counted)
+        pooled = pooled_attention(attention, correction, none)
         if is_given is not None:
             pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
         pooled = pooled.to(values.dtype)
@@ -1299,7 +1339,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             logits = logits + class_scores
             attentions[name] = attention
             for table in tables:
-                pooled = attention.sum(2) * attention_share(attention)
+                pooled = pooled_attention(attention)
                 contributions.append(torch.einsum("bas,ask->bsk", pooled, table.to(attention.dtype)))
         means = {name: attention.mean(1) for name, attention in attentions.items()}
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
