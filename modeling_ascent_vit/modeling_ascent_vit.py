@@ -281,7 +281,7 @@ def true_attention(targets: torch.Tensor, none_concept: bool) -> torch.Tensor:
     return torch.where(annotated, targets / torch.where(mass > 0, mass, 1.0), torch.nan)
 
 
-def random_corrections(targets: torch.Tensor, rate: float, none_concept: bool) -> torch.Tensor:
+def random_corrections(targets: torch.Tensor, rate: float, none_concept: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Overrides by which a person would correct some concepts of some images, after RandInt of Espinosa Zarlenga et al.,
     "Concept Embedding Models" (NeurIPS 2022): of an image that is drawn with probability `rate`, a share of the concepts
@@ -293,13 +293,14 @@ def random_corrections(targets: torch.Tensor, rate: float, none_concept: bool) -
         none_concept (`bool`): whether a row of zeros means "none of these".
 
     Returns:
-        `torch.Tensor` of the targets' shape, NaN where nothing is corrected.
+        Which concepts of an image are corrected, bool `(batch_size, 1, num_concepts)`, and by what, of the targets'
+        shape, see [`true_attention`].
     """
     batch_size, _, num_concepts = targets.shape
     drawn = torch.rand(batch_size, 1, 1, device=targets.device) < rate
     share = torch.rand(batch_size, 1, 1, device=targets.device)
     chosen = drawn & (torch.rand(batch_size, 1, num_concepts, device=targets.device) < share)
-    return torch.where(chosen, true_attention(targets, none_concept), torch.nan)
+    return chosen, true_attention(targets, none_concept)
 
 
 def attention_share(attention: torch.Tensor) -> torch.Tensor:
@@ -314,9 +315,55 @@ def attention_share(attention: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch_size, 1, 1)`.
     """
+    return share_of_voices(attention.sum(-1))
+
+
+def share_of_voices(sums: torch.Tensor) -> torch.Tensor:
+    """[`attention_share`] by what each head's attention sums to at each token, `(B, A, T) -> (B, 1, 1)`."""
     # More than 1 is set by hand, and then meant to count more.
-    voices = attention.sum(-1).mean(1).clamp_max(1.0)
+    voices = sums.mean(1).clamp_max(1.0)
     return 1 / voices.sum(-1).clamp_min(1.0).view(-1, 1, 1)
+
+
+def pooled_attention(
+    attention: torch.Tensor,
+    correction: tuple[torch.Tensor, torch.Tensor] | None = None,
+    none: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    Attention summed over tokens, by how much it counts there, see [`attention_share`]: what class scores are made of.
+
+    Args:
+        attention (`torch.Tensor` of shape `(batch_size, heads, num_tokens, num_concepts)`): attention to concepts.
+        correction (`tuple`, *optional*):
+            Concepts that are corrected at all annotated tokens of an image, and their attention, see
+            [`random_corrections`]. They act as an override does, but the attention of all heads is not made anew: where
+            it is large, that took a third of a training step.
+        none (`torch.Tensor` of shape `(batch_size, 1, num_tokens, 1)`, *optional*): see [`override_attention`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, heads, num_concepts)`.
+    """
+    if correction is None:
+        return attention.sum(2) * attention_share(attention)
+    chosen, truth = correction[0], correction[1].to(attention.dtype)
+    given = (~truth[..., :1].isnan() & chosen.any(-1, keepdim=True)).unsqueeze(1)
+    values = (truth.nan_to_num(0.0) * chosen).unsqueeze(1)
+    remainder = (1 - values.sum(-1, keepdim=True)).clamp_min(0.0).masked_fill(chosen.all(-1).view(-1, 1, 1, 1), 0.0)
+    kept = 1 - chosen.to(attention.dtype)
+    # Autocast would round factors that may be larger than float16 knows.
+    with torch.autocast(attention.device.type, enabled=False):
+        # What each token attends to concepts that are not corrected, and to all.
+        left, whole = (attention @ torch.stack([kept, torch.ones_like(kept)], dim=-1)).split(1, dim=-1)
+        rest = left if none is None else left + none
+        factor = remainder / rest.clamp_min(torch.finfo(attention.dtype).tiny)
+        weights = torch.cat([torch.where(given, factor, 0.0), (~given).to(factor.dtype).expand_as(factor)], dim=-1)
+        others, free = (weights.transpose(-2, -1) @ attention).unbind(2)
+    values = values * given
+    pooled = values.sum(2) + others * kept + free
+    return pooled * share_of_voices(
+        torch.where(given, values.sum(-1, keepdim=True) + factor * left, whole).squeeze(-1)
+    )
 
 
 class AscentViTBatchNorm(nn.BatchNorm2d):
@@ -645,7 +692,7 @@ class AscentViTConceptStream(nn.Module):
         tokens: torch.Tensor,
         override: torch.Tensor | None = None,
         is_given: torch.Tensor | None = None,
-        correction: torch.Tensor | None = None,
+        correction: tuple[torch.Tensor, torch.Tensor] | None = None,
         output_table: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         """
@@ -654,8 +701,9 @@ class AscentViTConceptStream(nn.Module):
             override (`torch.Tensor` of shape `(B, T, S)`, *optional*): see [`override_attention`].
             is_given (`torch.Tensor` of shape `(B,)`, *optional*):
                 The images whose class scores have no gradient by way of attention, bool.
-            correction (`torch.Tensor` of shape `(B, T, S)`, *optional*):
-                A further override, of the attention that class scores are made of and not of that which is returned.
+            correction (`tuple`, *optional*):
+                Corrected concepts `(B, 1, S)` and their attention `(B, T, S)`, see [`pooled_attention`], of the attention
+                that class scores are made of and not of that which is returned.
             output_table (`bool`, *optional*, defaults to `False`): whether to return the contribution table.
 
         Returns:
@@ -671,8 +719,7 @@ class AscentViTConceptStream(nn.Module):
         attention = override_attention(attention, override, none)
         values = self.split_heads(self.value(self.concepts))
         # Summed over tokens first: attending and projecting are linear, and there are fewer heads than tokens.
-        counted = override_attention(attention, correction, none)
-        pooled = counted.sum(2) * attention_share(counted)
+        pooled = pooled_attention(attention, correction, none)
         if is_given is not None:
             pooled = torch.where(is_given.view(-1, 1, 1), pooled.detach(), pooled)
         pooled = pooled.to(values.dtype)
@@ -1299,7 +1346,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
             logits = logits + class_scores
             attentions[name] = attention
             for table in tables:
-                pooled = attention.sum(2) * attention_share(attention)
+                pooled = pooled_attention(attention)
                 contributions.append(torch.einsum("bas,ask->bsk", pooled, table.to(attention.dtype)))
         means = {name: attention.mean(1) for name, attention in attentions.items()}
         means |= {name: means[name].squeeze(1) for name in ("global", "unsupervised") if name in means}
@@ -1334,7 +1381,7 @@ class AscentViTForImageClassification(AscentViTPreTrainedModel):
 
     def corrections(
         self, concept_targets: torch.Tensor | None, spatial_concept_targets: torch.Tensor | None
-    ) -> dict[str, torch.Tensor | None]:
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor] | None]:
         """What class scores are corrected by in training, see `correction_rate`; None for a stream without targets."""
         rate, none_concept = float(self.config.correction_rate), self.config.none_concept
         whole = None if concept_targets is None else concept_targets.unsqueeze(1)

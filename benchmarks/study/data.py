@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from plan import StudyRun
 
 from ascent_vit.data import load_concept_dataset, load_digits_dataset
+from ascent_vit.evaluation.leakage import PermutedTargets
 from ascent_vit.training.recipe import Recipe
 
 
@@ -67,6 +68,21 @@ def load(run: StudyRun, recipe: Recipe, folder: Path) -> DatasetDict:
     return load_once(run.dataset, json.dumps(options), folder, run.whole_images)
 
 
+def permuted(split: Dataset, seed: int) -> Dataset:
+    """Photographs with the concepts of another one of them, its points at the same share of width and height."""
+    donors = PermutedTargets(split, seed).donors
+    sizes = [image.size for image in split["image"]]
+    concepts, points = split["concepts"][:], split["points"][:]
+
+    def replace(row: dict[str, Any], index: int) -> dict[str, Any]:
+        donor = donors[index]
+        (width, height), (own_width, own_height) = sizes[donor], sizes[index]
+        xy = [[x * own_width / width, y * own_height / height] for x, y in points[donor]["xy"]]
+        return {"concepts": concepts[donor], "points": points[donor] | {"xy": xy}}
+
+    return split.map(replace, with_indices=True, keep_in_memory=True, load_from_cache_file=False)
+
+
 def train_part(run: StudyRun, recipe: Recipe, dataset: DatasetDict) -> DatasetDict:
     """
     What a run trains on: train and validation without the test split, which is judged by `run.py` alone.
@@ -74,6 +90,8 @@ def train_part(run: StudyRun, recipe: Recipe, dataset: DatasetDict) -> DatasetDi
     With `steps`, train is `train_images` drawn by the seed, as often as the steps need them, and one epoch long.
     """
     train, validation = dataset["train"], dataset["validation"]
+    if run.permuted:
+        train = permuted(train, run.seed)
     rng = np.random.default_rng(run.seed)
     if run.steps is not None:
         rows = rng.permutation(len(train))[: run.train_images]

@@ -13,7 +13,7 @@ from modeling_ascent_vit.suggestions_ascent_vit import suggest
 
 
 TABLES = Path(__file__).parent / "tables.yaml"
-MEASURES = ("faithfulness", "robustness", "intervention", "scales", "places", "leakage")
+MEASURES = ("faithfulness", "robustness", "intervention", "scales", "places", "heads", "leakage")
 CHOICES = {
     "head": ("concepts", "linear"),
     "attention": ("softmax", "sigmoid", "key"),
@@ -35,8 +35,8 @@ class StudyRun:
         overrides: changes of that recipe, `KEY=VALUE` each, the table's and then the run's.
         dataset: "digits", or a folder of prepared datasets.
         minutes: time that it may take on one CPU core.
-        head, attention, pretrained, steps, train_images, measures, images, test_images, whole_images: as `tables.yaml`
-            explains.
+        head, attention, pretrained, start, permuted, steps, train_images, measures, images, test_images, whole_images:
+            as `tables.yaml` explains.
     """
 
     table: str
@@ -50,6 +50,8 @@ class StudyRun:
     head: str = "concepts"
     attention: str = "softmax"
     pretrained: str | None = None
+    start: str | None = None
+    permuted: bool = False
     steps: int | None = None
     train_images: int | None = None
     measures: tuple[str, ...] = field(default=())
@@ -58,6 +60,8 @@ class StudyRun:
     whole_images: bool = False
 
     def __post_init__(self):
+        if self.start == self.name:
+            raise ValueError(f"{self.table}: {self.name} cannot start from itself.")
         for key, choices in CHOICES.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"{self.table}: {key} of {self.name} must be one of {choices}.")
@@ -72,8 +76,9 @@ class StudyRun:
     def settings(self) -> dict[str, Any]:
         """All that its figures depend on; a result with other settings is not a result of this run."""
         values = dataclasses.asdict(self)
-        # Results of before there was `whole_images` say nothing of it.
-        for key in ("title", "minutes", *(() if self.whole_images else ("whole_images",))):
+        # Results of before there were these keys say nothing of them.
+        newer = [key for key in ("whole_images", "start", "permuted") if not values[key]]
+        for key in ("title", "minutes", *newer):
             del values[key]
         return json.loads(json.dumps(values))
 
@@ -90,6 +95,21 @@ class StudyRun:
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if found["settings"] == self.settings() else None
+
+
+def start_of(run: StudyRun) -> StudyRun | None:
+    """The run with whose trained weights a run starts; ValueError where there is none of that name."""
+    if run.start is None:
+        return None
+    runs = {other.name: other for other in runs_of(run.table) if other.seed == run.seed}
+    if run.start not in runs:
+        raise ValueError(f"{run.table}: {run.name} starts from no run of it; {suggest(run.start, runs)}")
+    first = runs[run.start]
+    if (first.head, first.attention) != (run.head, run.attention):
+        raise ValueError(
+            f"{run.table}: {run.name} has another head or attention than {first.name}, from which it starts."
+        )
+    return first
 
 
 def read_tables(path: Path = TABLES) -> dict[str, dict[str, Any]]:

@@ -46,6 +46,16 @@ ROBUSTNESS = {
     "robustness_scale": "scale",
     "robustness_translation": "translation",
 }
+HEADS = {
+    "accuracy": "class",
+    "accuracy_of_mean": "class, every head as their mean",
+    "concept_map": "concept mAP",
+    "pixel_tpr": "pixel TPR",
+    "heads_same": "same concept at a place",
+    "heads_distance": "distance there",
+    "global_heads_same": "same concept of the image",
+    "global_heads_distance": "distance there",
+}
 LEAKAGE = {
     "leakage": "leakage",
     "leakage_accuracy_true": "class, true concepts",
@@ -220,6 +230,8 @@ def parts_of(table: str, rows: list[Row]) -> list[str]:
         return [*(sample_table(rows, key) for key in keys), missing_list(table, rows)]
     if table == "leakage":
         return [metric_table(rows, LEAKAGE, 1, 3), missing_list(table, rows)]
+    if table == "birds-heads":
+        return [metric_table(rows, {key: f"{name}, %" for key, name in HEADS.items()}), missing_list(table, rows)]
     return [
         quality_table(rows),
         verdict_table(rows),

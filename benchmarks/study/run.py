@@ -26,8 +26,9 @@ from unittest import mock
 import torch
 import typer
 from data import load, rotations, scale_parts, train_part
+from heads import measure_heads
 from plain import build_plain, evaluate_plain, train_plain
-from plan import StudyRun, read_tables, runs_of
+from plan import StudyRun, read_tables, runs_of, start_of
 from pointing import measure_places
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
@@ -38,7 +39,7 @@ from ascent_vit.data.schema import COLUMNS
 from ascent_vit.evaluation import ShortTraining, evaluate, evaluate_dataset, leakage
 from ascent_vit.evaluation.dataset import EVALUATORS
 from ascent_vit.inference.load import load_model
-from ascent_vit.training import Recipe, train
+from ascent_vit.training import Recipe, setup, train
 from ascent_vit.training.build import build_model
 from ascent_vit.training.features import CachedTokens
 from ascent_vit.utils.files import replace_folder, write_json
@@ -165,6 +166,8 @@ def measure(run: StudyRun, model: Any, processor: Any, test: Any) -> dict[str, A
     found: dict[str, Any] = {"metrics": metrics}
     if "places" in run.measures and not plain:
         metrics |= measure_places(model, processor, test, EVALUATION_BATCH)
+    if "heads" in run.measures and not plain:
+        metrics |= measure_heads(model, batches(test, processor))
     if "scales" in run.measures:
         judge = evaluate_plain if plain else evaluate
         found["scales"] = {
@@ -182,6 +185,34 @@ def shared_features(run: StudyRun, recipe: Recipe, work: Path) -> contextlib.Abs
         fill(tokens, datasets, folder, *arguments, **options)
 
     return mock.patch.object(CachedTokens, "fill", fill_shared)
+
+
+def train_cached(run: StudyRun, recipe: Recipe, parts: Any, work: Path) -> Path:
+    """Trains in a folder of its own in `work`, in which an interrupted run goes on; gives the folder."""
+    folder = work / run.label
+    # In this order, as the run that it starts from has features of its own.
+    with starting(run, recipe, parts, work), shared_features(run, recipe, work):
+        train(dataclasses.replace(recipe, save_steps=SAVE_STEPS), folder, dataset=parts, resume=True)
+    return folder
+
+
+def starting(run: StudyRun, recipe: Recipe, parts: Any, work: Path) -> contextlib.AbstractContextManager:
+    """While it lasts, what is trained starts with the weights of another run, which is trained first if need be."""
+    first = start_of(run)
+    if first is None:
+        return contextlib.nullcontext()
+    folder = work / first.label
+    if not (folder / "model").is_dir():
+        logger.info("%s starts from %s.", run.label, first.label)
+        train_cached(first, dataclasses.replace(first.load_recipe(), backbone=recipe.backbone), parts, work)
+    trained = load_model(str(folder / "model"))[0].state_dict()
+
+    def build_started(*arguments: Any) -> tuple[Any, Any]:
+        model, processor = build_model(*arguments)
+        model.load_state_dict(trained)
+        return model, processor
+
+    return mock.patch.object(setup, "build_model", build_started)
 
 
 def make(run: StudyRun, recipe: Recipe, data: Path, work: Path) -> dict[str, Any]:
@@ -202,11 +233,10 @@ def make(run: StudyRun, recipe: Recipe, data: Path, work: Path) -> dict[str, Any
         if run.head == "linear" and not recipe.cache_features:
             model, processor, facts = train_plain(recipe, parts)
         else:
-            with shared_features(run, recipe, work):
-                trained = train(dataclasses.replace(recipe, save_steps=SAVE_STEPS), folder, dataset=parts, resume=True)
-            model, processor = load_model(str(trained.model_dir))
+            train_cached(run, recipe, parts, work)
+            model, processor = load_model(str(folder / "model"))
             report = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            facts = {"steps": trained.steps, "train_seconds": report["train_seconds"]}
+            facts = {key: report[key] for key in ("steps", "train_seconds")}
         result |= measure(run, model, processor, test) | facts
         result |= cost(
             build_plain(recipe, *concepts_from_features(test.features))[0] if run.head == "linear" else model

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "study"
-MODULES = ("plan", "plain", "data", "pointing", "run", "report")
+MODULES = ("plan", "plain", "data", "heads", "pointing", "run", "report")
 
 TINY = {
     "digits": {
@@ -47,6 +47,20 @@ TINY = {
                     "model.fusion_levels=0",
                     "model.spatial_concepts=[]",
                     "model.concept_loss_weight=0",
+                ],
+            },
+            "linear-tuned": {
+                "title": "linear, fine-tuned",
+                "head": "linear",
+                "start": "linear-cached",
+                "set": [
+                    "cache_features=true",
+                    "augmentation={}",
+                    "model.fusion_levels=0",
+                    "model.spatial_concepts=[]",
+                    "model.concept_loss_weight=0",
+                    "frozen_layers=1",
+                    "learning_rate=1e-9",
                 ],
             },
         },
@@ -182,6 +196,60 @@ def test_a_linear_head_on_cached_features_is_one(study, make_config):
     torch.testing.assert_close(logits, model.global_stream.projection(token))
 
 
+def test_what_heads_hold_beside_their_mean(study, make_config):
+    """Two heads on three tokens by hand; a model of one head holds nothing beside the mean, one of two does."""
+    import torch
+
+    from modeling_ascent_vit import AscentViTForImageClassification
+
+    first = [[0.5, 0.4, 0.1], [0.2, 0.0, 0.0], [0.0, 0.4, 0.1]]
+    second = [[0.0, 0.1, 0.1], [0.6, 0.0, 0.0], [0.1, 0.0, 0.0]]
+    found = study["heads"].judge_heads(torch.tensor([first, second]))
+    # The mean of the shares is 0.25 0.45 0.3, then 1 0 0, then 0.5 0.4 0.1.
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.25], [1.0, 0.0], [0.5, 0.5]]))
+
+    batch = {
+        "pixel_values": torch.randn(16, 3, 48, 48),
+        "labels": torch.arange(16) % 5,
+        "spatial_concept_targets": (torch.rand(16, 36, 4) < 0.5).float(),
+    }
+    for num_heads in (1, 2):
+        model = AscentViTForImageClassification(make_config(concept_attention_heads=num_heads)).eval()
+        for stream in model.streams().values():
+            torch.nn.init.normal_(stream.concepts, std=5.0)
+        metrics = study["heads"].measure_heads(model, [batch])
+        with torch.no_grad():
+            accuracy = (model(batch["pixel_values"]).logits.argmax(-1) == batch["labels"]).float().mean().item()
+        if num_heads == 1:
+            assert metrics["accuracy_of_mean"] == accuracy
+            assert metrics["heads_same"] == metrics["global_heads_same"] == 1.0 and metrics["heads_distance"] == 0.0
+        else:
+            assert metrics["heads_same"] < 1.0 and metrics["heads_distance"] > 0.0
+
+
+def test_concepts_of_other_photographs(study):
+    """Each photograph's concepts are those of another one, its points where that one's are by share of the sides."""
+    from datasets import ClassLabel, Dataset, Features, Image, List, Value
+    from PIL import Image as Picture
+
+    kinds = ClassLabel(names=["a", "b", "c"])
+    points = {"xy": List(List(Value("float32"), length=2)), "category": List(kinds)}
+    features = Features({"image": Image(), "label": kinds, "concepts": List(kinds), "points": points})
+    sizes = [(10, 20), (40, 30), (8, 8)]
+    rows = {
+        "image": [Picture.new("RGB", size) for size in sizes],
+        "label": [0, 1, 2],
+        "concepts": [[0], [1], [2]],
+        "points": [{"xy": [[w / 2, h / 4]] * i, "category": [i] * i} for i, (w, h) in enumerate(sizes)],
+    }
+    found = study["data"].permuted(Dataset.from_dict(rows, features=features), seed=1)
+    given = [concepts[0] for concepts in found["concepts"]]
+    assert sorted(given) == [0, 1, 2] and all(i != concept for i, concept in enumerate(given))
+    assert found["label"][:] == [0, 1, 2] and [image.size for image in found["image"]] == sizes
+    for concept, row, (width, height) in zip(given, found["points"], sizes, strict=True):
+        assert row["category"] == [concept] * concept and row["xy"] == [[width / 2, height / 4]] * concept
+
+
 def test_pointing_within_pixels(study):
     """Two concepts on a grid of 2 x 3 patches of 16 pixels, in an image twice as large as the model sees it."""
     import torch
@@ -221,8 +289,12 @@ def test_missing_runs_are_made_and_reported(study, tmp_path, monkeypatch):
     again = invoke(study["run"], *options)
     assert again.exit_code == 0, again.output
     files = sorted((tmp_path / "results" / "digits").glob("*.json"))
-    names = ["ascent-vit-seed0.json", "linear-cached-seed0.json", "linear-seed0.json"]
-    assert [path.name for path in files] == names
+    names = ["ascent-vit", "linear-cached", "linear", "linear-tuned"]
+    assert [path.name for path in files] == [f"{name}-seed0.json" for name in names]
+    frozen, tuned = (json.loads(files[index].read_text()) for index in (1, 3))
+    # With steps of next to nothing it is what it started from, which was trained again for it.
+    assert tuned["metrics"]["accuracy"] == frozen["metrics"]["accuracy"] and tuned["settings"]["start"] == names[1]
+    assert (tmp_path / "work" / "digits" / "linear-cached-seed0" / "model").is_dir()
     assert json.loads(files[1].read_text())["parameters"] == json.loads(files[2].read_text())["parameters"]
     first = json.loads(files[0].read_text())
     assert first["train_seconds"] == before and first["steps"] == 2 and 0 <= first["metrics"]["accuracy"] <= 1

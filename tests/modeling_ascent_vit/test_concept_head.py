@@ -14,7 +14,10 @@ from modeling_ascent_vit.modeling_ascent_vit import (
     AscentViTConceptStream,
     alignment_loss,
     attention_entropy,
+    attention_share,
     override_attention,
+    pooled_attention,
+    true_attention,
 )
 
 
@@ -300,3 +303,24 @@ def test_override_keeps_given_values_and_proportions(scores, override):
             if free.any():
                 assert row.sum().item() == pytest.approx(1, abs=1e-9)
                 torch.testing.assert_close(row[free] * before[free].sum(), before[free] * row[free].sum())
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays("float64", (2, 2, 3, 4), elements=st.floats(-5, 5)),
+    hnp.arrays("float64", (2, 3, 4), elements=st.sampled_from([0.0, 1.0, 1.0, NAN])),
+    hnp.arrays("bool", (2, 1, 4)),
+    st.booleans(),
+)
+def test_pooled_attention_is_that_of_overridden_attention(scores, targets, chosen, gated):
+    """Without making it, with the same gradients; rows with a NaN are not annotated."""
+    scores, chosen = torch.from_numpy(scores).requires_grad_(), torch.from_numpy(chosen)
+    truth = true_attention(torch.from_numpy(targets), gated)
+    gate = torch.full((2, 1, 3, 1), 0.7, dtype=torch.float64) if gated else None
+    attention = scores.softmax(-1) if gate is None else gate * scores.softmax(-1)
+    none = None if gate is None else 1 - gate
+    overridden = override_attention(attention, torch.where(chosen, truth, NAN), none)
+    results = pooled_attention(attention, (chosen, truth), none), overridden.sum(2) * attention_share(overridden)
+    torch.testing.assert_close(*results)
+    weights = torch.randn_like(results[0])
+    torch.testing.assert_close(*(torch.autograd.grad((r * weights).sum(), scores, retain_graph=True) for r in results))

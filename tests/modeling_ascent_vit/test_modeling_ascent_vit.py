@@ -661,22 +661,23 @@ def test_corrections_in_training(make_config):
     torch.testing.assert_close(explained.logits, before.logits)
 
     stream, tokens = model.spatial_stream, torch.randn(2, 9, config.hidden_size)
-    given = torch.where(torch.rand(2, 9, config.num_spatial_concepts) < 0.5, 0.1, torch.nan)
+    chosen = torch.rand(2, 1, config.num_spatial_concepts) < 0.5
+    truth = true_attention((torch.rand(2, 9, config.num_spatial_concepts) < 0.5).float(), True)
+    given = torch.where(chosen, truth, torch.nan)
     with torch.no_grad():
-        attention, scores = stream(tokens, correction=given)
+        attention, scores = stream(tokens, correction=(chosen, truth))
         torch.testing.assert_close(attention, stream(tokens)[0])
         torch.testing.assert_close(scores, stream(tokens, given)[1])
 
 
 def test_as_many_images_are_corrected_as_the_rate_says():
     targets = (torch.rand(4000, 1, 8) < 0.5).float()
-    corrections = random_corrections(targets, 0.25, True)
-    known = ~corrections.isnan()
+    known, corrections = random_corrections(targets, 0.25, True)
     share = known[:, 0].float().mean(-1)
     # An image with a share of nearly 0 may have none of its concepts corrected.
     assert 0.19 < (share > 0).float().mean() < 0.26 and 0.4 < share[share > 0].mean() < 0.65
     torch.testing.assert_close(corrections[known], true_attention(targets, True)[known])
-    assert random_corrections(targets, 0.0, True).isnan().all()
+    assert not random_corrections(targets, 0.0, True)[0].any()
 
 
 @pytest.mark.parametrize(
