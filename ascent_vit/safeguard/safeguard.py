@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER, FILES = "guard", ("guard.json", "guard.safetensors")
-FORMAT = 1
+FORMAT = 2
 
 
 def guard_folder(folder: str | os.PathLike) -> Path | None:
