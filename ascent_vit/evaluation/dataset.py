@@ -18,7 +18,7 @@ from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervals import intervals
 from .intervention import Intervention
-from .probe import NotApplicableError, check_counts, choose_subset
+from .probe import NotApplicableError, TokenMemory, check_counts, choose_subset
 from .records import SplitRecords
 from .robustness import Robustness
 from .samples import Sample
@@ -79,7 +79,7 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
 
 class KeptBatches:
     """
-    Batches that are made once, and kept for the next time if they are not too large.
+    Batches that are made once, and kept for the next time if they are not too large; so are their tokens.
 
     Args:
         loader: dataloader that makes them.
@@ -87,6 +87,7 @@ class KeptBatches:
 
     def __init__(self, loader: Any):
         self.loader = loader
+        self.memory = TokenMemory(KEPT_BYTES)
         self.batches: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
