@@ -18,7 +18,7 @@ from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervals import intervals
 from .intervention import Intervention
-from .probe import NotApplicableError, TokenMemory, check_counts, choose_subset
+from .probe import NotApplicableError, TokenMemory, check_counts, choose_subset, images_at_once
 from .records import SplitRecords
 from .robustness import Robustness
 from .samples import Sample
@@ -119,7 +119,7 @@ class Settings:
         steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
         seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights, and of
             the draws of intervals.
-        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
+        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass; of small images, more.
         skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"`,
             `"robustness"`, `"causal"` and `"concepts"`.
         sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
@@ -182,7 +182,8 @@ def measure_dataset(
 
     def loader(part: "Dataset") -> Any:
         collate = ConceptCollator(processor, model.config.num_labels)
-        batches: Any = DataLoader(part, settings.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        size = images_at_once(settings.batch_size, model.config.image_size)
+        batches: Any = DataLoader(part, size, collate_fn=collate)  # type: ignore[arg-type]
         return batches if accelerator is None else accelerator.prepare_data_loader(batches)
 
     records = SplitRecords(model.config)

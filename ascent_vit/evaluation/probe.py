@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What evaluators share that look at a model image by image, through changed images, overrides or weights."""
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     # Values of each image of a batch, (B, columns), NaN where an image cannot be judged: of the bare model, the pixels
     # as the dataloader gave them, and the batch.
     Measure = Callable[[ConceptClassifier, Tensor, dict[str, Tensor]], Tensor]
+
+
+# Small images go in larger batches, in which a layer costs less: as many as have so many pixels.
+LARGEST_BATCH, BATCH_PIXELS = 96, 2**18
+
+
+def images_at_once(batch_size: int, image_size: Sequence[int]) -> int:
+    """Number of images per forward pass: those asked for, and more where images of so many pixels are small."""
+    return max(batch_size, min(LARGEST_BATCH, BATCH_PIXELS // math.prod(image_size)))
 
 
 def choose_subset(number: int, images: int, seed: int) -> list[int]:
