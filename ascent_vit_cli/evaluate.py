@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # At most: images of what takes many passes, and of insertion and deletion, which take most of the time.
-IMAGES, CURVE_IMAGES = 1000, 500
+IMAGES, CURVE_IMAGES = 1000, 400
 # At most, with --quick: images of the split, images of what takes many passes, and steps of curves.
 QUICK_SPLIT, QUICK_IMAGES, QUICK_STEPS = 1000, 50, 8
 
@@ -48,7 +48,9 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the chosen images, of random orders, random weights and intervals.")
     ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass and process.")] = 32,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images per forward pass and process; of small images, more.")
+    ] = 32,
     skip: Annotated[
         list[str] | None,
         typer.Option(

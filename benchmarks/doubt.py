@@ -7,16 +7,18 @@ Measures what a guard promises and what its questions are worth, on the publishe
     python benchmarks/doubt.py birds --dataset PREPARED_CUB --known KNOWN --output doubt.json
     ascent-vit train --recipe birds --dataset KNOWN --set backbone=deit-tiny --output RUN
     python benchmarks/doubt.py birds --dataset PREPARED_CUB --foreign-model RUN/model --output doubt.json
+    python benchmarks/doubt_tables.py doubt.json docs/doubt.md
 
-Parts that the output has already are left out, so that a run that was ended goes on. For birds, the images of another
-kind are those of the classes that the head of --foreign-model, one with the recipe of hub/birds, was trained without;
---known writes the dataset to train it on, without ten classes that are drawn by a seed, and does nothing else.
+Each run has its part of the output. What is there already is left out, so that a run that was ended goes on. For
+birds, the images of another kind are those of the classes that the head of --foreign-model, one with the recipe of
+hub/birds, was trained without; --known writes the dataset to train it on, without ten classes that are drawn by a
+seed, and does nothing else.
 """
 
 import argparse
 import string
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from ascent_vit.utils.versions import versions
 
 
 HUB = Path(__file__).parents[1] / "hub"
+ALPHA = {"digits": 0.02, "concept-mnist": 0.02, "birds": 0.1}
 SHIFTS = {"noise": (16, 32, 64), "blur": (0.01, 0.02, 0.04), "contrast": (0.6, 0.35, 0.15)}
 # What a model calls digits are black and white letters that look like none of them.
 LETTERS = [letter for letter in string.ascii_uppercase if letter not in "BIOSZ"]
@@ -163,8 +166,9 @@ def coverage(pool: Measured, alpha: float, per_class: bool, splits: int = 20) ->
 def strangeness(measured: Measured, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Both signs of another kind, 1 at their limits, and the greater of them."""
     distances = np.array([neighbour_distance(f, arrays["reference"], facts["neighbours"]) for f in measured.features])
-    signs = {"features": distances / facts["limits"]["features"], "gate": measured.nowhere / facts["limits"]["gate"]}
-    return signs | {"both": np.maximum(signs["features"], signs["gate"])}
+    sizes = {"features": distances, "attention": measured.nowhere}
+    signs = {name: values / facts["limits"][name] for name, values in sizes.items()}
+    return signs | {"both": np.maximum(*signs.values())}
 
 
 def risk_area(confidence: np.ndarray, right: np.ndarray) -> float:
@@ -207,6 +211,19 @@ def auroc(known: np.ndarray, foreign: np.ndarray) -> dict[str, Any]:
     }
 
 
+def shift_figures(measured: Measured, facts: dict, arrays: dict, alpha: float) -> dict[str, float]:
+    """Figures of sets, and of what is decided and not taken for another kind."""
+    probabilities = softmax(measured.logits / facts["temperature"])
+    inside = sets_of(probabilities, arrays["thresholds"], alpha)
+    figures = set_figures(inside, probabilities, measured.labels)
+    taken = strangeness(measured, facts, arrays)["both"] > 1
+    kept = ~taken & (inside.sum(1) == 1)
+    right = probabilities.argmax(1) == measured.labels
+    figures |= {"taken for another kind": taken.mean(), "decided in the end": kept.mean()}
+    figures["accuracy if decided in the end"] = right[kept].mean() if kept.any() else np.nan
+    return {name: float(value) for name, value in figures.items()}
+
+
 def foreign_figures(known: Measured, foreign: Measured, facts: dict, arrays: dict) -> dict[str, Any]:
     signs = [strangeness(measured, facts, arrays) for measured in (known, foreign)]
     figures: dict[str, Any] = {name: auroc(signs[0][name], signs[1][name]) for name in signs[0]}
@@ -239,14 +256,17 @@ def next_concept(judge: Judge, doubt: Any, order: str, shuffled: list[str], to_t
     return min(left, key=lambda name: abs(likely(name) - 0.5))
 
 
-def dialogues(guard: Safeguard, rows: Dataset, most: int, to_the_end: bool = False) -> dict[str, Any]:
+def outputs_of(guard: Safeguard, rows: Dataset) -> list[dict[str, np.ndarray]]:
+    return [o for start in range(0, len(rows), 32) for o in guard.outputs(rows[start : start + 32]["image"])]
+
+
+def dialogues(guard: Safeguard, rows: Dataset, outputs: list, most: int, to_the_end: bool = False) -> dict[str, Any]:
     """
     Accuracy, size of the sets and coverage after each question, by order; answers are the dataset's. A dialogue ends
     when a class is decided on, or goes on to the end.
     """
     judge = guard.judge
     judge.facts["limits"] = dict.fromkeys(judge.facts["limits"], np.inf)
-    outputs = [o for start in range(0, len(rows), 8) for o in guard.outputs(rows[start : start + 8]["image"])]
     names = rows.features["concepts"].feature.names
     labels, concepts = rows["label"], rows["concepts"]
     figures = {}
@@ -267,7 +287,7 @@ def dialogues(guard: Safeguard, rows: Dataset, most: int, to_the_end: bool = Fal
         enough = [asked for asked, right in zip(means["questions"], means["accuracy"], strict=True) if right >= 0.95]
         interval = list(bootstrap_interval(table[0, -1]))
         figures[order] = means | {"to 95 % accuracy": enough[0] if enough else None, "last accuracy": interval}
-    return figures
+    return figures | {"images": len(rows)}
 
 
 class Results:
@@ -286,109 +306,107 @@ class Results:
         return own[name]
 
 
-def foreign_sets(name: str, dataset: Dataset, options: argparse.Namespace) -> tuple[Any, Dataset, Dataset, Dataset]:
+def foreign_sets(options: argparse.Namespace, dataset: Dataset) -> tuple[Any, Dataset, Dataset, Dataset]:
     """A model with its processor, and its calibration images, its test images, and images of another kind."""
-    if name != "birds":
-        model, processor = load_model(str(HUB / name))
-        half = len(dataset) // 2
-        canvas = dataset[0]["image"].width
-        other = letters(options.images, canvas, dataset.features["label"].names)
-        return (model, processor), dataset.select(range(half)), dataset.select(range(half, len(dataset))), other
-    model, processor = load_model(options.foreign_model)
-    names, kept = dataset.features["label"].names, list(model.config.id2label.values())
-    known = np.array([names[label] in kept for label in dataset["label"]])
-    other = drawn(dataset.select(np.flatnonzero(~known)), options.images)
-    own = dataset.select(np.flatnonzero(known))
-    labels = [kept.index(names[label]) for label in own["label"]]
-    own = own.remove_columns("label").add_column("label", labels)  # type: ignore[call-arg]
-    own = drawn(own, 2 * len(own))
-    order = np.random.default_rng(0).permutation(len(own))
+    names, number = dataset.features["label"].names, options.images
+    if options.name != "birds":
+        parts, own = load_model(options.model or str(HUB / options.name)), dataset
+        other = letters(number, dataset[0]["image"].width, names)
+    else:
+        parts = load_model(options.foreign_model)
+        kept = list(parts[0].config.id2label.values())
+        known = np.array([names[label] in kept for label in dataset["label"]])
+        other = drawn(dataset.select(np.flatnonzero(~known)), number)
+        own = dataset.select(np.flatnonzero(known))
+        labels = [kept.index(names[label]) for label in own["label"]]
+        own = own.remove_columns("label").add_column("label", labels)  # type: ignore[call-arg]
+        own = own.shuffle(seed=0)
     half = len(own) // 2
-    return (model, processor), own.select(order[:half]), own.select(order[half:][: options.images]), other
+    return parts, own.select(range(half)), own.select(range(half, min(half + number, len(own)))), other
 
 
-def main() -> None:
+def run(options: argparse.Namespace, dataset: Dataset, results: Results) -> None:
+    """Measures all parts that the results do not have yet. No image is used twice: the first half calibrates."""
+    model, processor = load_model(options.model or str(HUB / options.name))
+    alpha = ALPHA[options.name]
+    half = len(dataset) // 2
+    first, second = dataset.select(range(half)), dataset.select(range(half, len(dataset)))
+    rows = second.select(range(min(options.images, len(second))))
+
+    # What several parts need is made once, and not at all if they are there.
+    @cache
+    def pool() -> Measured:
+        return measure(model, processor, dataset, progress=True)
+
+    @cache
+    def calibrated() -> tuple[dict, dict]:
+        return calibrate(part_of(pool(), np.arange(half)), True, alpha, 0.05)[:2]
+
+    @cache
+    def fitted() -> Safeguard:
+        return Safeguard.fit(model, processor, first, alpha, dataset=options.name, split="half of test")
+
+    results.part("images", lambda: len(dataset))
+    results.part("alpha", lambda: alpha)
+    for per_class in (True, False):
+        kind = "per class" if per_class else "together"
+        results.part(f"coverage {kind}", lambda per_class=per_class: coverage(pool(), alpha, per_class))
+    results.part("selection", lambda: selection(part_of(pool(), np.arange(half, len(dataset))), calibrated()[0]))
+
+    def under(change: Callable | None) -> dict[str, float]:
+        measured = measure(model, processor, rows.with_transform(change) if change else rows)
+        return shift_figures(measured, *calibrated(), alpha)
+
+    for condition, change in conditions():
+        results.part(f"sets {condition}", partial(under, change))
+    asked = second.select(range(min(options.dialogues, len(second))))
+    shifts = {"": asked}
+    if options.name != "birds":
+        shifts[", noise 64"] = asked.map(partial(shift_rows, kind="noise", strength=64), batched=True)
+    for ending, images in shifts.items():
+        outputs = cache(lambda images=images: outputs_of(fitted(), images))
+
+        def talk(to_the_end: bool, images: Dataset = images, outputs: Callable = outputs) -> dict[str, Any]:
+            return dialogues(fitted(), images, outputs(), options.questions, to_the_end)
+
+        results.part(f"dialogues{ending}", partial(talk, False))
+        results.part(f"dialogues to the end{ending}", partial(talk, True))
+    if options.name == "birds" and not options.foreign_model:
+        return
+    parts, calibration, known, other = foreign_sets(options, dataset)
+
+    @cache
+    def own_calibration() -> tuple[dict, dict]:
+        return calibrate(measure(*parts, calibration, progress=True), True, alpha, 0.05)[:2]
+
+    def judged(change: Callable | None) -> dict[str, Any]:
+        sets = [each.with_transform(change) if change else each for each in (known, other)]
+        return foreign_figures(*(measure(*parts, each) for each in sets), *own_calibration())
+
+    for condition, change in conditions():
+        results.part(f"another kind, {condition}", partial(judged, change))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=("digits", "concept-mnist", "birds"))
+    parser.add_argument("name", choices=tuple(ALPHA))
     parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--model", help="A model in place of that of hub/.")
     parser.add_argument("--foreign-model")
     parser.add_argument("--known", metavar="DIR", help="Write the dataset for --foreign-model's training to DIR.")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--alpha", type=float, default=0.1)
-    parser.add_argument("--images", type=int, default=200, help="Images of a shift, a dialogue or another kind.")
+    parser.add_argument("--images", type=int, default=200, help="Images of a shift or another kind, at most.")
+    parser.add_argument("--dialogues", type=int, default=300, help="Images of a dialogue, at most.")
     parser.add_argument("--questions", type=int, default=10)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    splits, results = load_concept_dataset(options.dataset), Results(options.output, options.name)
+    splits = load_concept_dataset(options.dataset)
     if options.known:
         return write_known(splits, options.known)
     dataset = splits["test"]
     if options.name == "digits":
         dataset = concatenate_datasets([splits["validation"], splits["test"]])
-    # No image is used twice: the first half calibrates, the other is measured on.
-    dataset = drawn(dataset, 2000).shuffle(seed=0)
-    model, processor = load_model(str(HUB / options.name))
-    half = len(dataset) // 2
-    first, second = dataset.select(range(half)), dataset.select(range(half, len(dataset)))
-
-    def pool() -> Measured:
-        if "pool" not in cache:
-            cache["pool"] = measure(model, processor, dataset, progress=True)
-        return cache["pool"]
-
-    cache: dict[str, Any] = {}
-    results.part("images", lambda: len(dataset))
-    for per_class in (True, False):
-        kind = "per class" if per_class else "together"
-        results.part(f"coverage {kind}", lambda per_class=per_class: coverage(pool(), options.alpha, per_class))
-
-    def calibrated() -> tuple[dict, dict]:
-        return calibrate(part_of(pool(), np.arange(half)), True, options.alpha, 0.05)[:2]
-
-    results.part("selection", lambda: selection(part_of(pool(), np.arange(half, len(dataset))), calibrated()[0]))
-
-    def under(change: Callable | None) -> dict[str, float]:
-        facts, arrays = calibrated()
-        rows = second.select(range(options.images))
-        measured = measure(model, processor, rows.with_transform(change) if change else rows)
-        probabilities = softmax(measured.logits / facts["temperature"])
-        figures = set_figures(
-            sets_of(probabilities, arrays["thresholds"], options.alpha), probabilities, measured.labels
-        )
-        taken = strangeness(measured, facts, arrays)["both"] > 1
-        kept = ~taken & (sets_of(probabilities, arrays["thresholds"], options.alpha).sum(1) == 1)
-        right = probabilities.argmax(1) == measured.labels
-        figures |= {"taken for another kind": taken.mean(), "decided in the end": kept.mean()}
-        figures["accuracy if decided in the end"] = right[kept].mean() if kept.any() else np.nan
-        return {name: float(value) for name, value in figures.items()}
-
-    for condition, change in conditions():
-        results.part(f"sets {condition}", partial(under, change))
-    guard_rows = second.select(range(options.images))
-
-    def fitted() -> Safeguard:
-        return Safeguard.fit(model, processor, first, options.alpha, dataset=options.name, split="half of test")
-
-    results.part("dialogues", lambda: dialogues(fitted(), guard_rows, options.questions))
-    few = guard_rows.select(range(min(60, len(guard_rows))))
-    results.part("dialogues to the end", lambda: dialogues(fitted(), few, options.questions, True))
-    if options.name != "birds":
-        noisy = guard_rows.map(partial(shift_rows, kind="noise", strength=64), batched=True)
-        results.part("dialogues, noise 64", lambda: dialogues(fitted(), noisy, options.questions))
-        results.part("dialogues to the end, noise 64", lambda: dialogues(fitted(), noisy, options.questions, True))
-    if options.name != "birds" or options.foreign_model:
-        parts, calibration, known, other = foreign_sets(options.name, dataset, options)
-
-        def judged(change: Callable | None) -> dict[str, Any]:
-            if "foreign" not in cache:
-                cache["foreign"] = calibrate(measure(*parts, calibration, progress=True), True, options.alpha, 0.05)[
-                    :2
-                ]
-            sets = [s.with_transform(change) if change else s for s in (known.select(range(options.images)), other)]
-            return foreign_figures(*(measure(*parts, s) for s in sets), *cache["foreign"])
-
-        for condition, change in conditions():
-            results.part(f"another kind, {condition}", partial(judged, change))
+    run(options, drawn(dataset, 2000).shuffle(seed=0), Results(options.output, options.name))
 
 
 if __name__ == "__main__":

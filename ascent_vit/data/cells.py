@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 EXIF_ORIENTATION = 274
+# What a PNG that says how it is to be turned holds somewhere, maybe after its pixels.
+EXIF_MARKS = b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"
 
 # What stands among the last bytes of a whole file.
 FILE_ENDINGS, LENGTH_OF_ENDING = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}, 64
@@ -70,9 +72,15 @@ def opened_cell(cell: Any, where: str) -> AbstractContextManager[Image.Image]:
     return opened_image(cell["path"] if cell.get("bytes") is None else io.BytesIO(cell["bytes"]), where)
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width of an image as `datasets` decodes it, which is upright."""
-    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+def has_exif(cell: Mapping[str, Any], image: Image.Image) -> bool:
+    """Whether an image may have an EXIF orientation; of a PNG, Pillow reads all pixels to tell."""
+    content = cell.get("bytes")
+    return image.format != "PNG" or content is None or any(mark in content for mark in EXIF_MARKS)
+
+
+def upright_size(cell: Mapping[str, Any], image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image of a cell as `datasets` decodes it, which is upright."""
+    turned = has_exif(cell, image) and image.getexif().get(EXIF_ORIENTATION, 1) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -107,7 +115,7 @@ def stored_annotation(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any
         ValueError: for an image or a mask that cannot be read; `where` is the row's name in errors.
     """
     with opened_cell(row["image"], f"{where}.image") as image:
-        size = upright_size(image)
+        size = upright_size(row["image"], image)
     return stored_mask(row, where), size
 
 
@@ -115,8 +123,9 @@ def stored_mask(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Reads the annotations of a row of [`stored_columns`] with its mask; ValueError for one that cannot be read."""
     annotation = annotation_from_row(row)
     if "mask" in annotation:
-        with opened_cell(annotation["mask"], f"{where}.mask") as mask:
-            annotation["mask"] = ImageOps.exif_transpose(mask)
+        cell = annotation["mask"]
+        with opened_cell(cell, f"{where}.mask") as mask:
+            annotation["mask"] = ImageOps.exif_transpose(mask) if has_exif(cell, mask) else mask.copy()
     return annotation
 
 

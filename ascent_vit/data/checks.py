@@ -145,7 +145,7 @@ def _check_image(
 ) -> tuple[Any, bool]:
     """Reads an image's height and width, and decodes it if asked to or if its file may be cut off; tells whether."""
     with opened_cell(cell, f"{where}.image") as image:
-        size, deep = upright_size(image), is_deep(image)
+        size, deep = upright_size(cell, image), is_deep(image)
         decode = decode or is_cut_off(cell, image)
         if deep:
             tally.add_deep(image.mode)

@@ -235,7 +235,7 @@ def _image_size(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         return np.array(image.size, dtype=np.float64)
     with opened_cell(image, "image") as opened:
-        return np.array(upright_size(opened)[::-1], dtype=np.float64)
+        return np.array(upright_size(image, opened)[::-1], dtype=np.float64)
 
 
 def _as_boxes(boxes: list[Any], conventions: Conventions, scale: np.ndarray) -> list[list[float]]:

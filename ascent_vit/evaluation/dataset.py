@@ -18,7 +18,7 @@ from .evaluate import evaluate
 from .faithfulness import Faithfulness
 from .intervals import intervals
 from .intervention import Intervention
-from .probe import NotApplicableError, check_counts, choose_subset
+from .probe import NotApplicableError, TokenMemory, check_counts, choose_subset, images_at_once
 from .records import SplitRecords
 from .robustness import Robustness
 from .samples import Sample
@@ -79,7 +79,7 @@ def check_names(config: Any, features: Any, spatial_concepts: list[str] | None =
 
 class KeptBatches:
     """
-    Batches that are made once, and kept for the next time if they are not too large.
+    Batches that are made once, and kept for the next time if they are not too large; so are their tokens.
 
     Args:
         loader: dataloader that makes them.
@@ -87,6 +87,7 @@ class KeptBatches:
 
     def __init__(self, loader: Any):
         self.loader = loader
+        self.memory = TokenMemory(KEPT_BYTES)
         self.batches: list[dict[str, Any]] | None = None
 
     def __len__(self) -> int:
@@ -118,7 +119,7 @@ class Settings:
         steps (`int`, *optional*, defaults to 16): Number of steps of insertion, deletion and intervention curves.
         seed (`int`, *optional*, defaults to 0): Random seed of the subset, of random orders and random weights, and of
             the draws of intervals.
-        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass.
+        batch_size (`int`, *optional*, defaults to 32): Number of images per forward pass; of small images, more.
         skip (`Sequence[str]`, *optional*): Evaluators to leave out, of `"faithfulness"`, `"intervention"`,
             `"robustness"`, `"causal"` and `"concepts"`.
         sanity (`bool`, *optional*, defaults to `False`): Whether to compare with random weights too.
@@ -181,7 +182,8 @@ def measure_dataset(
 
     def loader(part: "Dataset") -> Any:
         collate = ConceptCollator(processor, model.config.num_labels)
-        batches: Any = DataLoader(part, settings.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        size = images_at_once(settings.batch_size, model.config.image_size)
+        batches: Any = DataLoader(part, size, collate_fn=collate)  # type: ignore[arg-type]
         return batches if accelerator is None else accelerator.prepare_data_loader(batches)
 
     records = SplitRecords(model.config)

@@ -10,16 +10,13 @@ from torch import Tensor
 
 from modeling_ascent_vit.class_scores_ascent_vit import chosen_classes, class_scores, score_function
 
-from .probe import ImageEvaluator, check_counts, descending_ranks, random_ranks
+from .probe import ImageEvaluator, check_counts, descending_ranks, images_at_once, random_ranks
 
 
 if TYPE_CHECKING:
     from ascent_vit.inference.protocols import ConceptClassifier
 
     from .probe import Measure
-
-# Small images are masked in larger batches, in which a layer costs less: as many as have so many pixels.
-LARGEST_BATCH, BATCH_PIXELS = 128, 2**18
 
 
 def spread_patches(mask: Tensor, patch_size: Sequence[int], image_size: Sequence[int]) -> Tensor:
@@ -58,7 +55,7 @@ def masked_scores(
     """
     baseline = pixel_values.mean((-2, -1), keepdim=True)
     image_size = pixel_values.shape[-2:]
-    batch_size = max(batch_size, min(LARGEST_BATCH, BATCH_PIXELS // image_size.numel()))
+    batch_size = images_at_once(batch_size, image_size)
     images = torch.arange(len(shown), device=shown.device).repeat_interleave(shown.shape[1])
     scores = []
     for chosen, masks in zip(images.split(batch_size), shown.flatten(0, 1).split(batch_size), strict=True):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What evaluators share that look at a model image by image, through changed images, overrides or weights."""
 
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
     # Values of each image of a batch, (B, columns), NaN where an image cannot be judged: of the bare model, the pixels
     # as the dataloader gave them, and the batch.
     Measure = Callable[[ConceptClassifier, Tensor, dict[str, Tensor]], Tensor]
+
+
+# Small images go in larger batches, in which a layer costs less: as many as have so many pixels.
+LARGEST_BATCH, BATCH_PIXELS = 96, 2**18
+
+
+def images_at_once(batch_size: int, image_size: Sequence[int]) -> int:
+    """Number of images per forward pass: those asked for, and more where images of so many pixels are small."""
+    return max(batch_size, min(LARGEST_BATCH, BATCH_PIXELS // math.prod(image_size)))
 
 
 def choose_subset(number: int, images: int, seed: int) -> list[int]:
@@ -74,10 +85,51 @@ class RowsOfImages(Metric):
         return dim_zero_cat(self.rows)
 
 
-@contextmanager
-def remembered_tokens(model: "ConceptClassifier") -> Iterator[None]:
+class TokenMemory:
     """
-    Lets a model compute the tokens of images once, for as long as the same tensor of pixels is given.
+    Tokens of batches that are given again, up to a number of bytes.
+
+    Args:
+        most_bytes: bytes of tokens to keep, at most.
+    """
+
+    def __init__(self, most_bytes: int):
+        self.most_bytes = most_bytes
+        self.batch: Tensor | None = None
+        self.kept: dict[int, Remembered] = {}
+
+    def find(self, pixel_values: Tensor, options: dict[str, Any]) -> "Remembered | None":
+        found = self.kept.get(id(pixel_values))
+        return found if found is not None and found.serves(pixel_values, options) else None
+
+    def keep(self, remembered: "Remembered"):
+        """Keeps the tokens if they are of the batch that is measured, and if there is room."""
+        if remembered.pixel_values is not self.batch:
+            return
+        size = sum(tensor.nbytes for tensor in remembered.output.values() if isinstance(tensor, Tensor))
+        if size <= self.most_bytes:
+            self.most_bytes -= size
+            self.kept[id(remembered.pixel_values)] = remembered
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """What a model made of pixels, in the version that they had, with options of its forward."""
+
+    pixel_values: Tensor
+    version: int
+    options: dict[str, Any]
+    output: Any
+
+    def serves(self, pixel_values: Tensor, options: dict[str, Any]) -> bool:
+        return self.pixel_values is pixel_values and (pixel_values._version, options) == (self.version, self.options)
+
+
+@contextmanager
+def remembered_tokens(model: "ConceptClassifier", memory: TokenMemory | None = None) -> Iterator[None]:
+    """
+    Lets a model compute the tokens of images once, for as long as the same tensor of pixels is given, and those of the
+    memory's batches once for all.
 
     Overrides of concepts, and what is asked of the outputs, change only what the model makes of the tokens. The rest
     of its behaviour, and its own `forward`, are as before. A compiled model computes them each time.
@@ -87,14 +139,18 @@ def remembered_tokens(model: "ConceptClassifier") -> Iterator[None]:
         yield
         return
     own, compute = encoder.__dict__.get("forward"), encoder.forward
-    last: tuple[Any, int, dict[str, Any], Any] | None = None
+    memory = memory or TokenMemory(0)
+    last: Remembered | None = None
 
     def forward(pixel_values: Tensor, **options: Any) -> Any:
         nonlocal last
-        version = pixel_values._version
-        if last is None or last[0] is not pixel_values or last[1:3] != (version, options):
-            last = (pixel_values, version, options, compute(pixel_values, **options))
-        return last[3]
+        if last is None or not last.serves(pixel_values, options):
+            last = memory.find(pixel_values, options)
+        if last is None:
+            version = pixel_values._version
+            last = Remembered(pixel_values, version, options, compute(pixel_values, **options))
+            memory.keep(last)
+        return last.output
 
     encoder.forward = forward
     try:
@@ -118,7 +174,7 @@ def rows_of_images(
 
     Args:
         model: model to measure, put into evaluation mode for the time.
-        dataloader: batches as [`evaluate`] takes them.
+        dataloader: batches as [`evaluate`] takes them, perhaps with a `memory` of their tokens.
         measure: function that gives a batch's values.
         accelerator: accelerator that prepared `dataloader`; see [`evaluate`].
         progress: whether to show a progress bar.
@@ -136,9 +192,11 @@ def rows_of_images(
     device, _ = input_kind(bare_model)
     rows = RowsOfImages(sync_on_compute=accelerator is None)
     hidden = not progress or not (accelerator is None or accelerator.is_local_main_process)
-    with evaluation_mode(bare_model), remembered_tokens(bare_model):
+    memory: TokenMemory = getattr(dataloader, "memory", None) or TokenMemory(0)
+    with evaluation_mode(bare_model), remembered_tokens(bare_model, memory):
         for batch in tqdm(dataloader, desc=description, unit="batch", disable=hidden):
-            values = measure(bare_model, batch["pixel_values"].to(device), batch).to(device)
+            memory.batch = batch["pixel_values"].to(device)
+            values = measure(bare_model, memory.batch, batch).to(device)
             if accelerator is not None:
                 values = accelerator.gather_for_metrics(values)
             rows.update(values.cpu())

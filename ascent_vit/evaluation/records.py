@@ -41,15 +41,21 @@ def ranking_scores(scores: np.ndarray, target: np.ndarray, counts: np.ndarray) -
     """
     order = np.argsort(-scores, kind="stable")
     last_of_ties = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    # Below the last image with the target, nothing is added but images without it.
+    lowest = np.flatnonzero(target[order] == 1)[-1:].sum()
+    last_of_ties = last_of_ties[: np.searchsorted(last_of_ties, lowest) + 1]
+    order = order[: last_of_ties[-1] + 1]
     drawn, positive = counts[:, order], target[order] == 1
     true = np.cumsum(drawn * positive, axis=1)[:, last_of_ties]
     false = np.cumsum(drawn * ~positive, axis=1)[:, last_of_ties]
     more_true, more_false = (np.diff(found, axis=1, prepend=0) for found in (true, false))
+    all_false = counts.sum(1) - true[:, -1]
     with np.errstate(invalid="ignore"):
         precision = np.nan_to_num(true / (true + false))
-        known = np.where(false[:, -1] > 0, true[:, -1], np.nan)
+        known = np.where(all_false > 0, true[:, -1], np.nan)
         average_precision = (more_true * precision).sum(1) / known
-        auroc = (more_false * (true - more_true / 2)).sum(1) / (known * false[:, -1])
+        above = (more_false * (true - more_true / 2)).sum(1) + (all_false - false[:, -1]) * true[:, -1]
+        auroc = above / (known * all_false)
     return average_precision, auroc
 
 

@@ -34,7 +34,7 @@ class Measured:
         logits: `(n, K)`.
         labels: `(n,)`.
         features: Attention to the concepts as images are compared by, `(n, F)`.
-        nowhere: How much of the attention goes to no concept, `(n,)`.
+        nowhere: How much of the attention goes to no concept in particular, `(n,)`.
         attention: Of each stream, the greatest attention to each concept at any token, `(n, C)`.
         presence: Of each stream, 1 where the concept is there, 0 where it is not, NaN where it is unknown, `(n, C)`.
         shares: Of each stream, 1 over the number of concepts there, of all tokens that show one.
@@ -228,10 +228,11 @@ def calibrate(
     chosen = np.sort(np.random.default_rng(seed).permutation(number)[:MOST_REFERENCES])
     reference, neighbours = measured.features[chosen], min(NEIGHBOURS, len(chosen) - 1)
     # An image is foreign if any sign says so: each has its part of the rate.
-    rate = outlier_rate / (2 if gated else 1)
-    limits = {"features": limit_of(leave_one_out(reference, neighbours), rate)}
-    if gated:
-        limits["gate"] = max(limit_of(measured.nowhere, rate), LEAST_ATTENTION)
+    rate = outlier_rate / 2
+    limits = {
+        "features": limit_of(leave_one_out(reference, neighbours), rate),
+        "attention": max(limit_of(measured.nowhere, rate), LEAST_ATTENTION),
+    }
     present: dict[str, dict[str, Any]] = {}
     for name, shares in measured.shares.items():
         attention = shares if len(shares) else measured.attention[name].max(1)

@@ -342,12 +342,13 @@ class Judge:
         return {names.index(name): answer for name, answer in answers.items() if name in names}
 
     def strangeness(self, streams: Mapping[str, Stream]) -> dict[str, float]:
-        """Of each sign that an image is of another kind, its size, 1 at the limit; without a gate there is one."""
+        """Of each sign that an image is of another kind, its size, 1 at the limit."""
         attention = {name: stream.attention.mean(0) for name, stream in streams.items()}
         features = attention_features(list(attention.values()))
-        signs = {"features": neighbour_distance(features, self.arrays["reference"], self.facts["neighbours"])}
-        if self.facts["gated"]:
-            signs["gate"] = nowhere(attention)
+        signs = {
+            "features": neighbour_distance(features, self.arrays["reference"], self.facts["neighbours"]),
+            "attention": nowhere(attention),
+        }
         return {name: value / max(self.facts["limits"][name], TINY) for name, value in signs.items()}
 
     def prediction_set(self, logits: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -432,8 +433,11 @@ class Judge:
 
 
 def nowhere(attention: Mapping[str, np.ndarray]) -> float:
-    """How much of attention `(T, C)` by stream goes to no concept: the least share that a token leaves to "none"."""
-    return max(1 - float(values.sum(1).max()) for values in attention.values())
+    """
+    How much of attention `(T, C)` by stream goes nowhere: the share that is not to the strongest concept of its token,
+    mean over streams. Where less is attended than one token could, what is left to "none" is such a share too.
+    """
+    return float(np.mean([1 - values.max(1).sum() / max(values.sum(), 1) for values in attention.values()]))
 
 
 __all__ = ["Doubt", "Judge", "Outcome", "Question", "Stream"]

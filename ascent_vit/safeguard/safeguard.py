@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER, FILES = "guard", ("guard.json", "guard.safetensors")
-FORMAT = 1
+FORMAT = 2
 
 
 def guard_folder(folder: str | os.PathLike) -> Path | None:
@@ -75,6 +75,8 @@ class Safeguard:
         check_model_and_processor(model, processor)
         check_binding(judge.facts, model, processor)
         self.judge, self.model, self.processor = judge, model, processor
+        # The guard is bound to the weights, so that the tables are theirs.
+        judge.arrays |= contribution_tables(model)
 
     @classmethod
     def fit(
@@ -143,11 +145,6 @@ class Safeguard:
                 warnings.append(f"The calibration images have no {name} concepts: how likely answers are is a guess.")
         for sentence in warnings:
             logger.warning("%s", sentence)
-        streams = model.streams()
-        with torch.no_grad():
-            for name in ("global", "spatial"):
-                if name in streams:
-                    arrays[f"{name}_table"] = streams[name].contribution_table().float().cpu().numpy()
         return cls(Judge(facts | {"warnings": warnings}, arrays), model, processor)
 
     @classmethod
@@ -182,16 +179,20 @@ class Safeguard:
         return cls(judge, model, processor)
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Writes the guard to `guard/` in a folder, usually the model's, whole or not at all."""
+        """
+        Writes the guard to `guard/` in a folder, usually the model's, whole or not at all: what was calibrated. The
+        tables of contributions are the model's, and read from it.
+        """
         with replace_folder(Path(folder, FOLDER)) as partial:
-            self.save_files(partial)
+            self.save_files(partial, ("thresholds", "reference"))
 
-    def save_files(self, folder: Path) -> None:
-        """Writes `guard.json` and `guard.safetensors` into a folder that exists."""
+    def save_files(self, folder: Path, names: Iterable[str] | None = None) -> None:
+        """Writes `guard.json` and `guard.safetensors` into a folder that exists, with all arrays or those named."""
         from safetensors.numpy import save_file
 
+        arrays = self.judge.arrays
         write_json(folder / FILES[0], self.judge.facts)
-        save_file({k: np.ascontiguousarray(v) for k, v in self.judge.arrays.items()}, folder / FILES[1])
+        save_file({name: np.ascontiguousarray(arrays[name]) for name in names or arrays}, folder / FILES[1])
 
     def outputs(self, images: list[Any]) -> list[dict[str, np.ndarray]]:
         """The model's outputs for images, of each what is judged: logits, and the attention of each head."""
@@ -246,6 +247,17 @@ class Safeguard:
         return doubt.answer(answers)
 
 
+def contribution_tables(model: "ConceptClassifier") -> dict[str, np.ndarray]:
+    """What each head of a stream adds where all its attention is to one concept, by the arrays' names, `(A, C, K)`."""
+    streams = model.streams()
+    with torch.no_grad():
+        return {
+            f"{name}_table": streams[name].contribution_table().float().cpu().numpy()
+            for name in ("global", "spatial")
+            if name in streams
+        }
+
+
 def find_guard(
     folder_or_id: str | os.PathLike, model: "ConceptClassifier", processor: "ConceptImageProcessor"
 ) -> Safeguard | None:
@@ -275,9 +287,6 @@ def load_judge(folder: Path) -> Judge:
         finite = all(np.isfinite(values).all() for values in judge.arrays.values())
         if not finite or judge.arrays["thresholds"].shape != (number,):
             raise ValueError("its arrays do not fit its classes")
-        tables = [judge.arrays[f"{name}_table"].shape[1:] for name in judge.streams]
-        if tables != [(len(facts["concepts"][name]), number) for name in judge.streams]:
-            raise ValueError("its tables do not fit its concepts")
         count, width = judge.arrays["reference"].shape
         if (
             width != sum(len(facts["concepts"][name]) for name in judge.streams)

@@ -49,7 +49,8 @@ def test_a_model_does_not_differ_from_itself_and_does_from_one_that_is_always_wr
     labels = torch.tensor(split["label"][:])
     answering = []
     for shift in (0, 1):
-        answers = iter(((labels + shift) % 2).split(20))
+        # Images this small all go in one batch.
+        answers = iter([(labels + shift) % 2])
         answering.append((copy.deepcopy(model), processor))
         answering[-1][0].register_forward_hook(partial(answer, answers))
     only = Settings(images=2, batch_size=20, skip=("faithfulness", "intervention", "robustness", "causal", "concepts"))

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ascent_vit.evaluation import Intervention
+from ascent_vit.evaluation.dataset import KeptBatches
 from ascent_vit.evaluation.probe import (
     ImageEvaluator,
     NotApplicableError,
+    TokenMemory,
     choose_subset,
     column_means,
     descending_ranks,
@@ -86,6 +88,29 @@ def test_tokens_of_the_same_pixels_are_computed_once(make_config):
         assert torch.equal(kept.logits, expected.logits)
         assert torch.equal(kept.spatial_concept_attention, expected.spatial_concept_attention)
     assert "forward" not in model.ascent_vit.__dict__
+
+
+def test_tokens_of_kept_batches_are_computed_once_for_all(make_config):
+    model = AscentViTForImageClassification(make_config()).eval()
+    calls = []
+    model.ascent_vit.backbone.register_forward_hook(lambda *_: calls.append(1))
+    batches = KeptBatches([{"pixel_values": torch.randn(2, 3, 48, 48)} for _ in range(2)])
+
+    def measure(model, pixels, batch):
+        return model(pixels).logits + 0 * model(pixels + 1).logits
+
+    first = rows_of_images(model, batches, measure)
+    assert len(calls) == 4
+    assert (rows_of_images(model, batches, measure) == first).all()
+    assert len(calls) == 6
+    for batch in batches:
+        batch["pixel_values"] += 1
+    assert (rows_of_images(model, batches, measure) != first).all()
+    assert len(calls) == 10
+    # Without room, they are computed each time.
+    batches.memory = TokenMemory(1)
+    rows_of_images(model, batches, measure), rows_of_images(model, batches, measure)
+    assert len(calls) == 18
 
 
 def test_intervention_needs_the_tokens_of_an_image_once(make_config):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ascent_vit import Safeguard
+from ascent_vit.safeguard.doubt import nowhere
 
 
 def test_fitted_on_images_and_called(guard, make_images):
@@ -30,12 +31,22 @@ def test_another_kind_of_image_is_told(guard, make_images):
     blank = guard(Image.new("RGB", (48, 48), "white"))
     assert blank.verdict == "not this kind of image" and max(blank.strangeness.values()) > 1
     assert sum(doubt.verdict == blank.verdict for doubt in known) < 10
-    assert set(blank.strangeness) == {"features", "gate"}
+    assert set(blank.strangeness) == {"features", "attention"}
 
 
-def test_a_model_without_gate_has_one_sign(make_model, make_dataset, make_images):
+def test_a_model_without_gate_has_both_signs(make_model, make_dataset, make_images):
     guard = Safeguard.fit(*make_model(none_concept=False), make_dataset(), alpha=0.2)
-    assert set(guard(make_images(1)[0]).strangeness) == {"features"}
+    assert set(guard(make_images(1)[0]).strangeness) == {"features", "attention"}
+
+
+def test_attention_that_goes_nowhere_by_hand():
+    named, spread, blank = np.array([[0.9, 0.0], [0.0, 0.6]]), np.array([[0.4, 0.4], [0.3, 0.3]]), np.zeros((2, 2))
+    assert nowhere({"spatial": named}) == pytest.approx(0)
+    assert nowhere({"spatial": spread}) == pytest.approx(0.5)
+    # Where nothing is seen, all of it goes to none of the concepts.
+    assert nowhere({"spatial": blank}) == 1
+    assert nowhere({"spatial": blank + [0.1, 0]}) == pytest.approx(0.8)
+    assert nowhere({"global": np.array([[0.7, 0.1]]), "spatial": named}) == pytest.approx((0.3 + 0) / 2)
 
 
 def test_saved_beside_the_model_and_loaded(guard, make_images, tmp_path):
