@@ -321,6 +321,22 @@ def test_a_small_backbone_learns_the_concept(peers, tmp_path):
         peers["ground"].with_concept_as_class(several)
 
 
+def test_peers_have_recipe_budget_and_images_of_the_study(peers, monkeypatch, tmp_path):
+    from datasets import DatasetDict
+
+    from ascent_vit.data import load_digits_dataset
+
+    whole = load_digits_dataset(copies=1, canvas=16)
+    dataset = DatasetDict(whole | {"test": whole["test"].select([0] * 1200)})
+    monkeypatch.setattr(peers["ground"], "load", lambda run, recipe, folder: dataset)
+    recipe, splits = peers["ground"].study_ground("mnist/linear", 2, tmp_path)
+    assert recipe == peers["ground"].study_run("mnist/linear", 2).load_recipe() and recipe.seed == 2
+    assert {name: len(split) for name, split in splits.items()} == {"train": 250 * 32, "validation": 100, "test": 1000}
+    for name in ("mnist/nothing", "mnist"):
+        with pytest.raises(ValueError, match=f"no row {name} with seed 0"):
+            peers["ground"].study_run(name, 0)
+
+
 def test_agreement_with_the_attributes_of_classes(peers):
     attributes = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1]])
     agree = peers["tcav"].attributes_auroc
