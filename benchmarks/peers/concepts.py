@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 from features import Split, compute_features
-from judge import accuracy_of, judge, scores_of
+from ground import on_trained_backbone
+from judge import accuracy_of, correct, judge, scores_of
+from ours import ask_all
 from rows import PeerRun
 from sparse import accuracy_at, train_linear, train_post_hoc, train_sparse
+from torch import Tensor
 
+from ascent_vit.evaluation.concept_scores import concept_task_leakage
 from ascent_vit.training import Recipe
 
 
@@ -33,6 +37,8 @@ METHODS: dict[str, Callable[..., tuple[Any, dict[str, Any]]]] = {
     "sparse": train_sparse,
     "linear": train_linear,
 }
+# Ours does not learn from the backbone's features.
+NAMES = (*METHODS, "ours")
 
 
 def choose(run: PeerRun, splits: dict[str, Split], chosen: dict[str, Any] | None) -> tuple[Any, dict[str, Any]]:
@@ -59,24 +65,52 @@ def choose(run: PeerRun, splits: dict[str, Split], chosen: dict[str, Any] | None
     return peer, facts | tuned | {"tuning_seconds": time.process_time() - start}
 
 
-def nec_accuracy(peer: Any, splits: dict[str, Split]) -> float:
-    """Accuracy of a sparse classifier on the peer's scores of the concepts."""
-    scores = {}
-    for name in ("train", "test"):
-        probabilities = scores_of(peer, splits[name])[1]
-        assert probabilities is not None
-        scores[name] = torch.logit(probabilities.double(), eps=1e-6).float()
-    return accuracy_at(scores, splits, NEC)
+def score_concepts(peer: Any, split: Split) -> Tensor:
+    """Scores of the concepts of all images: logits of their probabilities, `(B, G)` float32."""
+    probabilities = scores_of(peer, split)[1]
+    assert probabilities is not None
+    return torch.logit(probabilities.double(), eps=1e-6).float()
+
+
+def leakage_of(scores: Tensor, split: Split) -> float:
+    """Concepts-task leakage, over the concepts that some images have and others have not."""
+    some = split.concepts.std(0) > 0
+    truth = split.concepts[:, some].numpy()
+    return concept_task_leakage(scores[:, some].numpy(), truth, split.labels.numpy())
+
+
+@torch.no_grad()
+def judge_scores(peer: Any, splits: dict[str, Split]) -> dict[str, float]:
+    """What the concepts' scores tell of the class: by few of them, and beyond what the concepts themselves tell."""
+    scores = {name: score_concepts(peer, splits[name]) for name in ("train", "test")}
+    return {
+        "nec5_accuracy": accuracy_at(scores, splits, NEC),
+        "concept_task_leakage": leakage_of(scores["test"], splits["test"]),
+    }
+
+
+def make_ours(run: PeerRun, recipe: Recipe, dataset: Any, work: Path) -> dict[str, Any]:
+    """Judges our model or the Concept Transformer."""
+    peer, splits, facts, corrected = ask_all(run, recipe, dataset, work / run.label, CURVE_STEPS)
+    metrics = judge(peer, splits["test"], peer.num_labels) | corrected
+    # Its attention is shared by the concepts, and no probability of each.
+    del metrics["concept_accuracy"]
+    return facts | {"metrics": metrics | judge_scores(peer, splits), "head_parameters": peer.parameters()}
 
 
 def make(run: PeerRun, recipe: Recipe, dataset: Any, work: Path, first: dict[str, Any] | None) -> dict[str, Any]:
     """Trains and judges one concept model; `first` is the result of the row's first seed."""
+    recipe = dataclasses.replace(recipe, seed=run.seed)
+    if run.method == "ours":
+        return make_ours(run, recipe, dataset, work)
     folder = work / f"features-{run.dataset}-{run.recipe}"
-    splits = compute_features(dataclasses.replace(recipe, seed=run.seed), dataset, folder)
+    if recipe.backbone is None:
+        folder = work / f"features-{run.ground.replace('/', '-')}" / f"seed{run.seed}"
+        recipe = on_trained_backbone(recipe, dataset, folder)
+    splits = compute_features(recipe, dataset, folder)
     peer, facts = choose(run, splits, first)
     num_labels = int(splits["train"].labels.max()) + 1
-    with torch.no_grad():
-        metrics = judge(peer, splits["test"], num_labels, CURVE_STEPS)
-        if "concept_map" in metrics:
-            metrics["nec5_accuracy"] = nec_accuracy(peer, splits)
+    metrics = judge(peer, splits["test"], num_labels)
+    if "concept_map" in metrics:
+        metrics |= correct(peer, splits["test"], num_labels, CURVE_STEPS) | judge_scores(peer, splits)
     return facts | {"metrics": metrics, "head_parameters": peer.parameters()}

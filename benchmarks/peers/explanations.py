@@ -4,6 +4,7 @@
 import dataclasses
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from explainers import EXPLAINERS, Explain
+from explainers import EXPLAINERS, Explain, predicted
 from features import compute_features
 from pointing import patch_centres
 from rows import PeerRun
 from sparse import logistic_concepts, train_linear
+from tcav import ConceptSensitivity, concept_sets, contributions_to_class, judge_classes, truth_of
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForImageClassification
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 BATCH = 5
 CURVE_STEPS = 8
 SUBSET_SEED = 0
+METHODS = (*EXPLAINERS, "tcav")
 # Pairs of a prediction and an explanation of one image that are timed, after the first, which is not.
 TURNS = 15
 
@@ -235,6 +238,16 @@ class Setup:
         return split, DataLoader(columns, BATCH, collate_fn=collate)  # type: ignore[arg-type]
 
 
+def plain_model(
+    run: PeerRun, recipe: Recipe, dataset: Any, work: Path, concepts: bool = False, strength: float = 0.01
+) -> tuple[Any, Any]:
+    """The classifier that peers explain, and its image processor."""
+    processor = build_model(recipe, *concepts_from_features(dataset["train"].features))[1]
+    folder = work / f"features-{run.dataset}-{run.recipe}"
+    splits = compute_features(dataclasses.replace(recipe, seed=run.seed), dataset, folder)
+    return classifier(recipe, splits, run.seed, concepts, strength), processor
+
+
 def set_up(run: PeerRun, recipe: Recipe, dataset: Any, work: Path) -> Setup:
     """Makes the classifier of a row and what explains it."""
     arguments = dict(run.arguments)
@@ -243,17 +256,32 @@ def set_up(run: PeerRun, recipe: Recipe, dataset: Any, work: Path) -> Setup:
     if run.method == "ours":
         model, processor = load_model(arguments.pop("model"))
     else:
-        processor = build_model(recipe, *names)[1]
-        folder = work / f"features-{run.dataset}-{run.recipe}"
-        splits = compute_features(dataclasses.replace(recipe, seed=run.seed), dataset, folder)
-        model = classifier(recipe, splits, run.seed, concepts, strength)
+        model, processor = plain_model(run, recipe, dataset, work, concepts, strength)
     size = processor.patch_size
     explain = EXPLAINERS[run.method](model, size if isinstance(size, int) else size[0], **arguments)
     return Setup(run, model, explain, processor, dataset["test"], names, concepts)
 
 
+def make_tcav(run: PeerRun, recipe: Recipe, dataset: Any, work: Path) -> dict[str, Any]:
+    """Judges TCAV, which scores concepts of a class and has no maps."""
+    model, processor = plain_model(run, recipe, dataset, work)
+    train = dataset["train"]
+    truth = truth_of(train, len(train.features["concepts"].feature.names))
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        sets = concept_sets(train, truth, processor, run.images["concepts"], run.seed)
+        explain = ConceptSensitivity(model, sets, truth.shape[1], folder)
+        learning = time.process_time() - start
+        found: dict[str, Any] = judge_classes(explain, dataset, processor, run.images["classes"], run.seed)
+        pixels = processor([dataset["test"][0]["image"]], return_tensors="pt")["pixel_values"]
+        found |= cost_ratios(model, lambda image: explain(image, int(predicted(model, image))), pixels, TURNS)
+    return {"metrics": found, "learning_seconds": learning}
+
+
 def make(run: PeerRun, recipe: Recipe, dataset: Any, work: Path, first: dict[str, Any] | None) -> dict[str, Any]:
     """Judges one way to explain."""
+    if run.method == "tcav":
+        return make_tcav(run, recipe, dataset, work)
     setup = set_up(run, recipe, dataset, work)
     explained = Explained(setup.model, setup.explain, setup.patch)
     found = judge_parts(maps_for_parts(setup, explained), setup.part("parts")[1])
@@ -262,6 +290,9 @@ def make(run: PeerRun, recipe: Recipe, dataset: Any, work: Path, first: dict[str
         found |= Faithfulness(CURVE_STEPS, run.seed, BATCH)(explained, setup.part("faithfulness")[1])
     if "robustness" in run.images and not setup.concepts:
         found |= Robustness()(explained, setup.part("robustness")[1])
+    if setup.ours and "classes" in run.images:
+        scores = contributions_to_class(setup.model)
+        found |= judge_classes(scores, dataset, setup.processor, run.images["classes"], run.seed)
     pixels = next(iter(setup.part("maps")[1]))["pixel_values"]
     both = explained_prediction(setup.model, setup.explain, setup.ours)
     found |= cost_ratios(setup.model, both, pixels, run.images.get("turns", TURNS))

@@ -65,8 +65,8 @@ def accuracy_of(peer: Any, split: Split) -> float:
     return (scores_of(peer, split)[0].argmax(-1) == split.labels).float().mean().item()
 
 
-def judge(peer: Any, test: Split, num_labels: int, steps: int) -> dict[str, Any]:
-    """Metrics of classes, of concepts and of corrections, by the names that `ascent-vit evaluate` gives them."""
+def judge(peer: Any, test: Split, num_labels: int) -> dict[str, Any]:
+    """Metrics of classes and of concepts, by the names that `ascent-vit evaluate` gives them."""
     logits, probabilities = scores_of(peer, test)
     classes = ClassMetrics(num_labels)
     classes.update(logits.double().softmax(-1), test.labels)
@@ -77,5 +77,9 @@ def judge(peer: Any, test: Split, num_labels: int, steps: int) -> dict[str, Any]
     concepts.update(probabilities, test.concepts)
     found |= {name: value.item() for name, value in concepts.compute().items() if not value.isnan()}
     right = ((probabilities > 0.5) == (test.concepts > 0)).float().mean()
-    found["concept_accuracy"] = right.item()
-    return found | Intervention(steps, gain=False)(PeerClassifier(peer, num_labels), batches(test, peer.features))
+    return found | {"concept_accuracy": right.item()}
+
+
+def correct(peer: Any, test: Split, num_labels: int, steps: int) -> dict[str, Any]:
+    """Metrics of corrections, by the names that `ascent-vit evaluate` gives them."""
+    return Intervention(steps, gain=False)(PeerClassifier(peer, num_labels), batches(test, peer.features))

@@ -42,7 +42,9 @@ CONCEPTS = {
     "top5_accuracy": ("class in top 5, %", 100, 1),
     "concept_accuracy": ("concepts, %", 100, 1),
     "concept_map": ("concept mAP, %", 100, 1),
+    "global_concept_accuracy": ("the one concept named, %", 100, 1),
     "nec5_accuracy": ("class at NEC 5, %", 100, 1),
+    "concept_task_leakage": ("leakage", 1, 3),
     "intervention_auc": ("class as concepts are corrected, %", 100, 1),
     "intervention_auc_random": ("in random order, %", 100, 1),
     "pointing_game": ("pointing game, %", 100, 1),
@@ -54,6 +56,8 @@ PLACES = {
     "relevance_mass_box": ("mass on the bird, %", 100, 0),
     "pointing_game": ("points at the named part, %", 100, 1),
     "relevance_mass": ("mass on the named part, %", 100, 1),
+    "attributes_auroc": ("attributes of a class, AUROC, %", 100, 1),
+    "attributes_auroc_sign": ("by shares, %", 100, 1),
 }
 CURVES = {
     "insertion_auc": ("insertion", 1, 3),
@@ -119,6 +123,12 @@ def single(row: Row, key: str) -> str:
     return f"{scale * values[0]:.{digits}f}" if values else ""
 
 
+def duration(seconds: list[float]) -> str:
+    """The shortest and the longest, as `28 to 37` or `0.4 to 1.2`."""
+    digits = 0 if max(seconds) >= 10 else 1
+    return " to ".join(dict.fromkeys(f"{value:.{digits}f}" for value in (min(seconds), max(seconds))))
+
+
 def training_table(rows: list[Row]) -> str:
     """What training took, and what it was told."""
     lines = []
@@ -133,7 +143,7 @@ def training_table(rows: list[Row]) -> str:
             [
                 row.title,
                 f"{parameters[0]:,}" if parameters else "",
-                f"{min(seconds):.0f} to {max(seconds):.0f}" if len(seconds) > 1 else f"{seconds[0]:.0f}",
+                duration(seconds),
                 f"{row.facts('trials')[0]}" if row.facts("trials") else "",
                 chosen,
             ]
@@ -153,7 +163,9 @@ def cost_table(rows: list[Row]) -> str:
                 continue
             low, high = found["cost_quartiles"]
             counts = ", ".join(
-                f"{key} {images[key]}" for key in ("maps", "parts", "faithfulness", "robustness") if key in images
+                f"{key} {images[key]}"
+                for key in ("maps", "parts", "faithfulness", "robustness", "concepts", "classes")
+                if key in images
             )
             lines.append([row.title, f"{found['cost']:.2f}", f"{low:.2f} to {high:.2f}", counts])
     return study.markdown(["", "an explained prediction costs", "quartiles", "images"], lines)

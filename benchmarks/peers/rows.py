@@ -33,6 +33,7 @@ class PeerRun:
         tune: arguments by name, each with values of which the ones best on validation are taken.
         recipe, dataset: names of the recipe and of the folder of the dataset.
         images: numbers of images by measure.
+        ground: row of the study, TABLE/ROW, whose recipe, budget and data are taken; empty for the recipe as it is.
     """
 
     table: str
@@ -46,6 +47,7 @@ class PeerRun:
     arguments: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, list] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
+    ground: str = ""
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -58,7 +60,8 @@ class PeerRun:
     def settings(self) -> dict[str, Any]:
         """All that its figures depend on; a result with other settings is not a result of this run."""
         values = dataclasses.asdict(self)
-        del values["title"]
+        for key in ("title", *(() if self.ground else ("ground",))):
+            del values[key]
         return json.loads(json.dumps(values))
 
     def trials(self) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ import typer
 # The study's modules, whose data and trainings these are too.
 sys.path.append(str(Path(__file__).parents[1] / "study"))
 
+from ground import study_ground  # noqa: E402
 from rows import PeerRun, first_of, read_tables, runs_of  # noqa: E402
 
 from ascent_vit.data import load_concept_dataset, load_digits_dataset  # noqa: E402
@@ -50,14 +51,17 @@ def peer_versions() -> dict[str, str]:
     return found
 
 
-def load(run: PeerRun, data: Path) -> Any:
-    """The dataset of a run; the digits are made."""
+def load(run: PeerRun, data: Path) -> tuple[Recipe, Any]:
+    """The recipe and the dataset of a run; the digits are made."""
+    if run.ground:
+        return study_ground(run.ground, run.seed, data)
+    recipe = load_recipe(run.recipe)
     if run.dataset == "digits":
-        return load_digits_dataset(copies=1)
+        return recipe, load_digits_dataset(copies=1)
     source = data / run.dataset
     if not source.is_dir():
         raise FileNotFoundError(f"There is no {source}: the page says how it is made.")
-    return load_concept_dataset(str(source))
+    return recipe, load_concept_dataset(str(source))
 
 
 def make(run: PeerRun, recipe: Recipe, dataset: Any, work: Path, first: dict[str, Any] | None) -> dict[str, Any]:
@@ -104,11 +108,11 @@ def main(
         for run in runs:
             if run.result(output) is not None:
                 continue
-            recipe = load_recipe(run.recipe)
+            recipe, dataset = load(run, data.resolve())
             if backbone and recipe.backbone is not None:
                 recipe = dataclasses.replace(recipe, backbone=backbone)
             first = first_of(run).result(output) if run.tune else None
-            result = make(run, recipe, load(run, data.resolve()), work.resolve(), first)
+            result = make(run, recipe, dataset, work.resolve(), first)
             write_json(run.path(output), result)
             logger.info("%s: %.0f s", run.label, result["cpu_seconds"])
     except (ValueError, FileNotFoundError) as error:

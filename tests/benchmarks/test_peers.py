@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
 import importlib
 import json
 import sys
@@ -12,7 +13,10 @@ import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "peers"
 STUDY = FOLDER.parent / "study"
-MODULES = ("rows", "features", "sparse", "judge", "concepts", "explainers", "explanations", "report")
+MODULES = (
+    *("rows", "features", "sparse", "judge", "ground", "ours", "concepts", "explainers", "tcav", "explanations"),
+    "report",
+)
 NAN = float("nan")
 
 
@@ -46,13 +50,16 @@ def splits(peers):
 
 def test_every_row_of_every_table_is_well_formed(peers):
     """No two rows are the same, each has its method, and rows of the study that are shown exist."""
-    methods = {"concepts": peers["concepts"].METHODS, "explanations": peers["explainers"].EXPLAINERS}
+    methods = {"concepts": peers["concepts"].NAMES, "explanations": peers["explanations"].METHODS}
     labels = []
     for table, values in peers["rows"].read_tables().items():
         runs = peers["rows"].runs_of(table)
         labels += [run.label for run in runs]
         assert all(run.method in methods.get(run.kind, peers["explainers"].EXPLAINERS) for run in runs)
         assert len({json.dumps(run.settings() | {"name": ""}) for run in runs}) == len(runs)
+        grounds = {(run.ground, run.seed) for run in runs if run.ground}
+        grounds |= {(run.arguments["study"], run.seed) for run in runs if "study" in run.arguments}
+        assert all(peers["ground"].study_run(*ground) for ground in grounds)
         source = values.get("study", {"rows": []})
         if source["rows"]:
             known = {run.name for run in importlib.import_module("plan").runs_of(source["table"])}
@@ -127,11 +134,23 @@ def test_accuracy_at_a_number_of_effective_concepts(peers, splits):
     assert peers["sparse"].effective_concepts(pruned) == 2.0 and pruned.max() == 12
 
 
+def test_leakage_is_what_scores_tell_beyond_their_concepts(peers, splits):
+    """Concepts that all images have say nothing; scores of the class in the place of a concept's leak it."""
+    test, leakage = splits["test"], peers["concepts"].leakage_of
+    noise = 0.01 * torch.randn(len(test.labels), 6, generator=torch.Generator().manual_seed(0))
+    assert leakage(test.concepts + noise, test) < 0.1
+    assert leakage(test.labels[:, None] + noise, test) > 0.3
+    same = dataclasses.replace(test, concepts=torch.cat([test.concepts, torch.ones(len(test.labels), 1)], 1))
+    scores = torch.cat([test.labels[:, None] + noise, noise[:, :1]], 1)
+    assert leakage(scores, same) == leakage(scores[:, :6], test)
+
+
 def test_peers_are_judged_as_our_model_is(peers, splits):
     """The names are those of `ascent-vit evaluate`, and corrections of all concepts lead to the right class."""
     peer, _ = peers["sparse"].train_sparse(splits, 0, class_strength=1.0)
-    found = peers["judge"].judge(peer, splits["test"], 4, steps=2)
-    assert {"accuracy", "concept_map", "intervention_auc", "concept_accuracy"} <= set(found)
+    found = peers["judge"].judge(peer, splits["test"], 4)
+    assert {"accuracy", "concept_map", "concept_accuracy"} <= set(found)
+    found |= peers["judge"].correct(peer, splits["test"], 4, steps=2)
     assert found["intervention_curve"][0] == pytest.approx(found["accuracy"])
     assert found["intervention_curve"][-1] == 1.0
 
@@ -235,3 +254,141 @@ def test_features_are_the_backbones_tokens_and_are_computed_once(peers, tmp_path
     monkeypatch.setattr(peers["features"], "build_model", None)
     again = peers["features"].compute_features(recipe, dataset, tmp_path)
     assert all(torch.equal(found[name].cls, again[name].cls) for name in found)
+
+
+def small_model(global_concepts, labels, **fields):
+    from modeling_ascent_vit import AscentViTConfig, AscentViTForImageClassification
+
+    backbone = {"model_type": "vit", "image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2}
+    backbone |= {"num_attention_heads": 2, "intermediate_size": 16}
+    config = AscentViTConfig(
+        backbone_config=backbone,
+        global_concepts=global_concepts,
+        num_labels=labels,
+        fusion_levels=0,
+        concept_attention_heads=2,
+        **fields,
+    )
+    torch.manual_seed(0)
+    return AscentViTForImageClassification(config).eval()
+
+
+def test_our_model_is_asked_once_and_is_then_a_peer(peers):
+    model = small_model(["a", "b", "c"], 2)
+    pixels = torch.rand(5, 3, 16, 16)
+    rows = [
+        {"pixel_values": image, "labels": i % 2, "concept_targets": torch.eye(3)[i % 3]}
+        for i, image in enumerate(pixels)
+    ]
+
+    def collate(rows):
+        return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+
+    split = peers["ours"].ask(model, rows, collate, "Asking")
+    peer = peers["ours"].Seen(2, 7)
+    with torch.no_grad():
+        out = model(pixels)
+    logits, attention = peer(split.pooled(peer.features))
+    torch.testing.assert_close(logits, out.logits)
+    torch.testing.assert_close(attention, out.global_concept_attention)
+    assert split.labels.tolist() == [0, 1, 0, 1, 0] and torch.equal(split.concepts, torch.eye(3)[[0, 1, 2, 0, 1]])
+    found = peers["judge"].judge(peer, split, 2)
+    assert found["accuracy"] == (out.logits.argmax(-1) == split.labels).float().mean().item()
+
+
+def test_a_small_backbone_learns_the_concept(peers, tmp_path):
+    """Its classes are the concepts, and it is trained once."""
+    from datasets import DatasetDict
+
+    from ascent_vit.data import load_digits_dataset
+    from ascent_vit.training import load_recipe
+
+    backbone = "{model_type: vit, image_size: 16, patch_size: 8, hidden_size: 16, num_hidden_layers: 1, "
+    backbone += "num_attention_heads: 2, intermediate_size: 16}"
+    recipe = load_recipe("digits", (f"model.backbone_config={backbone}", "num_train_epochs=1"))
+    whole = load_digits_dataset(copies=1, canvas=16)
+    dataset = DatasetDict({name: split.select(range(64)) for name, split in whole.items()})
+    named = peers["ground"].with_concept_as_class(dataset["train"])
+    assert named["label"][:] == [concepts[0] for concepts in dataset["train"]["concepts"]]
+    assert len(named.features["label"].names) == 10
+    own = peers["ground"].on_trained_backbone(recipe, dataset, tmp_path)
+    weights = (tmp_path / "backbone" / "model.safetensors").read_bytes()
+    again = peers["ground"].on_trained_backbone(recipe, dataset, tmp_path)
+    assert own == again and own.backbone == str(tmp_path / "backbone") and "backbone_config" not in own.model
+    assert (tmp_path / "backbone" / "model.safetensors").read_bytes() == weights
+    several = dataset["train"].map(lambda row: {"concepts": [0, 1]})
+    with pytest.raises(ValueError, match="none or several"):
+        peers["ground"].with_concept_as_class(several)
+
+
+def test_peers_have_recipe_budget_and_images_of_the_study(peers, monkeypatch, tmp_path):
+    from datasets import DatasetDict
+
+    from ascent_vit.data import load_digits_dataset
+
+    whole = load_digits_dataset(copies=1, canvas=16)
+    dataset = DatasetDict(whole | {"test": whole["test"].select([0] * 1200)})
+    monkeypatch.setattr(peers["ground"], "load", lambda run, recipe, folder: dataset)
+    recipe, splits = peers["ground"].study_ground("mnist/linear", 2, tmp_path)
+    assert recipe == peers["ground"].study_run("mnist/linear", 2).load_recipe() and recipe.seed == 2
+    assert {name: len(split) for name, split in splits.items()} == {"train": 250 * 32, "validation": 100, "test": 1000}
+    for name in ("mnist/nothing", "mnist"):
+        with pytest.raises(ValueError, match=f"no row {name} with seed 0"):
+            peers["ground"].study_run(name, 0)
+
+
+def test_agreement_with_the_attributes_of_classes(peers):
+    attributes = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    agree = peers["tcav"].attributes_auroc
+    assert agree(attributes.float(), attributes) == 1.0 and agree(-attributes.float(), attributes) == 0.0
+    assert agree(torch.tensor([[3.0, 0, 0], [2, 1, 0], [1, 1, 0], [0, 0, 0]]), attributes) == pytest.approx(0.875)
+
+
+def test_captums_tcav_is_the_gradient_towards_a_concept(peers, tmp_path):
+    """The concept's direction tells bright images from dark ones; a score is the gradient of the class along it."""
+    pytest.importorskip("captum")
+    from datasets import Dataset, Features, Image, List, Value
+    from PIL import Image as PillowImage
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    model = ViTForImageClassification(
+        ViTConfig(
+            image_size=16,
+            patch_size=8,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+        )
+    ).eval()
+    values = [255 if i % 2 else 40 for i in range(24)]
+    images = [PillowImage.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in values]
+    features = Features({"image": Image(), "label": Value("int64"), "concepts": List(Value("int64"))})
+    concepts = [[0, 1] if i % 2 else [1] for i in range(24)]
+    split = Dataset.from_dict(
+        {"image": images, "label": [i % 2 for i in range(24)], "concepts": concepts}, features=features
+    )
+
+    def processor(image, return_tensors):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        return {"pixel_values": pixels + 0.01 * torch.randn(pixels.shape)}
+
+    tcav = peers["tcav"]
+    truth = tcav.truth_of(split, 2)
+    assert truth.tolist() == [[i % 2, 1] for i in range(24)]
+    sets = tcav.concept_sets(split, truth, processor, 8, 0)
+    assert list(sets) == [0] and [len(concept.data_iter.dataset) for concept in sets[0]] == [8, 8]
+    pixels = torch.stack(list(tcav.Images(split, [0, 1], processor)))
+    outputs = model(pixels, output_hidden_states=True)
+    before_last = outputs.hidden_states[-2]
+    (gradients,) = torch.autograd.grad(outputs.logits[:, 1].sum(), before_last)
+    explain = tcav.ConceptSensitivity(model, sets, 2, str(tmp_path))
+    torch.testing.assert_close(model(pixels).logits, outputs.logits)
+    magnitude, share = explain(pixels, 1)
+    direction = explain.tcav.cavs["0-1"]["cls"].stats
+    direction = direction["weights"][list(direction["classes"]).index(0)].float()
+    assert (before_last[1, 0] - before_last[0, 0]) @ direction > 0
+    slopes = gradients[:, 0] @ direction
+    torch.testing.assert_close(magnitude, torch.stack([slopes.mean(), torch.zeros(())]))
+    assert share.tolist() == [(slopes > 0).float().mean().item(), 0]
