@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "photographs.md"
@@ -70,6 +70,5 @@ def test_the_page_runs_from_top_to_bottom(shared_folder, tmp_path):
     figures = json.loads((tmp_path / "runs" / "birds" / "evaluation.json").read_text())
     assert figures["concept_map"] > 0 and figures["additivity_error"] < 1e-3
     sent = tmp_path / "to-be-sent"
-    with safe_open(next(sent.rglob("model.safetensors")), "pt") as weights:
-        assert any("spatial_stream" in name for name in weights.keys())
+    assert any("spatial_stream" in name for name in load_file(next(sent.rglob("model.safetensors"))))
     assert not list(sent.rglob("*.jpg")) and next(sent.rglob("README.md")).stat().st_size > 1000
