@@ -9,8 +9,8 @@ from ascent_vit.data import ConceptCollator
 
 
 # The pointing game's usual tolerance (Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016), in
-# the pixels that the model sees.
-TOLERANCE = 15
+# pixels of an image of this height.
+TOLERANCE, HEIGHT = 15, 224
 
 
 def patch_centres(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
@@ -19,7 +19,9 @@ def patch_centres(size: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
 
 
-def judge_image(maps: torch.Tensor, row: dict[str, Any], centres: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def judge_image(
+    maps: torch.Tensor, row: dict[str, Any], centres: torch.Tensor, scale: torch.Tensor, tolerance: float = TOLERANCE
+) -> torch.Tensor:
     """
     Of each concept that has points, whether the middle of the map's largest patch is within the tolerance of one, and
     the share of the map in the box of the object, `(concepts, 2)`.
@@ -29,6 +31,7 @@ def judge_image(maps: torch.Tensor, row: dict[str, Any], centres: torch.Tensor, 
         row: row of the dataset, with points and `bbox`.
         centres: middles of the patches in the pixels that the model sees, `(N, 2)`.
         scale: what a pixel of the image is in these, across and down.
+        tolerance: distance in these.
     """
     left, top, width, height = row["bbox"]
     corner, size = torch.tensor([left, top]) * scale, torch.tensor([width, height]) * scale
@@ -39,7 +42,7 @@ def judge_image(maps: torch.Tensor, row: dict[str, Any], centres: torch.Tensor, 
     for concept in category.unique():
         values = maps[:, concept]
         distance = (points[category == concept] - centres[values.argmax()]).norm(dim=-1)
-        found.append([(distance.min() <= TOLERANCE).float(), values[inside].sum() / values.sum()])
+        found.append([(distance.min() <= tolerance).float(), values[inside].sum() / values.sum()])
     return torch.tensor(found).view(-1, 2)
 
 
@@ -55,6 +58,6 @@ def measure_places(model: Any, processor: Any, split: Any, batch_size: int) -> d
         centres = patch_centres((height, width), tuple(outputs.patch_grid[0].tolist()))
         for maps, row in zip(outputs.spatial_concept_attention, rows, strict=True):
             scale = torch.tensor([width / row["image"].width, height / row["image"].height])
-            found.append(judge_image(maps, row, centres, scale))
+            found.append(judge_image(maps, row, centres, scale, TOLERANCE * height / HEIGHT))
     near, boxed = torch.cat(found).mean(0).tolist()
     return {"pointing_game_15px": near, "relevance_mass_box": boxed}

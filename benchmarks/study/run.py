@@ -179,7 +179,7 @@ def measure(run: StudyRun, model: Any, processor: Any, test: Any) -> dict[str, A
 
 def shared_features(run: StudyRun, recipe: Recipe, work: Path) -> contextlib.AbstractContextManager:
     """While it lasts, the runs of a table share a file of features; what is not as a run needs it is computed anew."""
-    fill, folder = CachedTokens.fill, work / f"features-{run.table}-{recipe.frozen_layers}"
+    fill, folder = CachedTokens.fill, work / f"features-{run.table}-{recipe.frozen_layers}-{recipe.image_size}"
 
     def fill_shared(tokens: CachedTokens, datasets: Any, own: Path, *arguments: Any, **options: Any) -> None:
         fill(tokens, datasets, folder, *arguments, **options)

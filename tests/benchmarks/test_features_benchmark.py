@@ -23,7 +23,8 @@ def test_every_kind_of_training_is_measured(features, tmp_path):
     digits = load_digits_dataset(copies=1, canvas=32)
     few = DatasetDict(train=digits["train"].select(range(32)), validation=digits["test"].select(range(8)))
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 9}
-    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=4), add_pooling_layer=False).save_pretrained(tmp_path / "vit")
+    backbone = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=4), add_pooling_layer=False)
+    backbone.save_pretrained(tmp_path / "vit")
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
     found = features.measure(few, str(tmp_path / "vit"), 2, tmp_path / "runs")
     assert list(found) == list(features.KINDS)
