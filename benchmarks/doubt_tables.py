@@ -45,9 +45,9 @@ def with_ends(value: float, low: float, high: float, show: Callable[[float], str
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = list(header)
-    lines = [header, ["---"] * len(header), *map(list, rows)]
-    return "\n".join("|" + "".join(f" {cell} |" if cell != "---" else "---|" for cell in line) for line in lines)
+    lines = [[f" {cell}".rstrip() + " |" for cell in cells] for cells in (header, *rows)]
+    lines.insert(1, ["---|"] * len(lines[0]))
+    return "\n".join("|" + "".join(line) for line in lines)
 
 
 def sets_table(results: dict[str, Any]) -> str:
