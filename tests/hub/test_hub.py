@@ -4,6 +4,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -11,13 +12,14 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from ascent_vit import Safeguard
 from ascent_vit.data import load_concept_dataset
 from ascent_vit.evaluation import evaluate
 from ascent_vit.publishing import ModelCardContent
-from ascent_vit.publishing.card import card_metadata, check_card, format_value
+from ascent_vit.publishing.card import card_metadata, check_card, format_interval, format_value
 from ascent_vit.publishing.examples import write_card_examples
 from ascent_vit.publishing.source import find_source, read_records
-from ascent_vit.publishing.stage import run_figures
+from ascent_vit.publishing.stage import run_figures, run_intervals
 
 
 HUB = Path(__file__).parents[2] / "hub"
@@ -81,6 +83,32 @@ def test_a_card_is_what_is_written_of_the_model_now(name, tmp_path):
     assert header == expected
     figures = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", card.text, flags=re.M))
     assert figures == {metric: format_value(value) for metric, value in figures_of(name).items()}
+    intervals = run_intervals(read_records(find_source(HUB / name))["evaluation.json"])
+    shown = dict(re.findall(r"^\| `(\w+)` \| \S+ \| (\S+ to \S+) \|", card.text, flags=re.M))
+    assert shown == {metric: format_interval(ends) for metric, ends in intervals.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guard_is_the_models_and_the_card_says_what_it_promises(name):
+    guard = Safeguard.from_pretrained(HUB / name)
+    assert sum(path.stat().st_size for path in (HUB / name / "guard").iterdir()) < 200_000
+    facts = guard.judge.facts
+    card = " ".join((HUB / name / "README.md").read_text(encoding="utf-8").split())
+    assert f"Calibrated on {facts['images']:,} images ({facts['split']} of {facts['dataset']})" in card
+    assert f"holds the right one for a share of {1 - facts['alpha']:.4g} at least" in card
+    assert (f"{1 - facts['alpha']:.4g} at least, of each class by itself" in card) == facts["per_class"]
+    doubt = guard(Image.new("RGB", (64, 64), "white"))
+    assert len(doubt.labels) >= 1 and set(doubt.strangeness) == {"features", "attention"}
+
+
+def test_a_published_guard_knows_its_digits():
+    guard = Safeguard.from_pretrained(HUB / "digits")
+    test = load_concept_dataset("digits", canvas=64, copies=12, seed=0)["test"]
+    doubts = guard(test["image"][:60], batch_size=30)
+    names = test.features["label"].names
+    covered = [names[label] in doubt.labels for doubt, label in zip(doubts, test["label"], strict=False)]
+    assert np.mean(covered) > 0.95
+    assert np.mean([doubt.verdict == "decide" for doubt in doubts]) > 0.8
 
 
 @pytest.mark.parametrize("name", NAMES)
