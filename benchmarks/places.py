@@ -101,7 +101,8 @@ def pooled_loss(attention: torch.Tensor, presence: torch.Tensor, form: str) -> t
         pooled = attention.square().sum(1) / attention.sum(1).clamp_min(1e-6)
     else:
         pooled = attention.topk(4, dim=1).values.mean(1)
-    return nn.functional.binary_cross_entropy(pooled.clamp(1e-6, 1 - 1e-6), presence)
+    known = ~presence.isnan()
+    return nn.functional.binary_cross_entropy(pooled.clamp(1e-6, 1 - 1e-6)[known], presence[known])
 
 
 def fit(model: Any, train: dict[str, torch.Tensor], share: float, lists: str | None, seed: int):
