@@ -28,6 +28,21 @@ def doubt():
     return load_script("doubt")
 
 
+@pytest.fixture(scope="module")
+def doubt_tables():
+    return load_script("doubt_tables")
+
+
+def test_the_page_shows_what_was_measured(doubt_tables):
+    page = (ROOT / "docs" / "doubt.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "benchmarks" / "results" / "doubt.json").read_text(encoding="utf-8"))
+    assert doubt_tables.with_tables(page, results) == page
+    results["birds"]["selection"]["area"] += 0.01
+    assert doubt_tables.with_tables(page, results) != page
+    with pytest.raises(ValueError, match="The page has 0 tables"):
+        doubt_tables.with_tables("no table", results)
+
+
 def test_areas_by_hand(doubt):
     confidence = np.array([0.9, 0.8, 0.7, 0.6])
     assert doubt.risk_area(confidence, np.array([1.0, 1.0, 1.0, 0.0])) == pytest.approx(1 / 16)
