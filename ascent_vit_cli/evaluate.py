@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # At most: images of what takes many passes, and of insertion and deletion, which take most of the time.
-IMAGES, CURVE_IMAGES = 1000, 400
+IMAGES, CURVE_IMAGES = 1000, 300
 # At most, with --quick: images of the split, images of what takes many passes, and steps of curves.
 QUICK_SPLIT, QUICK_IMAGES, QUICK_STEPS = 1000, 50, 8
 
