@@ -105,6 +105,8 @@ class KeptBatches:
             yield batch
         if size <= KEPT_BYTES:
             self.batches = batches
+        else:
+            self.memory = TokenMemory(0)
 
 
 @dataclass(frozen=True)

@@ -195,8 +195,10 @@ def rows_of_images(
     memory: TokenMemory = getattr(dataloader, "memory", None) or TokenMemory(0)
     with evaluation_mode(bare_model), remembered_tokens(bare_model, memory):
         for batch in tqdm(dataloader, desc=description, unit="batch", disable=hidden):
-            memory.batch = batch["pixel_values"].to(device)
-            values = measure(bare_model, memory.batch, batch).to(device)
+            pixels = batch["pixel_values"].to(device)
+            # Pixels that are moved to the device each time are never given again.
+            memory.batch = pixels if pixels is batch["pixel_values"] else None
+            values = measure(bare_model, pixels, batch).to(device)
             if accelerator is not None:
                 values = accelerator.gather_for_metrics(values)
             rows.update(values.cpu())

@@ -14,6 +14,13 @@ from typer.testing import CliRunner
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "study"
 MODULES = ("plan", "plain", "data", "heads", "pointing", "run", "report")
 
+CACHED = [
+    "cache_features=true",
+    "augmentation={}",
+    "model.fusion_levels=0",
+    "model.spatial_concepts=[]",
+    "model.concept_loss_weight=0",
+]
 TINY = {
     "digits": {
         "title": "Digits",
@@ -41,27 +48,13 @@ TINY = {
             "linear-cached": {
                 "title": "linear on cached features",
                 "head": "linear",
-                "set": [
-                    "cache_features=true",
-                    "augmentation={}",
-                    "model.fusion_levels=0",
-                    "model.spatial_concepts=[]",
-                    "model.concept_loss_weight=0",
-                ],
+                "set": CACHED,
             },
             "linear-tuned": {
                 "title": "linear, fine-tuned",
                 "head": "linear",
                 "start": "linear-cached",
-                "set": [
-                    "cache_features=true",
-                    "augmentation={}",
-                    "model.fusion_levels=0",
-                    "model.spatial_concepts=[]",
-                    "model.concept_loss_weight=0",
-                    "frozen_layers=1",
-                    "learning_rate=1e-9",
-                ],
+                "set": [*CACHED, "frozen_layers=1", "learning_rate=1e-9"],
             },
         },
     }

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ascent_vit.data import ConceptCollator, load_digits_dataset
 from ascent_vit.evaluation import METRICS, Settings, evaluate, evaluate_dataset
-from ascent_vit.evaluation.dataset import KeptBatches, check_names, measure_dataset
+from ascent_vit.evaluation.dataset import KEPT_BYTES, KeptBatches, check_names, measure_dataset
 from ascent_vit.evaluation.probe import choose_subset
 from ascent_vit.utils.metrics import EPOCH_METRICS, LABEL_METRICS
 from modeling_ascent_vit import AscentViTForImageClassification, AscentViTImageProcessor
@@ -149,6 +149,8 @@ def test_batches_are_made_once_unless_they_are_large(monkeypatch):
     monkeypatch.setattr("ascent_vit.evaluation.dataset.KEPT_BYTES", 23)
     large = KeptBatches(batches)
     assert list(large) == list(large) and len(made) == 2 and large.batches is None
+    # No tensor of theirs comes again, so that none of their tokens need be kept.
+    assert (kept.memory.most_bytes, large.memory.most_bytes) == (KEPT_BYTES, 0)
 
 
 def test_bad_arguments(build, split):
